@@ -1,0 +1,201 @@
+"""Configuration of ELECTRA with adaptive early exits."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import ElectraConfig
+
+from .exit_policy import POLICIES, SIGNALS
+
+
+EXIT_POLICIES = ("none", *POLICIES)
+EXIT_CONTEXTS = ("all", "first", "none")
+GENERATOR_TYPES = ("mlm", "none")
+
+# Every Auto class this plugin serves. Written into each config, so that a saved folder loads with
+# `trust_remote_code=True` through all of them, whichever class it was saved from.
+AUTO_MAP = {
+    "AutoConfig": "configuration_electra_exit.ElectraEarlyExitConfig",
+    "AutoModel": "modeling_electra_exit.ElectraEarlyExitModel",
+    "AutoModelForPreTraining": "modeling_electra_exit.ElectraEarlyExitForPreTraining",
+}
+
+
+@strict
+class ElectraEarlyExitConfig(ElectraConfig):
+    r"""
+    Configuration of an ELECTRA whose tokens may leave the encoder early. Everything [`ElectraConfig`] has, with the
+    same names and defaults, and the fields below.
+
+    Args:
+        exit_policy (`str`, defaults to `"budget"`):
+            Who continues past an exit layer while pre-training: `"budget"` (a fixed number of tokens, ranked by
+            `exit_signal`), `"random"` (the same number, at random; the control) or `"none"` (no exits, no exit heads:
+            plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is asked for.
+        exit_signal (`str`, defaults to `"sampled_entropy"`):
+            What the `"budget"` policy ranks by: `"entropy"` of the exit head's prediction, or `"sampled_entropy"`,
+            sampling in proportion to it.
+        exit_layers (`list[int]`, *optional*):
+            After how many completed layers tokens may leave, strictly increasing. Left out: a third and two thirds of
+            the depth (4 and 8 of 12).
+        exit_keep (`list[float]`, *optional*):
+            For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
+            1/2, 1/4, 1/8, ...
+        exit_context (`str`, defaults to `"all"`):
+            Where tokens that left stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
+            after an exit, or in `"none"`.
+        exit_reentry_layers (`int`, defaults to 1):
+            How many of the last layers run on all tokens again.
+        exit_loss_weight (`float`, defaults to 0.2):
+            Weight of the exit heads' loss, averaged over the exits, relative to the discriminator's own loss.
+        audit_fraction (`float`, defaults to 0.2):
+            Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
+        generator_type (`str`, defaults to `"mlm"`):
+            `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"none"`: a
+            discriminator alone; batches bring corrupted `input_ids` and `labels`.
+        generator_size (`float`, defaults to 0.25):
+            Width of the generator relative to the discriminator.
+        generator_num_hidden_layers (`int`, *optional*):
+            Depth of the generator. Left out: the discriminator's (narrower, not shallower).
+        generator_num_attention_heads (`int`, *optional*):
+            Left out: one head for every 64 units of width, at least one.
+        generator_intermediate_size (`int`, *optional*):
+            Left out: four times the generator's width.
+        generator_weight (`float`, defaults to 1.0):
+            Weight of the generator's masked-language-modelling loss.
+        discriminator_weight (`float`, defaults to 50.0):
+            Weight of the discriminator's loss.
+        mlm_probability (`float`, defaults to 0.15):
+            Share of a sequence's ordinary tokens that is masked for the generator.
+        cls_token_id, sep_token_id (`int`, *optional*):
+            Ids of the special tokens, which never exit. Position 0 never exits either way.
+
+    The defaults of the generator fields are those of google-research/electra (`configure_pretraining.py` and
+    `get_generator_config` in `run_pretraining.py`).
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: if a field has the wrong type or an illegal value; the message
+            names the field, the value and the legal values.
+    """
+
+    model_type = "electra_early_exit"
+
+    exit_policy: str = "budget"
+    exit_signal: str = "sampled_entropy"
+    exit_layers: list[int] | None = None
+    exit_keep: list[float | int] | None = None
+    exit_context: str = "all"
+    exit_reentry_layers: int = 1
+    exit_loss_weight: float | int = 0.2
+    audit_fraction: float | int = 0.2
+    generator_type: str = "mlm"
+    generator_size: float | int = 0.25
+    generator_num_hidden_layers: int | None = None
+    generator_num_attention_heads: int | None = None
+    generator_intermediate_size: int | None = None
+    generator_weight: float | int = 1.0
+    discriminator_weight: float | int = 50.0
+    mlm_probability: float | int = 0.15
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.exit_layers is None:
+            self.exit_layers = self.default_exit_layers()
+        if self.exit_keep is None:
+            self.exit_keep = [0.5 ** (i + 1) for i in range(len(self.exit_layers))]
+        # Merged, not replaced: a user's own Auto classes survive re-saving.
+        self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
+
+    def default_exit_layers(self) -> list[int]:
+        """A third and two thirds of the depth, where a layer is left between the exit and the re-entry."""
+        last = self.num_hidden_layers - self.exit_reentry_layers - 1
+        thirds = {self.num_hidden_layers // 3, 2 * self.num_hidden_layers // 3}
+        return sorted(layer for layer in thirds if 1 <= layer <= last)
+
+    @property
+    def has_exit_heads(self) -> bool:
+        """Whether the model has an exit head at each exit layer (it has none without a policy that drops tokens)."""
+        return self.exit_policy != "none" and len(self.exit_layers) > 0
+
+    def generator_config(self) -> "ElectraEarlyExitConfig":
+        """Configuration of the generator's encoder: narrower, without exits, and with the embeddings of this one."""
+        hidden_size = round(self.hidden_size * self.generator_size)
+        generator = type(self)(**{**self.to_dict(), "exit_policy": "none", "exit_layers": [], "exit_keep": []})
+        generator.hidden_size = hidden_size
+        generator.num_hidden_layers = self.generator_num_hidden_layers or self.num_hidden_layers
+        generator.num_attention_heads = self.generator_num_attention_heads or max(1, hidden_size // 64)
+        generator.intermediate_size = self.generator_intermediate_size or 4 * hidden_size
+        generator._attn_implementation = self._attn_implementation
+        return generator
+
+    def _check(self, name: str, legal: bool, legal_values: str):
+        """Raise a ValueError that names the field, its value and the legal values unless `legal`."""
+        if not legal:
+            raise ValueError(f"`{name}` must be {legal_values}, got {getattr(self, name)!r}")
+
+    def validate_exits(self):
+        """Part of `@strict`-powered validation: everything about exits."""
+        for name, choices in (
+            ("exit_policy", EXIT_POLICIES),
+            ("exit_signal", tuple(SIGNALS)),
+            ("exit_context", EXIT_CONTEXTS),
+        ):
+            self._check(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
+        depth = self.num_hidden_layers
+        self._check(
+            "exit_reentry_layers",
+            0 <= self.exit_reentry_layers <= max(depth - 1, 1),
+            f"between 0 and num_hidden_layers - 1 ({depth - 1})",
+        )
+        last = depth - self.exit_reentry_layers - 1
+        self._check(
+            "exit_layers",
+            self.exit_layers == sorted({layer for layer in self.exit_layers if 1 <= layer <= last}),
+            f"strictly increasing numbers of completed layers between 1 and {last} (num_hidden_layers - "
+            f"exit_reentry_layers - 1, so that at least one layer runs on fewer tokens)",
+        )
+        self._check(
+            "exit_keep",
+            len(self.exit_keep) == len(self.exit_layers)
+            and all(0 < keep <= 1 for keep in self.exit_keep)
+            and list(self.exit_keep) == sorted(self.exit_keep, reverse=True),
+            f"one share in (0, 1] for each of the {len(self.exit_layers)} exit layers {self.exit_layers}, not rising "
+            "with depth",
+        )
+        self._check("exit_loss_weight", self.exit_loss_weight >= 0, "at least 0")
+        self._check("audit_fraction", 0 <= self.audit_fraction <= 1, "between 0 and 1")
+        self._check("is_decoder", not self.is_decoder, "False: early exits need an encoder")
+        self._check(
+            "num_attention_heads",
+            self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads == 0,
+            f"a divisor of hidden_size ({self.hidden_size})",
+        )
+
+    def validate_generator(self):
+        """Part of `@strict`-powered validation: everything about the generator and the objective."""
+        self._check(
+            "generator_type",
+            self.generator_type in GENERATOR_TYPES,
+            f"one of {', '.join(map(repr, GENERATOR_TYPES))}",
+        )
+        self._check("generator_weight", self.generator_weight >= 0, "at least 0")
+        self._check("discriminator_weight", self.discriminator_weight >= 0, "at least 0")
+        self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
+        if self.generator_type != "mlm":
+            return
+        for name in ("generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "None or at least 1")
+        hidden_size = round(self.hidden_size * self.generator_size)
+        heads = self.generator_num_attention_heads or max(1, hidden_size // 64)
+        self._check(
+            "generator_size",
+            hidden_size >= 1 and hidden_size % heads == 0,
+            f"positive and give a width (hidden_size {self.hidden_size} times it, {hidden_size}) that its {heads} "
+            "attention heads divide",
+        )
+
+
+ElectraEarlyExitConfig.register_for_auto_class()
+
+__all__ = ["ElectraEarlyExitConfig"]

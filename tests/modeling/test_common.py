@@ -1,0 +1,71 @@
+"""Transformers' common model tests on our classes."""
+
+import unittest
+
+import pytest
+import torch
+from transformers.models.auto import modeling_auto
+from transformers.testing_utils import require_torch, torch_device
+
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, ElectraEarlyExitModel
+from tests import transformers_suite
+from tests.conftest import tiny_config
+
+
+common = transformers_suite.load("test_modeling_common")
+configuration_common = transformers_suite.load("test_configuration_common")
+
+
+class ModelTester:
+    """Configs and inputs, by the names the suite asks for."""
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.batch_size, self.seq_length, self.is_training = 3, 7, True
+        self.num_hidden_layers, self.num_attention_heads, self.hidden_size = 2, 4, 32
+
+    def get_config(self):
+        return tiny_config(num_hidden_layers=self.num_hidden_layers, exit_reentry_layers=0, initializer_range=0.02)
+
+    def prepare_config_and_inputs_for_common(self):
+        shape = (self.batch_size, self.seq_length)
+        config = self.get_config()
+        inputs = {
+            "input_ids": common.ids_tensor(shape, config.vocab_size),
+            "token_type_ids": common.ids_tensor(shape, config.type_vocab_size),
+            "attention_mask": common.random_attention_mask(shape),
+        }
+        return config, inputs
+
+
+@require_torch
+class ElectraEarlyExitModelTest(common.ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (ElectraEarlyExitModel, ElectraEarlyExitForPreTraining)
+
+    def setUp(self):
+        # The suite tells base models and pre-training models apart by these tables of names.
+        patch = pytest.MonkeyPatch()
+        self.addCleanup(patch.undo)
+        for table, model_class in (
+            (modeling_auto.MODEL_MAPPING_NAMES, ElectraEarlyExitModel),
+            (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, ElectraEarlyExitForPreTraining),
+        ):
+            patch.setitem(table, ElectraEarlyExitConfig.model_type, model_class.__name__)
+        self.model_tester = ModelTester(self)
+        self.config_tester = configuration_common.ConfigTester(
+            self, config_class=ElectraEarlyExitConfig, hidden_size=36
+        )
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels and model_class is ElectraEarlyExitForPreTraining:
+            # Where every parameter must get a gradient, the joint objective, since `labels` alone teach the generator
+            # nothing; elsewhere `labels`, since the generator's samples differ from call to call.
+            if self._testMethodName.startswith("test_training"):
+                inputs["mlm_labels"] = inputs["input_ids"].clone().to(torch_device)
+            else:
+                inputs["labels"] = torch.zeros_like(inputs["input_ids"], device=torch_device)
+        return inputs

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, ElectraConfig
+
+from modeling_electra_exit import ElectraEarlyExitConfig
+from tests.conftest import tiny_config
+
+
+def test_defaults_for_twelve_layers_are_those_of_the_design():
+    config = ElectraEarlyExitConfig()
+    assert (config.exit_layers, config.exit_keep) == ([4, 8], [0.5, 0.25])
+    assert (config.generator_size, config.discriminator_weight, config.mlm_probability) == (0.25, 50.0, 0.15)
+    plain, ours = ElectraConfig().to_dict(), config.to_dict()
+    assert [name for name in plain if name != "model_type" and ours[name] != plain[name]] == []
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(12, [4, 8]), (6, [2, 4]), (3, [1]), (2, []), (1, [])])
+def test_default_exit_layers_leave_a_layer_to_save(depth, layers):
+    config = ElectraEarlyExitConfig(num_hidden_layers=depth)
+    assert config.exit_layers == layers
+    assert len(config.exit_keep) == len(layers)
+
+
+def test_round_trip_through_json_and_auto_config(tmp_path):
+    config = tiny_config(exit_layers=[1, 3], exit_keep=[0.75, 0.5], exit_context="first")
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "electra_early_exit"
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, ElectraEarlyExitConfig)
+    assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+
+
+def test_auto_map_keeps_a_users_own_entries(tmp_path):
+    config = tiny_config(auto_map={"AutoModelForMaskedLM": "mine.MyModel"})
+    assert config.auto_map["AutoModelForMaskedLM"] == "mine.MyModel"
+    assert config.auto_map["AutoModel"].endswith("ElectraEarlyExitModel")
+
+
+def test_generator_is_narrower_and_as_deep():
+    base = ElectraEarlyExitConfig(hidden_size=768, num_attention_heads=12, generator_size=1 / 3)
+    generator = base.generator_config()
+    assert (generator.hidden_size, generator.num_attention_heads, generator.intermediate_size) == (256, 4, 1024)
+    assert generator.num_hidden_layers == 12
+    assert not generator.has_exit_heads
+
+
+# (fields, what the message must say: the field, the value, and a legal value)
+INVALID = [
+    ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'budget'", "'random'", "'none'"]),
+    ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
+    ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),
+    ({"exit_layers": [4, 2]}, ["exit_layers", "[4, 2]", "strictly increasing", "between 1 and 4"]),
+    ({"exit_layers": [5], "exit_keep": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
+    ({"exit_layers": [0, 2]}, ["exit_layers", "[0, 2]"]),
+    ({"exit_keep": [0.5]}, ["exit_keep", "[0.5]", "each of the 2 exit layers"]),
+    ({"exit_keep": [0.25, 0.5]}, ["exit_keep", "[0.25, 0.5]", "not rising"]),
+    ({"exit_keep": [1.5, 0.5]}, ["exit_keep", "(0, 1]"]),
+    ({"exit_keep": [0.5, 0]}, ["exit_keep", "(0, 1]"]),
+    ({"exit_reentry_layers": 6}, ["exit_reentry_layers", "6", "between 0 and num_hidden_layers - 1"]),
+    ({"exit_loss_weight": -1.0}, ["exit_loss_weight", "-1.0", "at least 0"]),
+    ({"audit_fraction": 1.2}, ["audit_fraction", "1.2", "between 0 and 1"]),
+    ({"generator_type": "gpt"}, ["generator_type", "'gpt'", "'mlm'"]),
+    ({"generator_size": 0.0}, ["generator_size", "0.0", "positive"]),
+    ({"generator_size": 0.5, "generator_num_attention_heads": 3}, ["generator_size", "3 attention heads"]),
+    ({"generator_intermediate_size": 0}, ["generator_intermediate_size", "at least 1"]),
+    ({"mlm_probability": 1.0}, ["mlm_probability", "1.0", "strictly between 0 and 1"]),
+    ({"discriminator_weight": -50.0}, ["discriminator_weight", "-50.0"]),
+    ({"num_attention_heads": 5}, ["num_attention_heads", "5", "divisor of hidden_size (32)"]),
+    ({"is_decoder": True}, ["is_decoder", "encoder"]),
+    ({"exit_layers": "2,4"}, ["exit_layers"]),
+    ({"exit_reentry_layers": 1.5}, ["exit_reentry_layers"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "fragments"), INVALID, ids=lambda value: str(value)[:40])
+def test_invalid_fields_are_named_with_value_and_legal_values(fields, fragments):
+    with pytest.raises(StrictDataclassError) as error:
+        tiny_config(**fields)
+    message = f"{error.value} {error.value.__cause__}"
+    assert not [fragment for fragment in fragments if fragment not in message]

@@ -1,0 +1,425 @@
+"""Parity with transformers, the joint objective against a plain loop, and what exits may and may not do."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForPreTraining, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+
+from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel
+from modeling_electra_exit import modeling_electra_exit as modeling
+from tests.conftest import masked_batch, tiny_config, tiny_model
+
+
+def plain_electra(model, tmp_path) -> ElectraForPreTraining:
+    return ElectraForPreTraining.from_pretrained(model.to_electra(tmp_path)["discriminator"]).eval()
+
+
+# ---- Parity with transformers ----
+
+
+@pytest.mark.parametrize("padding", [0, 20])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_full_depth_is_electra(tmp_path, padding, attention):
+    model = tiny_model(exit_policy="none").eval()
+    plain = plain_electra(model, tmp_path)
+    for each in (model, plain):
+        each.set_attn_implementation(attention)
+    batch = masked_batch(padding=padding)
+    inputs = {k: v for k, v in batch.items() if k != "mlm_labels"} | {"token_type_ids": batch["input_ids"] % 2}
+    labels = (batch["input_ids"] % 7 == 0).long()
+    ours = model(**inputs, labels=labels, output_hidden_states=True)
+    theirs = plain(**inputs, labels=labels, output_hidden_states=True)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.loss, theirs.loss, atol=1e-6, rtol=1e-6)
+    assert len(ours.hidden_states) == len(theirs.hidden_states) == 7
+    for own, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
+
+
+def test_full_depth_gradients_are_electras(tmp_path):
+    model = tiny_model(exit_policy="none").train()
+    plain = plain_electra(model, tmp_path).train()
+    ids = masked_batch()["input_ids"]
+    labels = (ids % 7 == 0).long()
+    model(ids, labels=labels).loss.backward()
+    plain(ids, labels=labels).loss.backward()
+    own = dict(model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(own[name].grad, parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_exits_off_in_evaluation_mode(tmp_path):
+    model = tiny_model(exit_policy="budget").eval()
+    ids = masked_batch()["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain_electra(model, tmp_path)(ids).logits, atol=1e-6, rtol=1e-6)
+
+
+# ---- The joint objective ----
+
+
+def reference_joint_loss(model, batch):
+    """The joint loss from transformers' own two models, one position at a time, given the tokens that were sampled."""
+    config = model.config
+    generator = ElectraForMaskedLM.from_pretrained(batch.pop("generator"))
+    discriminator = ElectraForPreTraining.from_pretrained(batch.pop("discriminator"))
+    sampled, mask = batch["sampled"], batch.get("attention_mask")
+    logits = generator(batch["input_ids"], attention_mask=mask).logits
+    generator_losses, corrupted, labels = [], batch["input_ids"].clone(), torch.zeros_like(batch["input_ids"])
+    draw = iter(sampled.tolist())
+    for row in range(corrupted.shape[0]):
+        for position in range(corrupted.shape[1]):
+            original = batch["mlm_labels"][row, position].item()
+            if original == -100:
+                continue
+            probabilities = logits[row, position].softmax(-1)
+            generator_losses.append(-probabilities[original].log())
+            corrupted[row, position] = next(draw)
+            labels[row, position] = int(corrupted[row, position].item() != original)
+    scores = discriminator(corrupted, attention_mask=mask).logits
+    losses = []
+    for row in range(corrupted.shape[0]):
+        for position in range(corrupted.shape[1]):
+            if mask is None or mask[row, position] == 1:
+                p = scores[row, position].sigmoid()
+                losses.append(-(p.log() if labels[row, position] else (1 - p).log()))
+    generator_loss = torch.stack(generator_losses).mean()
+    discriminator_loss = torch.stack(losses).mean()
+    return config.generator_weight * generator_loss + config.discriminator_weight * discriminator_loss, labels
+
+
+@pytest.mark.parametrize("padding", [0, 20])
+def test_joint_loss_equals_a_plain_loop(tmp_path, monkeypatch, padding):
+    model = tiny_model(exit_policy="none").eval()
+    batch = masked_batch(padding=padding)
+    sampled = []
+    sample = modeling.sample_tokens
+    monkeypatch.setattr(modeling, "sample_tokens", lambda logits: sampled.append(sample(logits)) or sampled[-1])
+    ours = model(**batch)
+    expected, labels = reference_joint_loss(model, {**batch, **model.to_electra(tmp_path), "sampled": sampled[0]})
+    torch.testing.assert_close(ours.loss, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours.rtd_labels, labels)
+    assert 0 < labels.sum() < (batch["mlm_labels"] != -100).sum() + 1
+
+
+def test_exit_loss_is_the_mean_over_exits_of_the_tokens_that_arrive():
+    model = tiny_model().train()
+    batch = masked_batch(padding=20)
+    torch.manual_seed(1)
+    outputs = model(**batch)
+    losses = []
+    for logits, positions in zip(outputs.exit_logits, outputs.exit_positions, strict=True):
+        each = [
+            F.binary_cross_entropy_with_logits(logits[row, i], outputs.rtd_labels[row, t].float())
+            for row in range(4)
+            for i, t in enumerate(positions[row].tolist())
+            if batch["attention_mask"][row, t]
+        ]
+        losses.append(torch.stack(each).mean())
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(outputs.exit_loss, expected)
+    config = model.config
+    total = config.generator_weight * outputs.generator_loss + config.discriminator_weight * (
+        outputs.discriminator_loss + config.exit_loss_weight * expected
+    )
+    torch.testing.assert_close(outputs.loss, total)
+
+
+def test_a_sampled_token_equal_to_the_original_counts_as_original(monkeypatch):
+    model = tiny_model()
+    batch = masked_batch()
+    originals = batch["mlm_labels"][batch["mlm_labels"] != -100]
+    monkeypatch.setattr(modeling, "sample_tokens", lambda logits: originals.clone())
+    ids, labels, _ = model.corrupt(batch["input_ids"], batch["mlm_labels"])
+    assert labels.sum() == 0
+    assert torch.equal(ids[:, 3:13], batch["mlm_labels"][:, 3:13])
+
+
+def test_no_gradient_flows_from_the_discriminator_into_the_generator():
+    model = tiny_model(generator_weight=0.0).train()
+    model(**masked_batch()).loss.backward()
+    own = [p for name, p in model.generator.named_parameters() if name != "lm_head.weight"]
+    assert all(p.grad is None or not p.grad.any() for p in own)
+
+
+def test_sampling_follows_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.randn(50) * 2
+    counts = torch.bincount(modeling.sample_tokens(logits.expand(50000, -1)), minlength=50)
+    expected = logits.softmax(-1) * 50000
+    assert ((counts - expected) ** 2 / expected).sum() < 85.35  # 49 degrees of freedom, p = 0.001
+
+
+def test_sampling_never_picks_the_impossible():
+    logits = torch.full((2000, 10), -torch.inf)
+    logits[:, 4] = 0.0
+    assert (modeling.sample_tokens(logits) == 4).all()
+
+
+def test_a_batch_in_which_nothing_can_be_masked_has_a_finite_loss():
+    model = tiny_model().train()
+    batch = masked_batch()
+    batch["mlm_labels"][:] = -100
+    outputs = model(**batch)
+    outputs.loss.backward()
+    assert outputs.generator_loss == 0
+    assert outputs.loss.isfinite()
+
+
+# ---- Exits ----
+
+
+@pytest.mark.parametrize("policy", ["budget", "random"])
+def test_every_trainable_parameter_moves(policy):
+    model = tiny_model(exit_policy=policy).train()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    # Position embeddings past the sequence and tokens that do not occur have no gradient; so use them all.
+    batch = masked_batch(batch_size=16, length=128)
+    batch["token_type_ids"] = batch["input_ids"] % 2
+    model(**batch).loss.backward()
+    optimizer.step()
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def survivors(model, batch, **kwargs):
+    torch.manual_seed(7)
+    outputs = model(**batch, **kwargs)
+    return outputs.exit_layers, outputs.exit_positions
+
+
+@pytest.mark.parametrize("signal", ["entropy", "sampled_entropy"])
+@pytest.mark.parametrize("policy", ["budget", "random"])
+def test_labels_never_reach_routing(policy, signal):
+    model = tiny_model(exit_policy=policy, exit_signal=signal).train()
+    ids = masked_batch()["input_ids"]
+    labels = (ids % 5 == 0).long()
+    reference = survivors(model, {"input_ids": ids, "labels": labels})
+    for permuted in (labels[:, torch.randperm(labels.shape[1])], 1 - labels, labels.flip(0)):
+        exit_layers, positions = survivors(model, {"input_ids": ids, "labels": permuted})
+        assert torch.equal(exit_layers, reference[0])
+        assert all(torch.equal(a, b) for a, b in zip(positions, reference[1], strict=True))
+
+
+def test_original_tokens_never_reach_routing_in_the_joint_objective():
+    model = tiny_model(exit_signal="entropy").train()
+    batch = masked_batch()
+    reference = survivors(model, batch)
+    other = batch["mlm_labels"].where(batch["mlm_labels"] == -100, (batch["mlm_labels"] + 11) % 115 + 5)
+    changed = survivors(model, {**batch, "mlm_labels": other})
+    assert torch.equal(changed[0], reference[0])
+
+
+@pytest.mark.parametrize("context", ["all", "first", "none"])
+@pytest.mark.parametrize("padding", [0, 20])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_keeping_everything_is_full_depth(context, padding, attention):
+    model = tiny_model(exit_keep=[1.0, 1.0], exit_context=context).eval()
+    model.set_attn_implementation(attention)
+    batch = {k: v for k, v in masked_batch(padding=padding).items() if k != "mlm_labels"}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch, exit_policy="budget").logits, model(**batch).logits)
+
+
+def reference_encoder(model, batch, trace):
+    """Exits with boolean masks and no gathering: every layer computes everything, and only survivors are updated."""
+    config, encoder = model.config, model.electra.encoder
+    mask = batch.get("attention_mask")
+    real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+    states = model.electra.embeddings(batch["input_ids"])
+    states = model.electra.embeddings_project(states)
+    active, fresh = torch.ones_like(real), True
+    for index, layer in enumerate(encoder.layer):
+        if index == len(encoder.layer) - config.exit_reentry_layers:
+            active = torch.ones_like(real)
+        sees_all = config.exit_context == "all" or (config.exit_context == "first" and fresh)
+        keys = real if sees_all else real & active
+        blocked = torch.zeros(keys.shape).masked_fill(~keys, torch.finfo(torch.float32).min)[:, None, None, :]
+        updated = layer(states, blocked, attn_implementation="eager")
+        states = torch.where(active.unsqueeze(-1), updated, states)
+        fresh = index + 1 in config.exit_layers
+        if fresh:
+            active = trace.exit_layers > index + 1
+    return states
+
+
+@pytest.mark.parametrize("context", ["all", "first", "none"])
+@pytest.mark.parametrize("padding", [0, 20])
+@pytest.mark.parametrize("reentry", [0, 1, 2])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_gathered_survivors_equal_masked_full_computation(context, padding, reentry, attention):
+    model = tiny_model(exit_layers=[1, 3], exit_keep=[0.5, 0.25], exit_context=context, exit_reentry_layers=reentry)
+    model.eval().set_attn_implementation(attention)
+    batch = {k: v for k, v in masked_batch(padding=padding).items() if k != "mlm_labels"}
+    with torch.no_grad():
+        outputs = model.electra(**batch, exit_policy="budget", exit_heads=model.exit_predictions)
+        expected = reference_encoder(model, batch, outputs)
+    torch.testing.assert_close(outputs.last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_skipped_layers_compute_only_the_survivors():
+    model = tiny_model().train()
+    seen = []
+    for layer in model.electra.encoder.layer:
+        layer.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    outputs = model(**masked_batch())
+    assert seen == [64, 64, 32, 32, 16, 64]
+    counts = [(outputs.exit_layers == layer).sum(1).tolist() for layer in (2, 4, 6)]
+    assert counts == [[32] * 4, [16] * 4, [16] * 4]
+
+
+def test_special_tokens_never_exit_and_padding_does_first():
+    model = tiny_model().train()
+    batch = masked_batch(padding=20)
+    batch["input_ids"][:, 30] = 3
+    outputs = model(**batch)
+    assert (outputs.exit_layers[:, [0, 30]] == 6).all()
+    assert (outputs.exit_layers[1:, -20:] == 2).all()
+
+
+def test_attention_backends_agree_with_exits():
+    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).train()
+    results = []
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        model.zero_grad()
+        outputs = model(masked_batch(padding=20)["input_ids"], labels=(masked_batch()["input_ids"] % 7 == 0).long())
+        outputs.loss.backward()
+        results.append((outputs.logits.detach(), model.electra.encoder.layer[3].output.dense.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["none", "budget"])
+def test_what_stands_in_the_padding_does_not_matter(policy):
+    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).eval()
+    batch = masked_batch(padding=20)
+    del batch["mlm_labels"]
+    noisy = batch["input_ids"].where(batch["attention_mask"] == 1, torch.tensor(77))
+    with torch.no_grad():
+        first = model(**batch, exit_policy=policy).logits
+        second = model(**{**batch, "input_ids": noisy}, exit_policy=policy).logits
+    real = batch["attention_mask"] == 1
+    torch.testing.assert_close(first[real], second[real])
+
+
+def test_more_padding_changes_nothing_at_full_depth():
+    model = tiny_model().eval()
+    ids = masked_batch()["input_ids"]
+    longer = F.pad(ids, (0, 30))
+    with torch.no_grad():
+        padded = model(longer, attention_mask=(torch.arange(94) < 64).long().expand(4, -1)).logits[:, :64]
+        torch.testing.assert_close(padded, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(3)
+        model(**masked_batch()).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_bf16_autocast_trains():
+    model = tiny_model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**masked_batch(padding=20)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---- Conversion, saving, loading ----
+
+
+def test_to_and_from_electra_lose_nothing(tmp_path):
+    model = tiny_model()
+    folders = model.to_electra(tmp_path)
+    back = ElectraEarlyExitForPreTraining.from_electra(folders["discriminator"], folders["generator"])
+    assert back.config.model_type == "electra_early_exit"
+    ours, theirs = model.state_dict(), back.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if not n.startswith("exit_predictions") and not torch.equal(ours[n], theirs[n])] == []
+    for name, value in model.discriminator_predictions.state_dict().items():
+        assert torch.equal(theirs[f"exit_predictions.0.{name}"], value)
+
+
+def test_from_electra_without_generator_starts_a_fresh_one(tmp_path):
+    torch.manual_seed(0)
+    settings = {"vocab_size": 50, "hidden_size": 64, "embedding_size": 16, "intermediate_size": 64}
+    ElectraForPreTraining(ElectraConfig(**settings)).save_pretrained(tmp_path)
+    model = ElectraEarlyExitForPreTraining.from_electra(tmp_path, exit_layers=[3, 6], exit_policy="random")
+    assert model.config.exit_layers == [3, 6]
+    assert model.config.exit_policy == "random"
+    assert model.generator.encoder.layer[0].intermediate.dense.out_features == 64
+    assert model.generator.lm_head.weight is model.electra.embeddings.word_embeddings.weight
+
+
+def test_from_electra_refuses_a_generator_of_another_vocabulary(tmp_path):
+    folders = tiny_model().to_electra(tmp_path / "a")
+    other = tiny_model(vocab_size=99).to_electra(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"`vocab_size` must be the discriminator's \(120\), got 99"):
+        ElectraEarlyExitForPreTraining.from_electra(folders["discriminator"], other["generator"])
+
+
+def test_save_and_load_through_the_plugin(tmp_path, caplog):
+    model = tiny_model().eval()
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is ElectraEarlyExitForPreTraining
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = masked_batch()["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+    encoder, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(encoder) is ElectraEarlyExitModel
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+def test_an_electra_checkpoint_lacks_only_the_additions(tmp_path):
+    folder = tiny_model().to_electra(tmp_path)["discriminator"]
+    _, report = ElectraEarlyExitForPreTraining.from_pretrained(folder, config=tiny_config(), output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"exit_predictions", "generator"}
+
+
+def test_resizing_the_vocabulary_resizes_the_generator(tmp_path):
+    model = tiny_model()
+    model.resize_token_embeddings(130)
+    assert model.generator.lm_head.bias.shape == (130,)
+    assert model.generator.lm_head.weight is model.electra.embeddings.word_embeddings.weight
+    batch = masked_batch()
+    batch["input_ids"][0, 5] = 129
+    assert model(**batch).loss.isfinite()
+
+
+def test_no_generator_means_no_generator():
+    model = tiny_model(generator_type="none")
+    assert not [name for name, _ in model.named_parameters() if name.startswith("generator")]
+    assert model.get_output_embeddings() is None
+
+
+# ---- Misuse ----
+
+
+@pytest.mark.parametrize(
+    ("overrides", "inputs", "message"),
+    [
+        ({}, {"labels": torch.zeros(4, 64)}, "exclude each other"),
+        ({"generator_type": "none"}, {}, "generator_type='none'"),
+        ({"exit_policy": "none"}, {"exit_policy": "budget"}, "needs `exit_heads`"),
+        ({}, {"exit_policy": "greedy"}, "one of"),
+        ({}, {"inputs_embeds": torch.zeros(4, 64, 16)}, "exactly one of"),
+        ({}, {"attention_mask": torch.ones(4, 1, 64, 64)}, r"shape \(batch, sequence\)"),
+    ],
+)
+def test_misuse_is_refused_in_words(overrides, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**overrides).train()(**{**masked_batch(), **inputs})
