@@ -1,8 +1,11 @@
-# Works from a fresh clone: makes .venv, installs the locked versions and runs.
+# Both commands work from a fresh clone: they make .venv, install the locked versions and run.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test lint lock
+.PHONY: pretrain test lint lock
+
+pretrain: .venv/installed
+	$(BIN)/electra-exit pretrain quickstart
 
 test: .venv/installed
 	$(BIN)/python -m pytest

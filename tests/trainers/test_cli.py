@@ -1,0 +1,238 @@
+"""The command line as a user meets it: the whole path on tiny data, and every mistake answered in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_electra_exit import __version__
+from modeling_electra_exit.trainers import cli
+from tests.conftest import write_corpus
+
+
+RECIPE = {
+    "vocab_size": 80,
+    "max_seq_length": 32,
+    "max_position_embeddings": 32,
+    "hidden_size": 32,
+    "embedding_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "generator_size": 0.5,
+    "exit_layers": [1, 2],
+    "exit_keep": [0.5, 0.5],
+    "validation_fraction": 0.2,
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "warmup_steps": 1,
+    "logging_steps": 2,
+    "save_steps": 2,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, corpus):
+    def write(**changes):
+        fields = {**RECIPE, "train_files": [str(corpus)], "output_dir": str(tmp_path / "run"), **changes}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({name: value for name, value in fields.items() if value is not None}))
+        return str(path)
+
+    return write
+
+
+def run(*argv) -> int:
+    try:
+        return cli.main(["pretrain", *argv])
+    except SystemExit as stop:  # argparse's own way out
+        return stop.code
+
+
+def test_the_whole_path(recipe, tmp_path, capsys):
+    assert run(recipe(), "--seed", "3") == 0
+    folder = tmp_path / "run"
+    expected = {
+        "README.md", "config.json", "configuration_electra_exit.py", "exit_policy.py", "metrics.json",
+        "model.safetensors", "modeling_electra_exit.py", "run.json", "tokenizer.json", "tokenizer_config.json",
+        "trainer_state.json",
+    }  # fmt: skip
+    assert expected <= {path.name for path in folder.iterdir()}
+    measured = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= measured["evaluation"]["roc_auc"] <= 1
+    assert measured["training"]["tokens"] == 4 * 4 * 32
+    assert measured["flops"]["blocks"] < measured["flops"]["dense_blocks"]
+    assert json.loads((folder / "trainer_state.json").read_text())["total_flos"] == pytest.approx(
+        measured["flops"]["total"]
+    )
+    printed = capsys.readouterr().out
+    for fragment in ("ROC-AUC", "average precision", "recall on replaced", "tokens a second", "without exits",
+                     "tokens computed, by layer", "<- replaced", "trust_remote_code=True"):  # fmt: skip
+        assert fragment in printed
+    card = (folder / "README.md").read_text()
+    assert f"{measured['evaluation']['roc_auc']:.4f}" in card
+    assert "fine-tuned" not in card
+    assert str(tmp_path) not in card
+    assert any((folder / "runs").rglob("events.*")), "TensorBoard is installed with the tests and on by default"
+
+
+def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
+    path = recipe()
+    config, data, training, _ = cli.parse([path, "--max-steps", "7", "--exit_keep", "0.9", "0.5", "--bf16"])
+    assert training.max_steps == 7
+    assert training.bf16
+    assert config["exit_keep"] == [0.9, 0.5]
+    assert config["hidden_size"] == 32
+    assert data.max_seq_length == 32
+
+
+@pytest.mark.parametrize("name", ["quickstart", "electra-small", "electra-base"])
+def test_packaged_recipes_parse(name):
+    config, data, training, _ = cli.parse([name])
+    assert data.max_seq_length <= cli._build_config(config).max_position_embeddings
+    assert training.exit_warmup == 0.08
+    if name == "electra-small":
+        assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
+
+
+def test_exits_can_be_switched_off(recipe, tmp_path, capsys):
+    assert run(recipe(max_steps=2), "--exit_policy", "none") == 0
+    flops = json.loads((tmp_path / "run" / "metrics.json").read_text())["flops"]
+    assert flops["total"] == flops["dense_total"]
+    assert "layer 1" not in capsys.readouterr().out.split("Cost")[0]
+
+
+def test_help_is_grouped_and_short_or_complete(capsys):
+    assert run("--help") == 0
+    short = capsys.readouterr().out
+    for fragment in ("RECIPE", "quickstart", "--exit_policy", "Who continues past an exit layer", "--train_files",
+                     "--learning_rate", "exits:", "data:"):  # fmt: skip
+        assert fragment in short
+    assert "--hub_always_push" not in short
+    assert run("--help_all") == 0
+    assert "--hub_always_push" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+# (recipe changes, flags, what the one line must say)
+MISTAKES = [
+    ({"lerning_rate": 1e-3}, [], "unknown field `lerning_rate`; did you mean `learning_rate`?"),
+    ({}, ["--exit_polcy", "none"], "unknown field `exit_polcy`; did you mean `exit_policy`?"),
+    ({}, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
+    ({}, ["--exit_policy", "greedy"], "`exit_policy` must be one of 'none', 'budget', 'random', got 'greedy'"),
+    ({}, ["--exit_layers", "3", "1"], "`exit_layers` must be strictly increasing"),
+    ({}, ["--exit_warmup", "2"], "`exit_warmup` must be a share between 0 and 1, got 2.0"),
+    ({}, ["--max_seq_length", "33"], "--max_seq_length 33 exceeds the model's positions"),
+    ({}, ["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
+    ({"train_files": None}, [], "give exactly one of --demo_corpus, --dataset_name, --train_files; got none"),
+    ({}, ["--tokenizer_name", "{tokenizer}", "--vocab_size", "20"], "--vocab_size 20 is smaller than the tokenizer's"),
+    ({}, ["--num_attention_heads", "3"], "`num_attention_heads` must be a divisor of hidden_size (32), got 3"),
+    ({}, ["--sample_by", "page"], "--sample_by: invalid choice: 'page'"),
+    ({}, ["stray"], "unrecognized arguments: stray"),
+    ({"max_steps": 0}, ["--num_train_epochs", "0"], "nothing to train"),
+]
+
+
+@pytest.mark.parametrize(("changes", "flags", "message"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+def test_mistakes_are_one_line_and_touch_nothing(recipe, tmp_path, tokenizer, capsys, changes, flags, message):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    flags = [flag.format(tokenizer=tmp_path / "tokenizer") for flag in flags]
+    assert run(recipe(**changes), *flags) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("electra-exit pretrain: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_that_are_not_there_or_not_recipes(tmp_path, capsys):
+    assert run("quikstart") == 2
+    assert (
+        "no recipe `quikstart`: give a YAML file, or one of electra-base, electra-small, quickstart"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert run(str(tmp_path / "list.yaml")) == 2
+    assert "must map fields to values, got a list" in capsys.readouterr().err
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
+    assert run(str(tmp_path / "broken.yaml")) == 2
+    assert "is not YAML" in capsys.readouterr().err
+    assert run("--max_steps", "3") == 2
+    assert "the recipe comes first" in capsys.readouterr().err
+
+
+def test_an_empty_corpus(recipe, tmp_path, capsys):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n   \n\n")
+    assert run(recipe(train_files=[str(empty)])) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert "document(s), so none can be held out" in error or "holds no text" in error
+
+
+def test_a_finished_run_is_not_overwritten(recipe, tmp_path, capsys):
+    path = recipe(max_steps=2)
+    assert run(path) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert run(path) == 2
+    assert "already holds a finished run; choose another --output_dir" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_not_touched(recipe, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    assert run(recipe()) == 2
+    assert "is not empty and holds no run of ours" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def interrupted(command, folder) -> subprocess.CompletedProcess:
+    """Run until the first checkpoint is complete, then press Ctrl-C."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 240
+    while not (folder / "checkpoint-2" / "rng_state.pth").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_ctrl_c_and_the_same_command_again(recipe, tmp_path, capsys):
+    long = {"max_steps": 60, "save_total_limit": 2}
+    command = [sys.executable, "-m", "modeling_electra_exit.trainers.cli", "pretrain", recipe(**long)]
+    result = interrupted(command, tmp_path / "run")
+    assert result.returncode == 130, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "the same command continues" in result.stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+    assert run(command[-1], "--learning_rate", "0.5") == 2
+    assert "unfinished run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
+    assert run(command[-1]) == 0
+    assert run(recipe(**long, output_dir=str(tmp_path / "straight"))) == 0
+    resumed, straight = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "straight"))
+    assert [name for name in straight if not torch.equal(resumed[name], straight[name])] == []
+
+
+def test_validation_files_are_used(recipe, tmp_path):
+    held_out = write_corpus(tmp_path / "held_out.txt", documents=7, seed=5)
+    assert run(recipe(max_steps=2), "--validation_files", str(held_out)) == 0
+    counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["data"]["counts"]
+    assert counts["validation"]["documents"] == 7
+    assert counts["train"]["documents"] == 60

@@ -1,0 +1,167 @@
+import csv
+import gzip
+import json
+import lzma
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from modeling_electra_exit.trainers import DataArguments
+from modeling_electra_exit.trainers.data import DataError, load_documents, load_tokenizer, pack, prepare
+
+
+TEXTS = ["The cat sleeps.", "", "A small dog runs\nover the house.", "   ", "Birds sing. " * 40]
+
+
+def splits(texts):
+    return DatasetDict({"train": Dataset.from_dict({"text": texts})})
+
+
+def unpack(sequences, tokenizer):
+    """The token stream that was packed, with a [SEP] after each document."""
+    stream = []
+    for ids in sequences:
+        assert ids[0] == tokenizer.cls_token_id
+        assert ids[-1] == tokenizer.sep_token_id
+        stream += ids[1:-1]
+    return [*stream, tokenizer.sep_token_id]
+
+
+@pytest.mark.parametrize("length", [3, 8, 17, 64])
+def test_no_token_is_lost_or_doubled(tokenizer, length):
+    packed, counts = pack(splits(TEXTS), tokenizer, length, num_proc=1)
+    expected = []
+    for text in TEXTS:
+        if text.strip():
+            expected += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+    sequences = packed["train"]["input_ids"]
+    assert unpack(sequences, tokenizer) == expected
+    assert all(len(ids) == length for ids in sequences[:-1])
+    assert 3 <= len(sequences[-1]) <= length
+    assert (counts["train"].documents, counts["train"].empty_documents) == (5, 2)
+    assert counts["train"].sequences == len(sequences)
+    assert counts["train"].tokens == sum(map(len, sequences))
+
+
+def test_processes_change_nothing_but_where_thousands_end(tokenizer):
+    documents = splits([f"cat dog {'bird ' * (i % 5)}" for i in range(2500)])
+    alone, _ = pack(documents, tokenizer, 16, num_proc=1)
+    together, counts = pack(documents, tokenizer, 16, num_proc=2)
+    count = lambda packed: np.bincount(np.concatenate(packed["train"]["input_ids"]), minlength=40)[5:]  # noqa: E731
+    assert (count(alone) == count(together)).all()
+    assert counts["train"].documents == 2500
+
+
+def test_ids_take_the_smallest_integer_type(tokenizer):
+    packed, _ = pack(splits(TEXTS), tokenizer, 16)
+    assert packed["train"].features["input_ids"].feature.dtype == "uint8"
+
+
+def write(path, kind):
+    rows = [{"text": text, "other": i} for i, text in enumerate(TEXTS)]
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+        return
+    with opener(path, "wt", encoding="utf-8", newline="") as file:
+        if kind == "txt":
+            file.write("\n\n".join(text for text in TEXTS if text.strip()))
+        elif kind == "csv":
+            writer = csv.DictWriter(file, ["text", "other"])
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.txt.gz", "a.txt.xz", "a.jsonl", "a.jsonl.xz", "a.csv", "a.csv.gz", "a.parquet"]
+)
+def test_every_kind_of_file(tmp_path, name):
+    path = tmp_path / name
+    write(path, name.split(".")[1])
+    documents = load_documents(DataArguments(train_files=[str(path)], validation_fraction=0.3))
+    texts = [*documents["train"]["text"], *documents["validation"]["text"]]
+    assert sorted(t.strip() for t in texts if t and t.strip()) == sorted(t.strip() for t in TEXTS if t.strip())
+    assert len(documents["validation"]) >= 1
+
+
+@pytest.mark.parametrize(("sample_by", "documents"), [("paragraph", 2), ("line", 4), ("document", 1)])
+def test_what_a_document_of_a_text_file_is(tmp_path, sample_by, documents):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\nthree\nfour\n")
+    other = tmp_path / "b.txt"
+    other.write_text("five\n")
+    args = DataArguments(train_files=[str(path)], validation_files=[str(other)], sample_by=sample_by)
+    texts = [text for text in load_documents(args)["train"]["text"] if text]
+    assert len(texts) == documents
+
+
+def test_held_out_documents_are_held_out_and_the_same_every_time(corpus):
+    args = DataArguments(train_files=[str(corpus)], validation_fraction=0.1)
+    first, second = load_documents(args), load_documents(args)
+    assert len(first["validation"]) == 6
+    assert first["validation"]["text"] == second["validation"]["text"]
+    assert not set(first["validation"]["text"]) & set(first["train"]["text"])
+
+
+def test_a_trained_tokenizer_has_the_size_asked_for_and_survives_saving(corpus, tmp_path):
+    documents = load_documents(DataArguments(train_files=[str(corpus)]))["train"]
+    tokenizer = load_tokenizer(DataArguments(max_seq_length=32), 60, documents)
+    assert len(tokenizer) <= 60
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(DataArguments(tokenizer_name=str(tmp_path)), 60, documents)
+    text = "The small cat runs, then sings."
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert tokenizer.unk_token_id not in tokenizer(documents[0]["text"])["input_ids"]
+
+
+def test_prepare_goes_the_whole_way(corpus):
+    packed, tokenizer, counts = prepare(DataArguments(train_files=[str(corpus)], max_seq_length=32), 80)
+    assert set(packed) == {"train", "validation"}
+    assert counts["train"]["documents"] + counts["validation"]["documents"] == 60
+    assert max(map(max, packed["train"]["input_ids"])) < len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of --demo_corpus, --dataset_name, --train_files; got none"),
+        ({"demo_corpus": True, "train_files": ["a.txt"]}, "got --demo_corpus, --train_files"),
+        ({"train_files": ["/nowhere/a.txt"]}, "no such file: /nowhere/a.txt"),
+        ({"train_files": ["{tmp}/a.doc"]}, r"cannot tell what .*a.doc is: the name must end in .txt"),
+        ({"train_files": ["{tmp}/a.txt", "{tmp}/a.jsonl"]}, "must be of one kind"),
+        ({"train_files": ["{tmp}/a.jsonl"], "text_column": "body"}, "no column `body`, only text; choose one with"),
+        ({"train_files": ["{tmp}/broken.jsonl"]}, r"cannot read .*broken.jsonl as json"),
+        ({"train_files": ["{tmp}/one.txt"]}, r"1 document\(s\), so none can be held out"),
+        ({"train_files": ["{tmp}/a.txt"], "validation_fraction": 1.0}, "strictly between 0 and 1, got 1.0"),
+        ({"dataset_name": "no-such/data-set"}, "cannot load the data set `no-such/data-set`"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, arguments, message):
+    for name, text in {"a.doc": "x", "a.txt": "one\n\ntwo", "one.txt": "one", "a.jsonl": '{"text": "x"}\n'}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "broken.jsonl").write_text('{"text": "x"\nnonsense')
+    if "train_files" in arguments:
+        arguments = {**arguments, "train_files": [f.format(tmp=tmp_path) for f in arguments["train_files"]]}
+    with pytest.raises(DataError, match=message) as error:
+        load_documents(DataArguments(**arguments))
+    assert "\n" not in str(error.value)
+
+
+def test_text_that_is_all_blank_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"holds no text: 3 documents \(3 empty\)"):
+        pack(splits(["", "  ", "\n"]), tokenizer, 16)
+
+
+def test_sequences_without_room_are_refused(tokenizer):
+    with pytest.raises(DataError, match="at least 3"):
+        pack(splits(TEXTS), tokenizer, 2)
+
+
+def test_a_tokenizer_that_is_not_there(corpus):
+    documents = load_documents(DataArguments(train_files=[str(corpus)]))["train"]
+    with pytest.raises(DataError, match="cannot load the tokenizer `/nowhere`"):
+        load_tokenizer(DataArguments(tokenizer_name="/nowhere"), 60, documents)

@@ -1,0 +1,58 @@
+"""The arithmetic against what torch counts while the model really runs."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_electra_exit import ElectraEarlyExitConfig
+from modeling_electra_exit.trainers.flops import active_tokens, kept_share, step_flops
+from tests.conftest import masked_batch, tiny_model
+
+
+def counted(model, batch, policy, training):
+    with FlopCounterMode(display=False) as counter:
+        if training:
+            model.train()(**batch, exit_policy=policy).loss.backward()
+        else:
+            with torch.no_grad():
+                model.eval()(**batch, exit_policy=policy)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("policy", ["none", "budget"])
+@pytest.mark.parametrize("context", ["all", "first", "none"])
+@pytest.mark.parametrize("reentry", [0, 1])
+def test_equals_what_torch_counts(training, policy, context, reentry):
+    model = tiny_model(exit_context=context, exit_reentry_layers=reentry)
+    model.set_attn_implementation("eager")
+    batch = masked_batch(batch_size=2, length=128)
+    expected = step_flops(model.config, 2, 128, policy != "none", num_masked=10, training=training).total
+    assert expected == pytest.approx(counted(model, batch, policy, training), rel=0.01)
+
+
+@pytest.mark.parametrize("overrides", [{"generator_type": "none"}, {"exit_policy": "none"}, {"embedding_size": 32}])
+def test_parts_that_are_not_there_cost_nothing(overrides):
+    model = tiny_model(**overrides)
+    model.set_attn_implementation("eager")
+    batch = masked_batch(batch_size=2)
+    if model.config.generator_type == "none":
+        batch = {"input_ids": batch["input_ids"], "labels": (batch["input_ids"] % 2)}
+    expected = step_flops(model.config, 2, 64, False, num_masked=10).total
+    assert expected == pytest.approx(counted(model, batch, "none", True), rel=0.01)
+
+
+def test_share_of_the_design():
+    """0.70 of dense block FLOPs with context "all" and 0.64 with "none", for ELECTRA-Small at length 512 or less."""
+    for context, share in (("all", 0.70), ("none", 0.64)):
+        config = ElectraEarlyExitConfig(exit_context=context)
+        executed = step_flops(config, 1, 128, True).blocks / step_flops(config, 1, 128, False).blocks
+        assert executed == pytest.approx(share, abs=0.01)
+
+
+def test_active_tokens_and_kept_share():
+    config = ElectraEarlyExitConfig()
+    assert active_tokens(config, 128, True) == [128] * 4 + [64] * 4 + [32] * 3 + [128]
+    assert active_tokens(config, 128, False) == [128] * 12
+    assert active_tokens(ElectraEarlyExitConfig(exit_policy="none"), 128, True) == [128] * 12
+    assert kept_share(config, 128) == [1.0] * 4 + [0.5] * 4 + [0.25] * 3 + [1.0]

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from modeling_electra_exit.trainers import ElectraAdamW
+
+
+def reference_step(p, m, v, g, lr, b1, b2, eps, decay):
+    """google-research/electra, model/optimization.py, for one number."""
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g * g
+    return p - lr * (m / (v**0.5 + eps) + decay * p), m, v
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_matches_electras_update(fused):
+    values = [0.5, -1.0, 2.0]
+    parameter = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+    optimizer = ElectraAdamW([parameter], lr=0.01, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, fused=fused)
+    state = [(p, 0.0, 0.0) for p in values]
+    gradients = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for step, gradient in enumerate(gradients):
+        lr = 0.01 * (1 - step / 20)
+        optimizer.param_groups[0]["lr"] = lr
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        state = [
+            reference_step(*s, g, lr, 0.9, 0.999, 1e-6, 0.01) for s, g in zip(state, gradient.tolist(), strict=True)
+        ]
+        torch.testing.assert_close(parameter.data, torch.tensor([s[0] for s in state], dtype=torch.float64))
+        assert optimizer.param_groups[0]["lr"] == lr
+        assert optimizer.param_groups[0]["eps"] == 1e-6
+
+
+def test_resumes_where_it_was():
+    def make():
+        parameter = torch.nn.Parameter(torch.ones(3))
+        return parameter, ElectraAdamW([parameter], lr=0.1)
+
+    straight, straight_optimizer = make()
+    first, first_optimizer = make()
+    gradients = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for gradient in gradients:
+        straight.grad = gradient.clone()
+        straight_optimizer.step()
+    for gradient in gradients[:3]:
+        first.grad = gradient.clone()
+        first_optimizer.step()
+    second, second_optimizer = make()
+    second.data.copy_(first.data)
+    second_optimizer.load_state_dict(first_optimizer.state_dict())
+    for gradient in gradients[3:]:
+        second.grad = gradient.clone()
+        second_optimizer.step()
+    assert torch.equal(second, straight)

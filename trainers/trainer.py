@@ -1,0 +1,189 @@
+"""A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
+
+import os
+import time
+from collections import defaultdict
+
+import torch
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from . import metrics
+from .arguments import ElectraEarlyExitTrainingArguments
+from .collator import DataCollatorForReplacedTokenDetection
+from .flops import StepFlops, active_tokens, step_flops
+from .model_card import write_model_card
+from .optimization import ElectraAdamW
+
+
+LOSS_PARTS = ("discriminator_loss", "exit_loss", "generator_loss")
+
+
+class ElectraEarlyExitTrainer(Trainer):
+    """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
+
+    Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
+    [`DataCollatorForReplacedTokenDetection`] and `compute_metrics` to [`metrics.replaced_token_detection`].
+
+    Logged in addition to the loss: its parts; `tokens_per_second` of training (evaluation and saving left out);
+    `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n. `total_flos` in `trainer_state.json`
+    counts the operations really executed.
+    """
+
+    args: ElectraEarlyExitTrainingArguments
+
+    def __init__(self, model=None, args=None, data_collator=None, **kwargs):
+        tokenizer = kwargs.get("processing_class")
+        if data_collator is None and tokenizer is not None:
+            data_collator = DataCollatorForReplacedTokenDetection(
+                tokenizer, mlm_probability=model.config.mlm_probability, seed=args.data_seed or args.seed
+            )
+        kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
+        super().__init__(model, args, data_collator, **kwargs)
+        self._loss_parts = defaultdict(float)
+        self._micro_steps = 0
+        self._exits_were_active = False
+        self._stopwatch = Stopwatch()
+
+    # ---- Training ----
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
+        optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
+            optimizer_class = ElectraAdamW
+        return optimizer_class, optimizer_kwargs
+
+    def _run_epoch(self, model, epoch, *args, **kwargs):
+        # Before the loader starts, so that its workers see it. New masks every epoch.
+        if hasattr(self.data_collator, "set_epoch"):
+            self.data_collator.set_epoch(int(epoch))
+        self._stopwatch.start()
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def exits_active(self) -> bool:
+        """Whether tokens exit in the current training step."""
+        return self.model_config.has_exit_heads and self.args.exits_active(
+            self.state.global_step, self.state.max_steps
+        )
+
+    @property
+    def model_config(self):
+        return self.accelerator.unwrap_model(self.model).config
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
+        exits_active = model.training and self.exits_active()
+        outputs = model(**inputs, exit_policy=self.model_config.exit_policy if exits_active else "none")
+        if model.training:
+            self._exits_were_active = exits_active  # logging comes after the step is counted
+            self._micro_steps += 1
+            self._stopwatch.tokens += inputs["input_ids"].numel()
+            for name in LOSS_PARTS:
+                if (value := getattr(outputs, name)) is not None:
+                    self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def floating_point_ops(self, inputs) -> float:
+        """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
+        return self.step_flops(*inputs["input_ids"].shape, self.exits_active()).total
+
+    def step_flops(self, batch_size: int, sequence_length: int, exits_active: bool) -> StepFlops:
+        return step_flops(self.model_config, batch_size, sequence_length, exits_active)
+
+    def log(self, logs, start_time=None):
+        """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
+        if "loss" in logs and self._micro_steps:
+            for name, total in self._loss_parts.items():
+                logs[name] = round(float(total) / self._micro_steps, 4)
+            self._loss_parts.clear()
+            self._micro_steps = 0
+            logs["tokens_per_second"] = round(self._stopwatch.lap())
+            logs |= self._exit_logs()
+        super().log(logs, start_time)
+
+    def _exit_logs(self) -> dict[str, float]:
+        config, length = self.model_config, getattr(self.data_collator, "max_seq_length", None)
+        if not config.has_exit_heads or length is None:
+            return {}
+        counts = active_tokens(config, length, self._exits_were_active)
+        shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, n in enumerate(counts, 1)}
+        return {"exits_active": float(self._exits_were_active), **shares}
+
+    def throughput(self) -> float:
+        """Tokens a second of this session's training, evaluation and saving left out. Padding counts."""
+        return self._stopwatch.total_tokens / max(self._stopwatch.total_seconds, 1e-9)
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(self, *args, **kwargs):
+        """The same corruption at every evaluation, and no trace of it in the training run's random state."""
+        self._stopwatch.lap()
+        epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            if hasattr(self.data_collator, "set_epoch"):
+                self.data_collator.set_epoch(0)
+            try:
+                return super().evaluation_loop(*args, **kwargs)
+            finally:
+                if hasattr(self.data_collator, "set_epoch"):
+                    self.data_collator.set_epoch(epoch)
+                self._stopwatch.start()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Full depth for every token.
+
+        Returns:
+            The loss; the logits (batch, sequence, 1 + exits): the final head's, then each exit head's; and the labels
+            (batch, sequence): 1 replaced, 0 original, -100 padding.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        labels = outputs.rtd_labels
+        if (mask := inputs.get("attention_mask")) is not None:
+            labels = labels.masked_fill(mask == 0, -100)
+        logits = torch.stack([outputs.logits, *(outputs.exit_logits or ())], dim=-1)
+        return loss.detach(), logits.float(), labels
+
+    # ---- Saving ----
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
+        super()._save(output_dir, state_dict)
+        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(path):
+            os.remove(path)
+
+    def create_model_card(self, **kwargs):
+        """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, **{k: v for k, v in kwargs.items() if k in ("language", "license")})
+
+
+class Stopwatch:
+    """Time and tokens of training alone."""
+
+    def __init__(self):
+        self.tokens = 0
+        self.total_tokens = 0
+        self.total_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def start(self):
+        """Forget the time since the last lap: it was not training."""
+        self._started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Tokens a second since the last lap or start."""
+        seconds = time.perf_counter() - self._started
+        speed = self.tokens / max(seconds, 1e-9)
+        self.total_tokens += self.tokens
+        self.total_seconds += seconds
+        self.tokens = 0
+        self.start()
+        return speed
