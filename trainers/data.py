@@ -1,6 +1,7 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,12 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from .arguments import DataArguments
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # File name endings and the `datasets` loader that reads them; a compression suffix may follow.
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -34,6 +34,10 @@ def write_model_card(folder: str | Path, language: str | None = None, license: s
         name=name,
         config=config,
         generator_type=config["generator_type"],
+        generator={
+            "layers": config["generator_num_hidden_layers"] or config["num_hidden_layers"],
+            "hidden_size": round(config["hidden_size"] * config["generator_size"]),
+        },
         layers=_layers(metrics["evaluation"], config),
         **metrics,
     )

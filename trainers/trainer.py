@@ -10,6 +10,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
+from .callbacks import NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .flops import StepFlops, active_tokens, step_flops
 from .model_card import write_model_card
@@ -43,7 +44,8 @@ class ElectraEarlyExitTrainer(Trainer):
         self._loss_parts = defaultdict(float)
         self._micro_steps = 0
         self._exits_were_active = False
-        self._stopwatch = Stopwatch()
+        self.stopwatch = Stopwatch()
+        self.add_callback(NewEpochCallback(self))
 
     # ---- Training ----
 
@@ -53,13 +55,6 @@ class ElectraEarlyExitTrainer(Trainer):
         if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
             optimizer_class = ElectraAdamW
         return optimizer_class, optimizer_kwargs
-
-    def _run_epoch(self, model, epoch, *args, **kwargs):
-        # Before the loader starts, so that its workers see it. New masks every epoch.
-        if hasattr(self.data_collator, "set_epoch"):
-            self.data_collator.set_epoch(int(epoch))
-        self._stopwatch.start()
-        return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
@@ -78,7 +73,7 @@ class ElectraEarlyExitTrainer(Trainer):
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
-            self._stopwatch.tokens += inputs["input_ids"].numel()
+            self.stopwatch.tokens += inputs["input_ids"].numel()
             for name in LOSS_PARTS:
                 if (value := getattr(outputs, name)) is not None:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
@@ -98,7 +93,7 @@ class ElectraEarlyExitTrainer(Trainer):
                 logs[name] = round(float(total) / self._micro_steps, 4)
             self._loss_parts.clear()
             self._micro_steps = 0
-            logs["tokens_per_second"] = round(self._stopwatch.lap())
+            logs["tokens_per_second"] = round(self.stopwatch.lap())
             logs |= self._exit_logs()
         super().log(logs, start_time)
 
@@ -112,13 +107,13 @@ class ElectraEarlyExitTrainer(Trainer):
 
     def throughput(self) -> float:
         """Tokens a second of this session's training, evaluation and saving left out. Padding counts."""
-        return self._stopwatch.total_tokens / max(self._stopwatch.total_seconds, 1e-9)
+        return self.stopwatch.total_tokens / max(self.stopwatch.total_seconds, 1e-9)
 
     # ---- Evaluation ----
 
     def evaluation_loop(self, *args, **kwargs):
         """The same corruption at every evaluation, and no trace of it in the training run's random state."""
-        self._stopwatch.lap()
+        self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -130,7 +125,7 @@ class ElectraEarlyExitTrainer(Trainer):
             finally:
                 if hasattr(self.data_collator, "set_epoch"):
                     self.data_collator.set_epoch(epoch)
-                self._stopwatch.start()
+                self.stopwatch.start()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Full depth for every token.

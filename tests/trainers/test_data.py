@@ -98,6 +98,17 @@ def test_what_a_document_of_a_text_file_is(tmp_path, sample_by, documents):
     assert len(texts) == documents
 
 
+def test_a_data_set_by_name_with_and_without_held_out_text(tmp_path):
+    (tmp_path / "named").mkdir()
+    write(tmp_path / "named" / "train.jsonl", "jsonl")
+    name = str(tmp_path / "named")
+    documents = load_documents(DataArguments(dataset_name=name, validation_fraction=0.4))
+    assert (len(documents["train"]), len(documents["validation"])) == (3, 2)
+    write(tmp_path / "named" / "validation.jsonl", "jsonl")
+    documents = load_documents(DataArguments(dataset_name=name))
+    assert (len(documents["train"]), len(documents["validation"])) == (5, 5)
+
+
 def test_held_out_documents_are_held_out_and_the_same_every_time(corpus):
     args = DataArguments(train_files=[str(corpus)], validation_fraction=0.1)
     first, second = load_documents(args), load_documents(args)
@@ -165,3 +176,9 @@ def test_a_tokenizer_that_is_not_there(corpus):
     documents = load_documents(DataArguments(train_files=[str(corpus)]))["train"]
     with pytest.raises(DataError, match="cannot load the tokenizer `/nowhere`"):
         load_tokenizer(DataArguments(tokenizer_name="/nowhere"), 60, documents)
+
+
+def test_counts_are_logged(tokenizer, caplog):
+    with caplog.at_level("INFO", logger="modeling_electra_exit"):
+        pack(splits(TEXTS), tokenizer, 16)
+    assert "train: 5 documents (2 empty)" in caplog.text

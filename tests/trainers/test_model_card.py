@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_electra_exit.trainers.model_card import write_model_card
+from tests.conftest import tiny_config
+
+
+MEASURED = {
+    "evaluation": {
+        "roc_auc": 0.71234, "average_precision": 0.31, "recall_on_replaced": 0.12, "replaced_rate": 0.1357,
+        "calibration_error": 0.0123, "roc_auc_layer_2": 0.65, "average_precision_layer_2": 0.25,
+        "roc_auc_layer_4": 0.69, "average_precision_layer_4": 0.29,
+    },
+    "training": {
+        "steps": 1234, "tokens_per_step": 4096, "tokens": 5054464, "tokens_per_second": 21000.5, "precision": "fp32",
+        "hardware": "2 CPU threads", "exit_warmup": 0.08, "exit_cooldown": 0.12, "seed": 42,
+    },
+    "flops": {
+        "blocks": 6e12, "discriminator": 7e12, "total": 8e12, "dense_blocks": 8e12, "dense_discriminator": 9e12,
+        "dense_total": 1e13,
+    },
+    "parameters": {"discriminator": 2000000, "generator": 10000},
+    "data": {
+        "description": "local files (a.txt)", "name": "local files", "max_seq_length": 64,
+        "counts": {
+            name: {"documents": 239, "empty_documents": 0, "tokens": 264190, "sequences": 4128}
+            for name in ("train", "validation")
+        },
+    },
+    "versions": {"electra-early-exit": "9.9", "torch": "2.13"},
+}  # fmt: skip
+
+
+def card(tmp_path, measured=MEASURED, **config) -> str:
+    tiny_config(**config).save_pretrained(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    return write_model_card(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    ["0.7123", "| layer 2 | 0.6500 | 0.2500 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
+     "239 documents", "trust_remote_code=True", "electra-early-exit 9.9", "arXiv 2110.06620", "first 8%",
+     "6 layers, hidden size 16", "0.1357"],
+)  # fmt: skip
+def test_states_what_was_measured(tmp_path, fragment):
+    assert fragment in card(tmp_path)
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path):
+    card(tmp_path)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.library_name == "transformers"
+    assert {result.metric_type: result.metric_value for result in data.eval_results}["roc_auc"] == 0.7123
+
+
+def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
+    measured = {**MEASURED, "parameters": {"discriminator": 2000000, "generator": 0}}
+    text = card(tmp_path, measured, exit_policy="none", generator_type="none")
+    for fragment in ("the generator it was trained with", "dense phases", "more in the generator"):
+        assert fragment not in text
+
+
+def test_no_card_without_measurements(tmp_path):
+    assert write_model_card(tmp_path) is None
+    assert not list(tmp_path.iterdir())
