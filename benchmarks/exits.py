@@ -14,7 +14,7 @@ import time
 import torch
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
-from modeling_electra_exit.trainers.cli import _build_config, parse
+from modeling_electra_exit.trainers.cli import build_config, parse
 from modeling_electra_exit.trainers.flops import step_flops
 
 
@@ -22,7 +22,7 @@ def configurations(name: str) -> list[tuple[str, ElectraEarlyExitConfig, int, in
     """Label, config, batch size and sequence length of the cases of one model."""
     if name == "mini":  # the quickstart's
         fields, data, training, _ = parse(["quickstart"])
-        return [("mini", _build_config(fields), training.per_device_train_batch_size, data.max_seq_length)]
+        return [("mini", build_config(fields), training.per_device_train_batch_size, data.max_seq_length)]
     small = ElectraEarlyExitConfig(cls_token_id=2, sep_token_id=3)
     return [(name, small, 16, 128), (name, small, 4, 512)]
 

@@ -60,6 +60,11 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
                 f"got {self.exit_warmup} and {self.exit_cooldown}"
             )
 
+    @property
+    def mask_seed(self) -> int:
+        """Seed of the masks: that of the data, where one is given."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def exits_active(self, step: int, max_steps: int) -> bool:
         """Whether tokens exit in optimizer step `step` (counted from 0) of a run of `max_steps`."""
         return round(self.exit_warmup * max_steps) <= step < max_steps - round(self.exit_cooldown * max_steps)

@@ -208,7 +208,8 @@ def pretrain_command(argv: Sequence[str]) -> int:
     trainer, data_report = build_trainer(config_fields, data_args, training_args)
     _write_json(Path(training_args.output_dir) / RUN_FILE, given)
     train(trainer, checkpoint, data_report)
-    report(training_args.output_dir, data_args)
+    if trainer.is_world_process_zero():
+        report(training_args.output_dir, data_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return 0
@@ -241,14 +242,15 @@ def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) ->
 
 def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
     """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
-    config = _build_config(config_fields)  # before the data is read: a typo should not cost minutes
+    config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
             f"--max_seq_length {data_args.max_seq_length} exceeds the model's positions; raise "
             f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
-    config = _build_config(config_fields, **_vocabulary_fields(tokenizer, config_fields))
+    asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
+    config = build_config(config_fields, **_vocabulary_fields(tokenizer, asked))
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config)
     # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
@@ -258,7 +260,7 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         model,
         args,
         DataCollatorForReplacedTokenDetection(
-            tokenizer, data_args.max_seq_length, config.mlm_probability, args.data_seed or args.seed
+            tokenizer, data_args.max_seq_length, config.mlm_probability, args.mask_seed
         ),
         train_dataset=packed["train"],
         eval_dataset=packed["validation"],
@@ -275,7 +277,7 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
     return trainer, described
 
 
-def _build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
+def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
     try:
         return ElectraEarlyExitConfig(**{**config_fields, **derived})
     except (StrictDataclassError, ValueError) as error:
@@ -285,10 +287,9 @@ def _build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
         raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
 
 
-def _vocabulary_fields(tokenizer, config_fields: dict) -> dict:
-    """What the tokenizer decides in the config. A vocabulary that was asked for may be larger, never smaller."""
+def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
+    """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
     needed = max(tokenizer.get_vocab().values()) + 1
-    asked = config_fields.get("vocab_size")
     if asked is not None and asked < needed:
         raise UsageError(f"--vocab_size {asked} is smaller than the tokenizer's ids need ({needed}); raise or omit it")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}

@@ -37,7 +37,7 @@ class ElectraEarlyExitTrainer(Trainer):
         tokenizer = kwargs.get("processing_class")
         if data_collator is None and tokenizer is not None:
             data_collator = DataCollatorForReplacedTokenDetection(
-                tokenizer, mlm_probability=model.config.mlm_probability, seed=args.data_seed or args.seed
+                tokenizer, mlm_probability=model.config.mlm_probability, seed=args.mask_seed
             )
         kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
         super().__init__(model, args, data_collator, **kwargs)

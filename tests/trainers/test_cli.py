@@ -68,6 +68,8 @@ def test_the_whole_path(recipe, tmp_path, capsys):
     }  # fmt: skip
     assert expected <= {path.name for path in folder.iterdir()}
     measured = json.loads((folder / "metrics.json").read_text())
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(vocabulary) <= 80
     assert 0 <= measured["evaluation"]["roc_auc"] <= 1
     assert measured["training"]["tokens"] == 4 * 4 * 32
     assert measured["flops"]["blocks"] < measured["flops"]["dense_blocks"]
@@ -100,7 +102,7 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
 @pytest.mark.parametrize("name", ["quickstart", "electra-small", "electra-base"])
 def test_packaged_recipes_parse(name):
     config, data, training, _ = cli.parse([name])
-    assert data.max_seq_length <= cli._build_config(config).max_position_embeddings
+    assert data.max_seq_length <= cli.build_config(config).max_position_embeddings
     assert training.exit_warmup == 0.08
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
