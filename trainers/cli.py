@@ -397,16 +397,16 @@ def report(folder: str, data_args: DataArguments) -> None:
     show("ROC-AUC", "roc_auc", "   (chance: 0.5)")
     show("average precision", "average_precision", f"   (chance: {evaluation['replaced_rate']:.4f})")
     show("recall on replaced", "recall_on_replaced", "   (at probability 0.5)")
-    for key in sorted(evaluation):
-        if key.startswith("roc_auc_layer_"):
-            show(f"ROC-AUC after layer {key.rsplit('_', 1)[1]}", key)
+    for layer in sorted(int(key.rsplit("_", 1)[1]) for key in evaluation if key.startswith("roc_auc_layer_")):
+        show(f"ROC-AUC after layer {layer}", f"roc_auc_layer_{layer}")
     print("\nCost")
     print(f"  {'tokens a second':28}{training['tokens_per_second']:,.0f}")
     for part, name in (("blocks", "FLOPs, exiting layers"), ("discriminator", "FLOPs, discriminator"),
                        ("total", "FLOPs, everything")):  # fmt: skip
         executed, dense = flops[part], flops[f"dense_{part}"]
         print(f"  {name:28}{executed:.3g} of {dense:.3g} without exits: {executed / dense:.3f}")
-    print("  tokens computed, by layer   " + " ".join(f"{share:.2f}" for share in measured["kept_share"]))
+    shares = " ".join(f"{share:.2f}" for share in measured["kept_share"])
+    print(f"  {'share of tokens, by layer':28}{shares}   (while exits are active)")
     _show_swapped_sentence(folder, data_args)
     print(
         "\nLoad it:\n\n"
@@ -425,7 +425,8 @@ def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
         return
     words = choice.choice(sentences).split()
     position = choice.randrange(1, len(words) - 1)
-    original, words[position] = words[position], choice.choice(text.split())
+    original = words[position]
+    words[position] = choice.choice([word for word in text.split() if word != original])
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForPreTraining.from_pretrained(folder).eval()

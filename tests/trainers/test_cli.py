@@ -80,7 +80,7 @@ def test_the_whole_path(recipe, tmp_path, capsys):
     assert "step 4/4  loss" in printed
     assert "of tokens x layers computed" in printed
     for fragment in ("ROC-AUC", "average precision", "recall on replaced", "tokens a second", "without exits",
-                     "tokens computed, by layer", "<- replaced", "trust_remote_code=True"):  # fmt: skip
+                     "share of tokens, by layer", "<- replaced", "trust_remote_code=True"):  # fmt: skip
         assert fragment in printed
     card = (folder / "README.md").read_text()
     assert f"{measured['evaluation']['roc_auc']:.4f}" in card

@@ -1,0 +1,92 @@
+"""What the step benchmarks share: a model ready to step, timing in turn, and records."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+from modeling_electra_exit.trainers import ElectraAdamW
+
+
+WARM_UP = 2  # the first steps allocate
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def made_up_batch(config, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Masked ids and their labels. What the tokens are does not change what a step costs."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, config.vocab_size, (batch_size, length), generator=generator)
+    masked = torch.rand(batch_size, length, generator=generator).argsort(1)[:, : round(0.15 * length)]
+    labels = torch.full_like(ids, -100).scatter(1, masked, ids.gather(1, masked))
+    return {"input_ids": ids.scatter(1, masked, 4).to(device()), "mlm_labels": labels.to(device())}
+
+
+class OurStep:
+    """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`."""
+
+    def __init__(self, config: ElectraEarlyExitConfig, batch_size: int, length: int, bf16: bool):
+        torch.manual_seed(0)
+        self.model = ElectraEarlyExitForPreTraining(config).train().to(device())
+        if device() == "cpu":
+            self.model.set_attn_implementation("eager")
+        self.optimizer = ElectraAdamW(self.model.parameters(), lr=1e-4, eps=1e-6, fused=True)
+        self.batch = made_up_batch(config, batch_size, length)
+        self.autocast = torch.autocast(device(), torch.bfloat16, enabled=bf16)
+
+    def __call__(self):
+        with self.autocast:
+            loss = self.model(**self.batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def interleave(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of `repeats` steps of each variant, one of each in turn, after a warm-up."""
+    samples = {variant: [] for variant in steps}
+    for repeat in range(WARM_UP + repeats):
+        for variant, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device() == "cuda":
+                torch.cuda.synchronize()
+            if repeat >= WARM_UP:
+                samples[variant].append(time.perf_counter() - start)
+    return samples
+
+
+def records(prefix: str, metric: str, unit: str, values: dict[str, float], baseline: str, samples=None) -> list[dict]:
+    """One record a variant; `ratio` is its value over that of the variant `baseline`."""
+    return [
+        {
+            "name": f"{prefix}/{variant}",
+            "metric": metric,
+            "value": value,
+            "unit": unit,
+            "baseline": f"{prefix}/{baseline}",
+            "ratio": value / values[baseline],
+            "samples": samples[variant] if samples else [value],
+        }
+        for variant, value in values.items()
+    ]
+
+
+def timing_records(prefix: str, samples: dict[str, list[float]], tokens: int, baseline: str) -> list[dict]:
+    medians = {variant: statistics.median(seconds) for variant, seconds in samples.items()}
+    speeds = {variant: tokens / seconds for variant, seconds in medians.items()}
+    return [
+        *records(prefix, "step_seconds", "s", medians, baseline, samples),
+        *records(prefix, "tokens_per_second", "tokens/s", speeds, baseline),
+    ]
+
+
+def spread(seconds: list[float]) -> str:
+    """Median and the middle half, in milliseconds."""
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return f"{statistics.median(seconds) * 1e3:.0f} ms ({low * 1e3:.0f}-{high * 1e3:.0f})"
