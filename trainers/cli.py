@@ -19,8 +19,8 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
 
@@ -28,10 +28,12 @@ from .arguments import DataArguments, ElectraEarlyExitTrainingArguments, config_
 from .callbacks import OneLineProgressCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import DataError, load_documents, prepare
-from .flops import StepFlops, kept_share, step_flops
+from .flops import StepFlops, kept_share, step_flops, step_flops_as_published
 from .model_card import write_model_card
 from .trainer import ElectraEarlyExitTrainer
 
+
+logger = logging.getLogger(__name__)
 
 RECIPES = files(__package__).joinpath("recipes")
 # What a run is, in its folder: the resolved arguments at the start, the measurements at the very end.
@@ -237,7 +239,17 @@ def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) ->
         differences = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
         raise UsageError(f"{folder} holds an unfinished run of other settings ({differences}); continue it as it was, "
                          "or choose another --output_dir")  # fmt: skip
-    return args.resume_from_checkpoint or get_last_checkpoint(str(folder))
+    return args.resume_from_checkpoint or last_complete_checkpoint(folder)
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end. The Trainer's state is what it writes last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    for path in reversed(checkpoints):
+        if (path / TRAINER_STATE_NAME).is_file():
+            return str(path)
+        logger.warning(f"{path} is incomplete and not used")
+    return None
 
 
 def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
@@ -366,6 +378,9 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
         report |= {
             f"{prefix}{part}": getattr(flops, part) for part in ("blocks", "discriminator", "generator", "total")
         }
+    published = {active: step_flops_as_published(config, batch, length, active) for active in (False, True)}
+    report["total_as_published"] = published[False] * (steps - with_exits) + published[True] * with_exits
+    report["dense_total_as_published"] = step_flops_as_published(without, batch, length, False) * steps
     return report
 
 

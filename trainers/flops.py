@@ -1,7 +1,8 @@
-"""Floating-point operations of a step, counted exactly: two for each multiply-add of a matrix product.
+"""Floating-point operations of a step, in two conventions.
 
-Counted are the matrix products (projections, attention, feed-forward, heads), as `torch.utils.flop_counter` counts
-them. Look-ups, normalisation, activations and softmax are not, as usual.
+[`step_flops`] counts exactly: two operations for each multiply-add of a matrix product (projections, attention,
+feed-forward, heads), as `torch.utils.flop_counter` counts them, and nothing for look-ups, normalisation, activations
+and softmax. [`step_flops_as_published`] counts as ELECTRA's authors do, for comparison with their tables.
 """
 
 from dataclasses import dataclass
@@ -116,3 +117,67 @@ def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
 def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:
     """Share of the sequence that each layer computes while exits are active, one number a layer."""
     return [count / sequence_length for count in active_tokens(config, sequence_length, True)]
+
+
+# ---- The convention of the ELECTRA paper ----
+# google-research/electra, `flops_computation.py`: operations per element count beside the matrix products; looking up
+# an embedding counts as a product with a one-hot vector; a backward pass counts as much as the forward pass.
+
+_DROPOUT, _LAYER_NORM, _ACTIVATION, _SOFTMAX = 4, 5, 8, 5
+_PUBLISHED_TRAINING_FACTOR = 2
+
+
+def step_flops_as_published(
+    config: ElectraEarlyExitConfig, batch_size: int, sequence_length: int, exits_active: bool
+) -> float:
+    """Operations of one training step, generator included, in the convention of the ELECTRA paper.
+
+    The authors' script gives 1.294e18 for all of ELECTRA-Small's pre-training and 6.425e19 for ELECTRA-Base's.
+
+    Args: those of [`step_flops`].
+    """
+    tokens = sequence_length
+    layers = zip(
+        active_tokens(config, tokens, exits_active), context_tokens(config, tokens, exits_active), strict=True
+    )
+    forward = sum(_published_layer(config, queries, keys) for queries, keys in layers)
+    forward += tokens * (_published_embedding(config, tokens) + _published_detection_head(config))
+    if config.has_exit_heads:
+        active = active_tokens(config, tokens, exits_active)
+        forward += sum(active[layer - 1] for layer in config.exit_layers) * _published_detection_head(config)
+    if config.generator_type == "mlm":
+        small = config.generator_config()
+        forward += small.num_hidden_layers * _published_layer(small, tokens, tokens)
+        forward += tokens * _published_embedding(small, tokens)
+        forward += round(config.mlm_probability * tokens) * _published_language_head(small)
+    return float(forward * batch_size * _PUBLISHED_TRAINING_FACTOR)
+
+
+def _published_layer(config, queries: int, keys: int) -> float:
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    product = 2 * hidden * hidden + hidden  # with bias
+    after = _DROPOUT * hidden + hidden + _LAYER_NORM * hidden  # dropout, residual and normalisation
+    attention = 2 * 2 * hidden * keys + (_SOFTMAX + _DROPOUT + 1) * keys * heads
+    feed_forward = 2 * 2 * hidden * inner + (_ACTIVATION + 1) * inner + hidden
+    return queries * (2 * product + attention + after + feed_forward + after) + keys * 2 * product
+
+
+def _published_embedding(config, tokens: int) -> float:
+    """Per token."""
+    size = config.embedding_size
+    lookups = 2 * size * config.vocab_size + 2 * size * (tokens + 2)
+    project = 0 if size == config.hidden_size else 2 * config.hidden_size * size + config.hidden_size
+    return lookups + (2 + _LAYER_NORM + _DROPOUT) * size + project
+
+
+def _published_language_head(config) -> float:
+    """Per masked token."""
+    size, vocabulary = config.embedding_size, config.vocab_size
+    transform = 2 * config.hidden_size * size + (1 + _ACTIVATION + _LAYER_NORM) * size
+    return transform + 2 * size * vocabulary + (_SOFTMAX + 2) * vocabulary
+
+
+def _published_detection_head(config) -> float:
+    """Per token."""
+    hidden = config.hidden_size
+    return 2 * hidden * hidden + (1 + _ACTIVATION + 2) * hidden

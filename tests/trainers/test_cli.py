@@ -234,6 +234,16 @@ def test_ctrl_c_and_the_same_command_again(recipe, tmp_path, capsys):
     assert [name for name in straight if not torch.equal(resumed[name], straight[name])] == []
 
 
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path, caplog):
+    for step, complete in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert cli.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-12 is incomplete" in caplog.text
+    assert cli.last_complete_checkpoint(tmp_path / "checkpoint-2") is None
+
+
 def test_validation_files_are_used(recipe, tmp_path):
     held_out = write_corpus(tmp_path / "held_out.txt", documents=7, seed=5)
     assert run(recipe(max_steps=2), "--validation_files", str(held_out)) == 0

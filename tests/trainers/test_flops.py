@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers.flops import active_tokens, kept_share, step_flops
+from modeling_electra_exit.trainers.flops import active_tokens, kept_share, step_flops, step_flops_as_published
 from tests.conftest import masked_batch, tiny_model
 
 
@@ -56,3 +56,32 @@ def test_active_tokens_and_kept_share():
     assert active_tokens(config, 128, False) == [128] * 12
     assert active_tokens(ElectraEarlyExitConfig(exit_policy="none"), 128, True) == [128] * 12
     assert kept_share(config, 128) == [1.0] * 4 + [0.5] * 4 + [0.25] * 3 + [1.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "batch_size", "length", "steps", "published"),
+    [
+        ({}, 128, 128, 1_000_000, 1.294e18),
+        (
+            {
+                "hidden_size": 768,
+                "embedding_size": 768,
+                "num_attention_heads": 12,
+                "intermediate_size": 3072,
+                "generator_size": 1 / 3,
+            },
+            256,
+            512,
+            766_000,
+            6.425e19,
+        ),
+    ],
+)
+def test_the_published_convention_gives_the_numbers_of_the_authors_script(
+    fields, batch_size, length, steps, published
+):
+    config = ElectraEarlyExitConfig(exit_policy="none", **fields)
+    assert step_flops_as_published(config, batch_size, length, False) * steps == pytest.approx(published, rel=0.005)
+    with_exits = ElectraEarlyExitConfig(**fields)
+    saved = step_flops_as_published(with_exits, 1, length, True) / step_flops_as_published(config, 1, length, False)
+    assert saved < 0.95
