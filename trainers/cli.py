@@ -27,7 +27,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments, config_flags
 from .callbacks import OneLineProgressCallback
 from .collator import DataCollatorForReplacedTokenDetection
-from .data import DataError, load_documents, prepare
+from .data import SOURCES, DataError, load_documents, prepare
 from .flops import StepFlops, kept_share, step_flops, step_flops_as_published
 from .model_card import write_model_card
 from .trainer import ElectraEarlyExitTrainer
@@ -163,7 +163,11 @@ def parse(argv: Sequence[str]) -> tuple[dict, DataArguments, ElectraEarlyExitTra
     if argv[0].startswith("-"):
         raise UsageError(f"the recipe comes first: one of {', '.join(recipe_names())}, or the path of a YAML file")
     recipe = read_recipe(argv[0])
-    tokens = recipe_arguments(recipe) + [_with_underscores(token) for token in argv[1:]]
+    flags = [_with_underscores(token) for token in argv[1:]]
+    if {f"--{source}" for source in SOURCES} & {token.split("=")[0] for token in flags}:
+        # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
+        recipe = {name: value for name, value in recipe.items() if name not in SOURCES}
+    tokens = recipe_arguments(recipe) + flags
     known = {option for action in parser._actions for option in action.option_strings}
     for token in tokens:
         if token.startswith("--") and (flag := token.split("=")[0]) not in known:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # File name endings and the `datasets` loader that reads them; a compression suffix may follow.
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".xz")
+# The arguments that name the text; exactly one must be given.
+SOURCES = ("demo_corpus", "dataset_name", "train_files")
 
 
 class DataError(ValueError):
@@ -50,14 +52,10 @@ def load_documents(args: DataArguments) -> DatasetDict:
         DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or too
             little text to hold any out.
     """
-    sources = {
-        "--demo_corpus": args.demo_corpus,
-        "--dataset_name": args.dataset_name,
-        "--train_files": args.train_files,
-    }
-    given = [flag for flag, value in sources.items() if value]
+    given = [f"--{source}" for source in SOURCES if getattr(args, source)]
     if len(given) != 1:
-        raise DataError(f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}")
+        known = ", ".join(f"--{source}" for source in SOURCES)
+        raise DataError(f"give exactly one of {known}; got {', '.join(given) or 'none'}")
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:

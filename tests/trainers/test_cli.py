@@ -99,6 +99,13 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
     assert data.max_seq_length == 32
 
 
+def test_text_named_on_the_command_line_replaces_the_recipes():
+    _, data, _, _ = cli.parse(["quickstart", "--train_files", "mine.txt"])
+    assert (data.demo_corpus, data.train_files) == (False, ["mine.txt"])
+    _, data, _, _ = cli.parse(["quickstart"])
+    assert (data.demo_corpus, data.train_files) == (True, None)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "electra-small", "electra-base"])
 def test_packaged_recipes_parse(name):
     config, data, training, _ = cli.parse([name])
