@@ -73,7 +73,7 @@ class ElectraEarlyExitTrainer(Trainer):
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
-            self.stopwatch.tokens += inputs["input_ids"].numel()
+            self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
             for name in LOSS_PARTS:
                 if (value := getattr(outputs, name)) is not None:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
@@ -147,6 +147,12 @@ class ElectraEarlyExitTrainer(Trainer):
 
     # ---- Saving ----
 
+    def _save_checkpoint(self, model, trial):
+        """Not counted as training time."""
+        self.stopwatch.lap()
+        super()._save_checkpoint(model, trial)
+        self.stopwatch.start()
+
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
         super()._save(output_dir, state_dict)
@@ -174,8 +180,8 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def lap(self) -> float:
-        """Tokens a second since the last lap or start."""
-        seconds = time.perf_counter() - self._started
+        """Tokens a second since the last lap or start; time in which no token was trained on is not counted."""
+        seconds = time.perf_counter() - self._started if self.tokens else 0.0
         speed = self.tokens / max(seconds, 1e-9)
         self.total_tokens += self.tokens
         self.total_seconds += seconds

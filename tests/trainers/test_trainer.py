@@ -159,6 +159,28 @@ def test_evaluation_is_the_same_every_time_and_at_full_depth(tokenizer, tmp_path
     assert int(trainer.data_collator._epoch) == 3
 
 
+def test_throughput_counts_training_alone(tokenizer, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    trainer = make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=2, logging_steps=3)
+
+    def takes(seconds, method):
+        def call(*args, **kwargs):
+            now[0] += seconds
+            return method(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(trainer, "training_step", takes(2.0, trainer.training_step))
+    monkeypatch.setattr(trainer, "save_model", takes(1000.0, trainer.save_model))
+    monkeypatch.setattr(trainer, "prediction_step", takes(1000.0, trainer.prediction_step))
+    now[0] += 1000.0
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    assert trainer.throughput() == pytest.approx(8 * LENGTH / 2.0)
+
+
 def test_every_epoch_has_new_masks(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, max_steps=8)
     epochs = []
