@@ -14,7 +14,7 @@ class NewEpochCallback(TrainerCallback):
         if hasattr(self.trainer.data_collator, "set_epoch"):
             # A run resumed in the middle of an epoch begins with a fraction here.
             self.trainer.data_collator.set_epoch(int(state.epoch or 0))
-        self.trainer.stopwatch.start()
+        self.trainer.stopwatch.lap()
 
 
 class OneLineProgressCallback(ProgressCallback):

@@ -159,10 +159,12 @@ def test_evaluation_is_the_same_every_time_and_at_full_depth(tokenizer, tmp_path
     assert int(trainer.data_collator._epoch) == 3
 
 
-def test_throughput_counts_training_alone(tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("saving", [{}, {"save_strategy": "steps", "save_steps": 2}])
+def test_throughput_counts_training_alone_and_all_of_it(tokenizer, tmp_path, monkeypatch, saving):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    trainer = make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=2, logging_steps=3)
+    # An epoch ends after four steps, between two log lines.
+    trainer = make_trainer(tokenizer, tmp_path, logging_steps=3, **saving)
 
     def takes(seconds, method):
         def call(*args, **kwargs):
@@ -179,6 +181,8 @@ def test_throughput_counts_training_alone(tokenizer, tmp_path, monkeypatch):
     trainer.train()
     trainer.evaluate()
     assert trainer.throughput() == pytest.approx(8 * LENGTH / 2.0)
+    logged = [log["tokens_per_second"] for log in trainer.state.log_history if "tokens_per_second" in log]
+    assert logged == [256, 256]
 
 
 def test_every_epoch_has_new_masks(tokenizer, tmp_path):
