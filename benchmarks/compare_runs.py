@@ -1,9 +1,9 @@
-"""Finished runs side by side, from the `metrics.json` that each wrote.
+"""Finished runs side by side, from the `metrics.json` and `trainer_state.json` that each wrote.
 
     python benchmarks/compare_runs.py FOLDER [FOLDER ...] [--json FILE]
 
-The first folder is the baseline of the ratios. Tokens a second of runs that were not interleaved compare only roughly:
-machines are shared and noisy (`benchmarks/exits.py` interleaves).
+The first folder is the baseline of the ratios. Tokens a second are those of the whole training, saving included; runs
+that were not interleaved compare only roughly: machines are shared and noisy (`benchmarks/exits.py` interleaves).
 """
 
 import argparse
@@ -19,8 +19,15 @@ COLUMNS = (
     ("replaced", lambda m: m["evaluation"]["replaced_rate"], "", "{:.4f}"),
     ("discriminator FLOPs", lambda m: m["flops"]["discriminator"], "FLOPs", "{:.3g}"),
     ("all FLOPs", lambda m: m["flops"]["total"], "FLOPs", "{:.3g}"),
-    ("tokens/s", lambda m: m["training"]["tokens_per_second"], "tokens/s", "{:,.0f}"),
+    ("tokens/s", lambda m: m["training"]["tokens"] / m["train_runtime"], "tokens/s", "{:,.0f}"),
 )
+
+
+def read(folder: Path) -> dict:
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    (runtime,) = (entry["train_runtime"] for entry in state["log_history"] if "train_runtime" in entry)
+    return {**measured, "train_runtime": runtime}
 
 
 def main():
@@ -30,7 +37,7 @@ def main():
     args = parser.parse_args()
     if missing := [str(folder) for folder in args.folders if not (folder / "metrics.json").is_file()]:
         parser.error(f"no finished run in {', '.join(missing)}")
-    runs = {folder.name: json.loads((folder / "metrics.json").read_text()) for folder in args.folders}
+    runs = {folder.name: read(folder) for folder in args.folders}
     baseline = args.folders[0].name
     print("| run | " + " | ".join(title for title, *_ in COLUMNS) + " |")
     print("|---" * (len(COLUMNS) + 1) + "|")
