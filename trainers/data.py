@@ -148,12 +148,7 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
         DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
     """
     if args.tokenizer_name is None:
-        logger.info(f"training a WordPiece tokenizer of {vocab_size} entries")
-        # Trained from the bare algorithm: the special tokens come first, as in BERT's and ELECTRA's vocabularies.
-        blank = BertTokenizer(do_lower_case=args.lowercase)
-        batches = (documents[i : i + 100]["text"] for i in range(0, len(documents), 100))
-        texts = ([text or "" for text in batch] for batch in batches)
-        tokenizer = blank.train_new_from_iterator(texts, vocab_size, length=len(documents), show_progress=False)
+        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
@@ -165,6 +160,27 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
     # Documents of any length are cut into sequences afterwards, so the warning about length would only mislead.
     tokenizer.model_max_length = args.max_seq_length
     return tokenizer
+
+
+def train_tokenizer(documents: Dataset, vocab_size: int, lowercase: bool) -> BertTokenizer:
+    """A WordPiece tokenizer of at most `vocab_size` entries, the same one for the same text every time."""
+    logger.info(f"training a WordPiece tokenizer of {vocab_size} entries")
+    blank = BertTokenizer(do_lower_case=lowercase)
+    backend = blank.backend_tokenizer
+    # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from run to run,
+    # and breaks ties between merges by those numbers. Naming these pieces beforehand fixes both.
+    continuing = set()
+    for text in _texts(documents):
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text or "")):
+            continuing.update(word[1:])
+    trained = blank.train_new_from_iterator(
+        ([text or "" for text in batch["text"]] for batch in documents.iter(100)),
+        vocab_size,
+        new_special_tokens=[f"##{character}" for character in sorted(continuing)],
+        show_progress=False,
+    )
+    # A fresh one of that vocabulary, to which those pieces are not special.
+    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=lowercase)
 
 
 def pack(

@@ -129,6 +129,12 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_survives_saving(corpus, 
     assert tokenizer.unk_token_id not in tokenizer(documents[0]["text"])["input_ids"]
 
 
+def test_the_same_text_gives_the_same_tokenizer(corpus):
+    documents = load_documents(DataArguments(train_files=[str(corpus)]))["train"]
+    vocabularies = [load_tokenizer(DataArguments(), 70, documents).get_vocab() for _ in range(5)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
 def test_prepare_goes_the_whole_way(corpus):
     packed, tokenizer, counts = prepare(DataArguments(train_files=[str(corpus)], max_seq_length=32), 80)
     assert set(packed) == {"train", "validation"}
