@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pyarrow.compute
 from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -238,9 +239,8 @@ def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[
 
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
     empty = sum(not text or text.isspace() for text in _texts(documents))
-    lengths = packed.with_format("arrow").data.column("input_ids").combine_chunks()
-    tokens = int(sum(len(chunk.values) for chunk in getattr(lengths, "chunks", [lengths]))) if len(packed) else 0
-    return SplitCounts(len(documents), empty, tokens, len(packed))
+    tokens = pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py()
+    return SplitCounts(len(documents), empty, tokens or 0, len(packed))
 
 
 def _texts(documents: Dataset) -> Iterator[str | None]:

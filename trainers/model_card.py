@@ -6,6 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modeling_electra_exit import ElectraEarlyExitConfig
+
 
 def write_model_card(folder: str | Path, language: str | None = None, license: str | None = None) -> Path | None:
     """Render `README.md` in a run's folder from its `config.json` and `metrics.json`.
@@ -34,10 +36,7 @@ def write_model_card(folder: str | Path, language: str | None = None, license: s
         name=name,
         config=config,
         generator_type=config["generator_type"],
-        generator={
-            "layers": config["generator_num_hidden_layers"] or config["num_hidden_layers"],
-            "hidden_size": round(config["hidden_size"] * config["generator_size"]),
-        },
+        generator=ElectraEarlyExitConfig.from_pretrained(folder).generator_config(),
         layers=_layers(metrics["evaluation"], config),
         **metrics,
     )

@@ -12,7 +12,7 @@ from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
-from .flops import StepFlops, active_tokens, step_flops
+from .flops import active_tokens, step_flops
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
 
@@ -81,10 +81,7 @@ class ElectraEarlyExitTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
-        return self.step_flops(*inputs["input_ids"].shape, self.exits_active()).total
-
-    def step_flops(self, batch_size: int, sequence_length: int, exits_active: bool) -> StepFlops:
-        return step_flops(self.model_config, batch_size, sequence_length, exits_active)
+        return step_flops(self.model_config, *inputs["input_ids"].shape, self.exits_active()).total
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
