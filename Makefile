@@ -24,7 +24,7 @@ lint: .venv/installed
 # For maintainers: resolve the newest versions that fit pyproject.toml, in an environment of its own.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 setuptools '.[demo,test]'
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 setuptools '.[demo,study,test]'
 	echo '# Exact versions, written by `make lock`.' > requirements.lock
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude electra-early-exit | sed 's/+cpu$$//' >> requirements.lock
 	rm -rf .venv-lock

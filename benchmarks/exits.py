@@ -13,8 +13,9 @@ import torch
 from steps import OurStep, device, interleave, records, spread, timing_records
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers.cli import build_config, parse
 from modeling_electra_exit.trainers.flops import step_flops
+from modeling_electra_exit.trainers.parsing import parse
+from modeling_electra_exit.trainers.pretraining import build_config
 
 
 def cases(name: str) -> list[tuple[str, ElectraEarlyExitConfig, int, int]]:

@@ -1,28 +1,21 @@
 """ELECTRA with adaptive early exits, for Hugging Face Transformers. Importing this package registers it."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+import transformers
 
-from .configuration_electra_exit import ElectraEarlyExitConfig
-from .modeling_electra_exit import (
-    ElectraEarlyExitForPreTraining,
-    ElectraEarlyExitForPreTrainingOutput,
-    ElectraEarlyExitModel,
-    ElectraEarlyExitModelOutput,
-    ElectraEarlyExitPreTrainedModel,
-)
+from . import modeling_electra_exit
+from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
+from .modeling_electra_exit import *  # noqa: F403  what it exports is listed there
 
 
 __version__ = "0.1.0.dev0"
 
-AutoConfig.register(ElectraEarlyExitConfig.model_type, ElectraEarlyExitConfig, exist_ok=True)
-AutoModel.register(ElectraEarlyExitConfig, ElectraEarlyExitModel, exist_ok=True)
-AutoModelForPreTraining.register(ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, exist_ok=True)
+for _auto_class, _reference in AUTO_MAP.items():
+    _name = _reference.split(".")[1]
+    if _auto_class == "AutoConfig":
+        transformers.AutoConfig.register(ElectraEarlyExitConfig.model_type, ElectraEarlyExitConfig, exist_ok=True)
+    else:
+        getattr(transformers, _auto_class).register(
+            ElectraEarlyExitConfig, getattr(modeling_electra_exit, _name), exist_ok=True
+        )
 
-__all__ = [
-    "ElectraEarlyExitConfig",
-    "ElectraEarlyExitForPreTraining",
-    "ElectraEarlyExitForPreTrainingOutput",
-    "ElectraEarlyExitModel",
-    "ElectraEarlyExitModelOutput",
-    "ElectraEarlyExitPreTrainedModel",
-]
+__all__ = ["ElectraEarlyExitConfig", *modeling_electra_exit.__all__]

@@ -6,9 +6,10 @@ from transformers import ElectraConfig
 from .exit_policy import POLICIES, SIGNALS
 
 
-EXIT_POLICIES = ("none", *POLICIES)
 EXIT_CONTEXTS = ("all", "first", "none")
-GENERATOR_TYPES = ("mlm", "none")
+NORM_POSITIONS = ("post", "pre")
+EXIT_HEADS = ("separate", "shared")
+GENERATOR_TYPES = ("mlm", "uniform", "unigram", "none")
 
 # Every Auto class this plugin serves. Written into each config, so that a saved folder loads with
 # `trust_remote_code=True` through all of them, whichever class it was saved from.
@@ -16,6 +17,10 @@ AUTO_MAP = {
     "AutoConfig": "configuration_electra_exit.ElectraEarlyExitConfig",
     "AutoModel": "modeling_electra_exit.ElectraEarlyExitModel",
     "AutoModelForPreTraining": "modeling_electra_exit.ElectraEarlyExitForPreTraining",
+    "AutoModelForSequenceClassification": "modeling_electra_exit.ElectraEarlyExitForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_electra_exit.ElectraEarlyExitForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_electra_exit.ElectraEarlyExitForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_electra_exit.ElectraEarlyExitForMultipleChoice",
 }
 
 
@@ -26,13 +31,24 @@ class ElectraEarlyExitConfig(ElectraConfig):
     same names and defaults, and the fields below.
 
     Args:
+        norm_position (`str`, defaults to `"post"`):
+            Where each block's LayerNorm stands: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before
+            the block, with one more after the last layer, which learns sooner in small models.
         exit_policy (`str`, defaults to `"budget"`):
-            Who continues past an exit layer while pre-training: `"budget"` (a fixed number of tokens, ranked by
-            `exit_signal`), `"random"` (the same number, at random; the control) or `"none"` (no exits, no exit heads:
-            plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is asked for.
-        exit_signal (`str`, defaults to `"sampled_entropy"`):
-            What the `"budget"` policy ranks by: `"entropy"` of the exit head's prediction, or `"sampled_entropy"`,
-            sampling in proportion to it.
+            Who continues past an exit layer while pre-training: `"budget"` (as many tokens as `exit_keep` says, ranked
+            by `exit_signal`), `"random"` (as many, at random; the control), `"threshold"` (all whose entropy exceeds
+            `exit_threshold`) or `"none"` (no exits, no exit heads: plain ELECTRA). In evaluation mode the encoder runs
+            at full depth unless a policy is asked for.
+        exit_signal (`str`, defaults to `"expected_gain"`):
+            What the `"budget"` policy ranks by: `"entropy"` of the exit head's prediction; `"sampled_entropy"`,
+            sampling in proportion to it; `"expected_gain"`, how much a small regressor, trained on audit tokens,
+            expects deeper layers to lower the loss; or `"token_loss"`, the running loss of the token's vocabulary id.
+        exit_auc_floor (`float`, defaults to 0.6):
+            As long as the running ROC-AUC of an exit head is below this, the `"budget"` policy draws at random there,
+            and its capacity does not shrink. 0 ranks from the first step.
+        exit_threshold (`float` or `list[float]`, *optional*):
+            Entropy in nats above which the `"threshold"` policy lets tokens continue; two numbers are for tokens that
+            the exit head calls original and replaced.
         exit_layers (`list[int]`, *optional*):
             After how many completed layers tokens may leave, strictly increasing. Left out: a third and two thirds of
             the depth (4 and 8 of 12).
@@ -44,13 +60,29 @@ class ElectraEarlyExitConfig(ElectraConfig):
             after an exit, or in `"none"`.
         exit_reentry_layers (`int`, defaults to 1):
             How many of the last layers run on all tokens again.
+        exit_head (`str`, defaults to `"separate"`):
+            `"separate"`: each exit has a head of its own; `"shared"`: exits use the discriminator's.
         exit_loss_weight (`float`, defaults to 0.2):
             Weight of the exit heads' loss, averaged over the exits, relative to the discriminator's own loss.
+        exit_importance_weights (`bool`, defaults to `False`):
+            Weight the tokens in the loss of a later exit's head by the inverse of their probability to get there, so
+            that it is an estimate of the loss over all tokens. For `"sampled_entropy"` alone.
+        exit_distillation_weight (`float`, defaults to 0.0):
+            Weight, relative to the exit heads' loss, of the cross-entropy between the final head's prediction, without
+            gradient, and the exit heads' on audit tokens.
+        exit_error_target (`float`, *optional*):
+            Adapt the capacities: the error of an exit head, above that of the final head on the same audit tokens and
+            averaged over both classes, that capacities rise above and fall below. Left out: `exit_keep` stays.
+        exit_flops_budget (`float`, *optional*):
+            Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
         audit_fraction (`float`, defaults to 0.2):
-            Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
+            Share of the continuing places of a `"budget"` or `"threshold"` exit that goes to tokens drawn at random.
         generator_type (`str`, defaults to `"mlm"`):
-            `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"none"`: a
-            discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"uniform"` and
+            `"unigram"`: the data collator replaces tokens by random ones, all alike or as frequent as in the training
+            text. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+        generator_alpha (`float`, defaults to 1.0):
+            Power of the frequency in `"unigram"`: below 1, rare tokens are drawn more often than they occur.
         generator_size (`float`, defaults to 0.25):
             Width of the generator relative to the discriminator.
         generator_num_hidden_layers (`int`, *optional*):
@@ -78,15 +110,24 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     model_type = "electra_early_exit"
 
+    norm_position: str = "post"
     exit_policy: str = "budget"
-    exit_signal: str = "sampled_entropy"
+    exit_signal: str = "expected_gain"
+    exit_auc_floor: float | int = 0.6
+    exit_threshold: float | int | list[float | int] | None = None
     exit_layers: list[int] | None = None
     exit_keep: list[float | int] | None = None
     exit_context: str = "all"
     exit_reentry_layers: int = 1
+    exit_head: str = "separate"
     exit_loss_weight: float | int = 0.2
+    exit_importance_weights: bool = False
+    exit_distillation_weight: float | int = 0.0
+    exit_error_target: float | int | None = None
+    exit_flops_budget: float | int | None = None
     audit_fraction: float | int = 0.2
     generator_type: str = "mlm"
+    generator_alpha: float | int = 1.0
     generator_size: float | int = 0.25
     generator_num_hidden_layers: int | None = None
     generator_num_attention_heads: int | None = None
@@ -117,6 +158,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
         """Whether the model has an exit head at each exit layer (it has none without a policy that drops tokens)."""
         return self.exit_policy != "none" and len(self.exit_layers) > 0
 
+    @property
+    def has_gain_heads(self) -> bool:
+        """Whether each exit has a regressor of the expected gain beside its head."""
+        return self.has_exit_heads and self.exit_policy == "budget" and self.exit_signal == "expected_gain"
+
     def generator_config(self) -> "ElectraEarlyExitConfig":
         """Configuration of the generator's encoder: narrower, without exits, and with the embeddings of this one."""
         hidden_size = round(self.hidden_size * self.generator_size)
@@ -134,11 +180,13 @@ class ElectraEarlyExitConfig(ElectraConfig):
             raise ValueError(f"`{name}` must be {legal_values}, got {getattr(self, name)!r}")
 
     def validate_exits(self):
-        """Part of `@strict`-powered validation: everything about exits."""
+        """Part of `@strict`-powered validation: where and when tokens exit."""
         for name, choices in (
-            ("exit_policy", EXIT_POLICIES),
+            ("exit_policy", ("none", *POLICIES)),
             ("exit_signal", tuple(SIGNALS)),
             ("exit_context", EXIT_CONTEXTS),
+            ("exit_head", EXIT_HEADS),
+            ("norm_position", NORM_POSITIONS),
         ):
             self._check(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         depth = self.num_hidden_layers
@@ -162,13 +210,55 @@ class ElectraEarlyExitConfig(ElectraConfig):
             f"one share in (0, 1] for each of the {len(self.exit_layers)} exit layers {self.exit_layers}, not rising "
             "with depth",
         )
-        self._check("exit_loss_weight", self.exit_loss_weight >= 0, "at least 0")
-        self._check("audit_fraction", 0 <= self.audit_fraction <= 1, "between 0 and 1")
+        self._check_exit_rule()
         self._check("is_decoder", not self.is_decoder, "False: early exits need an encoder")
         self._check(
             "num_attention_heads",
             self.num_attention_heads >= 1 and self.hidden_size % self.num_attention_heads == 0,
             f"a divisor of hidden_size ({self.hidden_size})",
+        )
+
+    def _check_exit_rule(self):
+        for name in ("exit_loss_weight", "exit_distillation_weight"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("audit_fraction", "exit_auc_floor"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        threshold = self.exit_threshold
+        numbers = threshold if isinstance(threshold, list) else [] if threshold is None else [threshold]
+        self._check(
+            "exit_threshold",
+            (threshold is not None or self.exit_policy != "threshold")
+            and len(numbers) == (2 if isinstance(threshold, list) else len(numbers))
+            and all(number >= 0 for number in numbers),
+            "an entropy in nats (at least 0; 0.693 is the largest there is), or two, and given for "
+            "`exit_policy='threshold'`",
+        )
+        self._check("exit_error_target", self.exit_error_target is None or 0 < self.exit_error_target < 1,
+                    "None or strictly between 0 and 1")  # fmt: skip
+        self._check("exit_flops_budget", self.exit_flops_budget is None or 0 < self.exit_flops_budget <= 1,
+                    "None or a share in (0, 1]")  # fmt: skip
+        if self.exit_policy != "none":  # so that switching the policy off is enough to make a control run
+            self._check_exit_combinations()
+
+    def _check_exit_combinations(self):
+        adapts = self.exit_error_target is not None
+        self._check(
+            "exit_error_target",
+            not adapts or self.exit_policy == "random" or (self.exit_policy == "budget" and self.audit_fraction > 0),
+            "None, or beside `exit_policy='random'`, or 'budget' with an `audit_fraction` above 0",
+        )
+        self._check("exit_flops_budget", self.exit_flops_budget is None or adapts, "None without an exit_error_target")
+        samples = self.exit_policy == "budget" and self.exit_signal == "sampled_entropy"
+        self._check(
+            "exit_importance_weights",
+            samples or not self.exit_importance_weights,
+            "False unless `exit_policy='budget'` and `exit_signal='sampled_entropy'`",
+        )
+        learns_gain = self.exit_policy == "budget" and self.exit_signal == "expected_gain"
+        self._check(
+            "audit_fraction",
+            self.audit_fraction > 0 or not learns_gain,
+            "above 0 for `exit_signal='expected_gain'`, whose regressor learns from audit tokens",
         )
 
     def validate_generator(self):
@@ -180,6 +270,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         )
         self._check("generator_weight", self.generator_weight >= 0, "at least 0")
         self._check("discriminator_weight", self.discriminator_weight >= 0, "at least 0")
+        self._check("generator_alpha", self.generator_alpha >= 0, "at least 0")
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
         if self.generator_type != "mlm":
             return

@@ -1,7 +1,12 @@
 """Who continues and who exits: pure tensor functions, free of parameters, labels and model state.
 
-Nothing in this file ever sees a label. A token that is kept *because* it was wrong would tell the deep layers its
-label, so a policy may look at what the model predicts and at random numbers, and at nothing else.
+Nothing that ranks tokens ever sees a label. A token that is kept *because* it was wrong would tell the deep layers its
+label, so a policy may look at what the model predicts ([`Evidence`]) and at random numbers, and at nothing else.
+
+Add a signal or a policy of your own before the config that names it is made:
+
+    from modeling_electra_exit.exit_policy import SIGNALS
+    SIGNALS["margin"] = lambda evidence: -evidence.logits.abs()
 """
 
 import math
@@ -12,7 +17,7 @@ import torch
 
 
 # Capacities are multiples of this many tokens, so that shapes are few, static and friendly to matrix units.
-CAPACITY_MULTIPLE = 16
+CAPACITY_MULTIPLE = 8
 
 
 def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -29,45 +34,114 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.softplus(logits) - logits * torch.sigmoid(logits)
 
 
-def entropy_signal(logits: torch.Tensor) -> torch.Tensor:
-    """Rank by entropy: the least certain tokens continue. Shapes as in [`binary_entropy`]."""
-    return binary_entropy(logits)
+def gumbel_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise, fp32."""
+    return -torch.empty_like(tensor, dtype=torch.float32).exponential_().log()
 
 
-def sampled_entropy_signal(logits: torch.Tensor) -> torch.Tensor:
+class Evidence(NamedTuple):
+    """What may decide about the tokens still in the encoder; every field of shape `(batch, tokens)`, without gradient.
+
+    logits (`torch.FloatTensor`): the exit head's, of "this token was replaced".
+    gain (`torch.FloatTensor`, *optional*): predicted fall of the loss from this exit head to the final one, in nats.
+    token_loss (`torch.FloatTensor`, *optional*): running mean of the final loss of the token's vocabulary id, in nats.
+    """
+
+    logits: torch.Tensor
+    gain: torch.Tensor | None = None
+    token_loss: torch.Tensor | None = None
+
+
+def entropy_signal(evidence: Evidence) -> torch.Tensor:
+    """The least certain tokens continue."""
+    return binary_entropy(evidence.logits)
+
+
+def log_entropy(evidence: Evidence) -> torch.Tensor:
+    return binary_entropy(evidence.logits).clamp_min(1e-9).log()
+
+
+def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
     """Sample without replacement, in proportion to entropy.
 
     The k largest of `log w + g`, with independent standard Gumbel noise `g`, are a sample of k items drawn one after
     the other with probabilities proportional to the weights w of those that remain (the Gumbel-top-k trick, Kool et
     al., 2019, arXiv 1903.06059). Every token keeps some chance to continue, so that deep layers are starved of none.
     """
-    gumbel = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
-    return binary_entropy(logits).clamp_min(1e-9).log() + gumbel
+    return log_entropy(evidence) + gumbel_like(evidence.logits)
 
 
-# How the "budget" policy ranks tokens: name -> function of the exit logits (batch, tokens), larger means "continue".
-SIGNALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
+    """Those continue whom deeper layers are expected to help most; the irreducibly uncertain leave with the easy."""
+    return evidence.gain.float()
+
+
+def token_loss_signal(evidence: Evidence) -> torch.Tensor:
+    """Those continue whose vocabulary id has been hard so far (token dropping, Hou et al., 2022, arXiv 2203.13240)."""
+    return evidence.token_loss.float()
+
+
+# How the "budget" policy ranks tokens: name -> function(Evidence) -> scores (batch, tokens), larger means "continue".
+SIGNALS: dict[str, Callable[[Evidence], torch.Tensor]] = {
     "entropy": entropy_signal,
     "sampled_entropy": sampled_entropy_signal,
+    "expected_gain": expected_gain_signal,
+    "token_loss": token_loss_signal,
 }
 
 
-def budget_policy(logits: torch.Tensor, signal: str) -> torch.Tensor:
-    """Rank by what the exit head is unsure of, as `signal` (a key of [`SIGNALS`]) says."""
-    return SIGNALS[signal](logits)
+class Ranking(NamedTuple):
+    """A policy's decision about `tokens` candidates a row.
+
+    scores (`torch.FloatTensor` of shape `(batch, tokens)`): finite; larger means "continue".
+    num_kept (`int`): how many of each row continue.
+    log_weights (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): for scores that are these plus Gumbel
+        noise, where the loss is to be weighted by inverse probabilities.
+    """
+
+    scores: torch.Tensor
+    num_kept: int
+    log_weights: torch.Tensor | None = None
 
 
-def random_policy(logits: torch.Tensor, signal: str) -> torch.Tensor:
-    """Rank at random (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control every other policy has to beat."""
-    return torch.rand_like(logits, dtype=torch.float32)
+def budget_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
+    """As many as the capacity says, ranked by `config.exit_signal`."""
+    weights = log_entropy(evidence) if config.exit_importance_weights else None
+    return Ranking(SIGNALS[config.exit_signal](evidence), num_kept, weights)
 
 
-# The policies that drop tokens: name -> function(exit logits (batch, tokens), signal) -> scores (batch, tokens).
+def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
+    """As many, at random (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control for every other policy."""
+    return Ranking(torch.rand_like(evidence.logits, dtype=torch.float32), num_kept)
+
+
+def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
+    """All whose entropy exceeds `config.exit_threshold` (one number, or one each for tokens called original and
+    replaced), and as many more as make the number a multiple of [`CAPACITY_MULTIPLE`], the same for every row.
+
+    The number depends on the data, so this policy waits for the device once an exit.
+    """
+    threshold = config.exit_threshold
+    original, replaced = threshold if isinstance(threshold, list | tuple) else (threshold, threshold)
+    limit = torch.where(evidence.logits > 0, replaced, original)
+    # Scored by the excess, so that the places that rounding up leaves free go to the nearest.
+    scores = binary_entropy(evidence.logits) - limit
+    wanted = int((scores > 0).sum(dim=1).max())
+    return Ranking(scores, min(_round_up(wanted), evidence.logits.shape[1]))
+
+
+# The policies that drop tokens: name -> function(Evidence, num_kept that the capacity allows, config) -> Ranking.
 # "none" is legal in a config too and never gets here.
-POLICIES: dict[str, Callable[[torch.Tensor, str], torch.Tensor]] = {
+POLICIES: dict[str, Callable[..., Ranking]] = {
     "budget": budget_policy,
     "random": random_policy,
+    "threshold": threshold_policy,
 }
+
+
+def _round_up(tokens: float) -> int:
+    # The tiny tolerance keeps 0.1 * 160 = 16.000000000000004 from costing another 16 tokens.
+    return max(1, math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)) * CAPACITY_MULTIPLE
 
 
 def capacity(keep: float, sequence_length: int) -> int:
@@ -80,9 +154,48 @@ def capacity(keep: float, sequence_length: int) -> int:
     Returns:
         `int`: between 1 and `sequence_length`.
     """
-    # The tiny tolerance keeps 0.1 * 160 = 16.000000000000004 from costing another 16 tokens.
-    multiples = math.ceil(keep * sequence_length / CAPACITY_MULTIPLE - 1e-9)
-    return min(sequence_length, max(1, multiples) * CAPACITY_MULTIPLE)
+    return min(sequence_length, _round_up(keep * sequence_length))
+
+
+# An error this close to its target, as a share of it, leaves the capacity alone.
+DEAD_BAND = 0.1
+
+
+def adapt_capacities(
+    keep: list[float],
+    error_gaps: list[float],
+    target: float,
+    sequence_length: int,
+    may_shrink: list[bool],
+    affordable: Callable[[list[float]], bool],
+) -> list[float]:
+    """Move each exit's capacity by at most one [`CAPACITY_MULTIPLE`] towards the error it should have.
+
+    Args:
+        keep (`list[float]`): share of the sequence that continues past each exit, not rising.
+        error_gaps (`list[float]`): how much more the exit head errs than the final head on those it would let go.
+        target (`float`): the gap wanted. Above it too many leave, below it too few.
+        sequence_length (`int`).
+        may_shrink (`list[bool]`): exits whose head is good enough to let more tokens go.
+        affordable (function of such a list): whether capacities stay inside the budget. What shrinks is granted first,
+            then what grows, the largest gap first, as far as the budget goes.
+
+    Returns:
+        `list[float]`: the new shares, multiples of `CAPACITY_MULTIPLE / sequence_length` (at most 1), not rising.
+    """
+    step = CAPACITY_MULTIPLE / sequence_length
+    current = [capacity(share, sequence_length) / sequence_length for share in keep]
+    for number, gap in enumerate(error_gaps):
+        if may_shrink[number] and gap < target * (1 - DEAD_BAND):
+            current[number] = max(min(step, 1.0), current[number] - step)
+            # Who left at an earlier exit cannot continue at a later one.
+            current = [min(current[: i + 1]) for i in range(len(current))]
+    for number in sorted(range(len(current)), key=lambda i: -error_gaps[i]):
+        ceiling = current[number - 1] if number else 1.0
+        wider = [*current[:number], min(ceiling, current[number] + step), *current[number + 1 :]]
+        if error_gaps[number] > target * (1 + DEAD_BAND) and affordable(wider):
+            current = wider
+    return current
 
 
 class Selection(NamedTuple):
@@ -90,12 +203,18 @@ class Selection(NamedTuple):
 
     order (`torch.LongTensor` of shape `(batch, tokens)`): a permutation of the candidates: those that continue first,
         then those that exit, each group in the order of the text.
-    audit (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random, and so
-        are an unbiased sample of the candidates that the score alone would have let go.
+    audit (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random,
+        whatever their score: a uniform sample of the candidates that are neither protected nor padding.
+    refused (`torch.BoolTensor` of shape `(batch, num_kept)`): the audit tokens whose score alone would have let them
+        go: a uniform sample of those that exits are for, on which exits are judged.
+    inverse_probability (`torch.FloatTensor` of shape `(batch, num_kept)`, *optional*): 1 over the chance that each
+        token had to continue, where `log_weights` were given.
     """
 
     order: torch.Tensor
     audit: torch.Tensor
+    refused: torch.Tensor
+    inverse_probability: torch.Tensor | None = None
 
 
 def select(
@@ -104,10 +223,11 @@ def select(
     protected: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
     audit_fraction: float = 0.0,
+    log_weights: torch.Tensor | None = None,
 ) -> Selection:
     """Choose the `num_kept` tokens of every row that continue.
 
-    Protected tokens come first, then the highest scores, then the audit sample; padding comes last, and continues only
+    Protected tokens come first, then the audit sample, then the highest scores; padding comes last, and continues only
     where a row has fewer real tokens than places (shapes stay static).
 
     Args:
@@ -115,8 +235,9 @@ def select(
         num_kept (`int`): between 1 and `tokens`.
         protected (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must continue.
         padding (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must exit first.
-        audit_fraction (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random from
-            those the scores did not choose.
+        audit_fraction (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
+        log_weights (`torch.Tensor` of shape `(batch, tokens)`, *optional*): what `scores` are without their Gumbel
+            noise. Asks for `inverse_probability`.
 
     Raises:
         ValueError: if `num_kept` is not between 1 and the number of tokens.
@@ -124,24 +245,32 @@ def select(
     tokens = scores.shape[1]
     if not 1 <= num_kept <= tokens:
         raise ValueError(f"num_kept must be between 1 and the number of tokens ({tokens}), got {num_kept}")
-    scores = scores.float()
-    if protected is not None:
-        scores = scores.masked_fill(protected, torch.inf)
-    if padding is not None:
-        scores = scores.masked_fill(padding, -torch.inf)
+    nobody = torch.zeros_like(scores, dtype=torch.bool)
+    protected = nobody if protected is None else protected
+    padding = nobody if padding is None else padding
+    scores = scores.float().masked_fill(padding, -torch.inf).masked_fill(protected, torch.inf)
 
-    num_audit = round(audit_fraction * num_kept)
-    audited = kept = torch.zeros_like(scores, dtype=torch.bool)
-    if num_audit < num_kept:
-        kept = kept.scatter(1, scores.topk(num_kept - num_audit, dim=1).indices, True)
-    if num_audit > 0:
-        lottery = torch.rand_like(scores)
-        if protected is not None:  # with many special tokens and a large audit share, some may still be waiting here
-            lottery = lottery.masked_fill(protected, torch.inf)
-        if padding is not None:
-            lottery = lottery - padding.float()  # below every real token, above those already kept
-        lottery = lottery.masked_fill(kept, -torch.inf)
-        audited = audited.scatter(1, lottery.topk(num_audit, dim=1).indices, True)
+    audited = nobody
+    if (num_audit := round(audit_fraction * num_kept)) > 0:
+        lottery = torch.rand_like(scores).masked_fill(protected | padding, -1.0)
+        drawn = lottery.topk(num_audit, dim=1)
+        audited = nobody.scatter(1, drawn.indices, drawn.values >= 0)
+    # Protected tokens outrank the audit sample, which outranks every other score.
+    ranked = scores.masked_fill(audited, torch.finfo(torch.float32).max)
+    kept = nobody.scatter(1, ranked.topk(num_kept, dim=1).indices, True)
+    audited = audited & kept
     # A stable sort of "exits" puts those that continue first and leaves both groups in the order of the text.
-    order = torch.argsort((~(kept | audited)).to(torch.uint8), dim=1, stable=True)
-    return Selection(order, audited.gather(1, order[:, :num_kept]))
+    order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
+    survivors = order[:, :num_kept]
+    lowest = scores.masked_fill(audited | ~kept, torch.inf).amin(dim=1, keepdim=True)
+    refused = audited & (scores < lowest)
+    inverse = None
+    if log_weights is not None:
+        best_refused = scores.masked_fill(kept, -torch.inf).amax(dim=1, keepdim=True)
+        # Kool et al., 2019: given the largest score refused, k, a token of log weight w had the chance
+        # 1 - exp(-exp(w - k)).
+        chance = -torch.expm1(-(log_weights.float() - best_refused).exp())
+        audit_chance = num_audit / (~(protected | padding)).sum(dim=1, keepdim=True).clamp_min(num_audit + 1)
+        chance = (audit_chance + (1 - audit_chance) * chance).masked_fill(protected, 1.0)
+        inverse = chance.clamp_min(1e-6).reciprocal().gather(1, survivors)
+    return Selection(order, audited.gather(1, survivors), refused.gather(1, survivors), inverse)

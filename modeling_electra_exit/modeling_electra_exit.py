@@ -5,22 +5,33 @@ discriminates, and after an exit layer only the surviving tokens are computed (`
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from transformers import (
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForMultipleChoice,
+    ElectraForPreTraining,
+    ElectraForQuestionAnswering,
+    ElectraForSequenceClassification,
+    ElectraForTokenClassification,
+)
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.electra.modeling_electra import (
+    ElectraClassificationHead,
     ElectraDiscriminatorPredictions,
     ElectraEmbeddings,
     ElectraGeneratorPredictions,
     ElectraLayer,
     ElectraPreTrainedModel,
     ElectraSelfAttention,
+    ElectraSequenceSummary,
     eager_attention_forward,
 )
 from transformers.utils import ModelOutput, logging
@@ -28,7 +39,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
-from .exit_policy import POLICIES, capacity, select
+from .exit_policy import POLICIES, Evidence, Selection, capacity, select
+from .exit_state import ElectraEarlyExitState
 
 
 logger = logging.get_logger(__name__)
@@ -98,6 +110,7 @@ class ElectraEarlyExitLayer(ElectraLayer):
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx=layer_idx)
         self.attention.self = ElectraEarlyExitSelfAttention(config, layer_idx=layer_idx)
+        self.norm_position = config.norm_position
 
     def forward(
         self,
@@ -107,7 +120,31 @@ class ElectraEarlyExitLayer(ElectraLayer):
         **kwargs,
     ) -> torch.Tensor:
         # `frozen_states` is positional so that reentrant gradient checkpointing sees that it needs gradients.
-        return super().forward(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
+        if self.norm_position == "post":
+            return super().forward(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
+        # The same weights under the same names, but each LayerNorm comes before its block instead of after the sum.
+        attention, feed_forward = self.attention.output, self.output
+        visible = None if frozen_states is None else attention.LayerNorm(frozen_states)
+        attended, _ = self.attention.self(
+            attention.LayerNorm(hidden_states), attention_mask, frozen_states=visible, **kwargs
+        )
+        hidden_states = hidden_states + attention.dropout(attention.dense(attended))
+        inner = self.intermediate(feed_forward.LayerNorm(hidden_states))
+        return hidden_states + feed_forward.dropout(feed_forward.dense(inner))
+
+
+@dataclass
+class Exits:
+    """What a model lends its encoder to decide about exits: one entry an exit layer.
+
+    heads: map states (batch, tokens, hidden) to logits (batch, tokens).
+    gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
+    state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
+    """
+
+    heads: Sequence[Callable[[torch.Tensor], torch.Tensor]]
+    gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
+    state: ElectraEarlyExitState | None = None
 
 
 @dataclass
@@ -115,13 +152,17 @@ class ExitTrace:
     """What happened at the exits of one forward pass, in the order of the exit layers.
 
     logits (list of `torch.FloatTensor` of shape `(batch, active tokens)`): the exit heads' predictions.
+    gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, where there are regressors.
     positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand.
+    selections (list of [`Selection`]): who continued. Empty if no policy was at work.
     exit_layers (`torch.LongTensor` of shape `(batch, sequence)`): layers completed when each token left; the depth for
         tokens that never did. `None` if no policy was at work.
     """
 
-    logits: list[torch.Tensor]
-    positions: list[torch.Tensor]
+    logits: list[torch.Tensor] = field(default_factory=list)
+    gains: list[torch.Tensor] = field(default_factory=list)
+    positions: list[torch.Tensor] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
     exit_layers: torch.Tensor | None = None
 
 
@@ -166,6 +207,9 @@ class ElectraEarlyExitEncoder(nn.Module):
         self.layer = nn.ModuleList(
             [ElectraEarlyExitLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)]
         )
+        pre = config.norm_position == "pre"
+        # After the last layer, and before every exit head: heads read what the last head would read.
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
 
     def forward(
         self,
@@ -174,7 +218,8 @@ class ElectraEarlyExitEncoder(nn.Module):
         token_mask: torch.Tensor | None = None,
         protected: torch.Tensor | None = None,
         exit_policy: str = "none",
-        exit_heads: nn.ModuleList | None = None,
+        exits: Exits | None = None,
+        input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, ExitTrace]:
         """Run the layers, and after each exit layer only on the tokens that continue.
@@ -185,13 +230,14 @@ class ElectraEarlyExitEncoder(nn.Module):
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             protected (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): tokens that never exit.
             exit_policy (`str`): a key of `POLICIES`, or "none".
-            exit_heads (`nn.ModuleList`, *optional*): one head for each exit layer, states -> logits.
+            exits ([`Exits`], *optional*): the heads, and what else decides.
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): for signals by vocabulary id.
         """
         tokens = ActiveTokens.all_of(hidden_states)
-        trace = ExitTrace([], [])
+        trace = ExitTrace()
         if exit_policy != "none":
             trace.exit_layers = torch.full_like(tokens.order, len(self.layer)).contiguous()
-        exits = {} if exit_heads is None else dict(zip(self.config.exit_layers, exit_heads, strict=True))
+        exit_layers = [] if exits is None else self.config.exit_layers
         since_exit = 0
         for index, layer in enumerate(self.layer):
             if index == len(self.layer) - self.config.exit_reentry_layers and tokens.frozen.shape[1]:
@@ -202,13 +248,18 @@ class ElectraEarlyExitEncoder(nn.Module):
                 tokens.active = self._run_on_survivors(layer, tokens, token_mask, since_exit, **kwargs)
                 since_exit += 1
 
-            if (head := exits.get(index + 1)) is not None:
-                trace.logits.append(head(tokens.active))
+            if index + 1 in exit_layers:
+                number = exit_layers.index(index + 1)
+                normed = self.norm(tokens.active)
+                trace.logits.append(exits.heads[number](normed))
                 trace.positions.append(tokens.positions())
+                if exits.gain_heads is not None:
+                    # Detached: the regressor watches the encoder and must not bend it.
+                    trace.gains.append(exits.gain_heads[number](normed.detach()))
                 if exit_policy != "none":
-                    tokens = self._exit(tokens, trace, index + 1, token_mask, protected, exit_policy)
+                    tokens = self._exit(tokens, trace, number, token_mask, protected, exit_policy, exits, input_ids)
                     since_exit = 0
-        return tokens.restore() if tokens.frozen.shape[1] else tokens.active, trace
+        return self.norm(tokens.restore() if tokens.frozen.shape[1] else tokens.active), trace
 
     def _run_on_survivors(self, layer, tokens: ActiveTokens, token_mask, since_exit: int, **kwargs) -> torch.Tensor:
         """One layer with the active tokens as queries and, as `exit_context` says, more tokens as keys and values."""
@@ -225,23 +276,41 @@ class ElectraEarlyExitEncoder(nn.Module):
                 mask = torch.zeros_like(mask, dtype=tokens.active.dtype).masked_fill(~mask, lowest)
         return layer(tokens.active, mask, visible, attn_implementation="eager" if eager else "sdpa", **kwargs)
 
-    def _exit(self, tokens, trace: ExitTrace, layer: int, token_mask, protected, exit_policy) -> ActiveTokens:
-        """Let the policy choose who continues past `layer`."""
-        config = self.config
-        positions = tokens.positions()
-        keep = config.exit_keep[config.exit_layers.index(layer)]
-        num_kept = min(capacity(keep, tokens.order.shape[1]), positions.shape[1])
+    def _exit(
+        self, tokens, trace: ExitTrace, number: int, token_mask, protected, exit_policy, exits: Exits, input_ids
+    ) -> ActiveTokens:
+        """Let the policy choose who continues past exit `number`, counted from 0."""
+        config, positions = self.config, tokens.positions()
+        num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
+        evidence = Evidence(
+            trace.logits[-1].detach(),
+            gain=trace.gains[-1].detach() if trace.gains else None,
+            token_loss=self._token_losses(exits.state, input_ids, positions),
+        )
+        scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
+        if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
+            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
         selection = select(
-            POLICIES[exit_policy](trace.logits[-1].detach(), config.exit_signal),
+            scores,
             num_kept,
             protected=None if protected is None else protected.gather(1, positions),
             padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
-            audit_fraction=config.audit_fraction if exit_policy == "budget" else 0.0,
+            # Whom chance alone chose is a uniform sample already.
+            audit_fraction=1.0 if exit_policy == "random" else config.audit_fraction,
+            log_weights=log_weights,
         )
+        trace.selections.append(selection)
         exited = positions.gather(1, selection.order[:, num_kept:])
-        trace.exit_layers = trace.exit_layers.scatter(1, exited, layer)
+        trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
         return tokens.exit(selection.order, num_kept)
+
+    def _token_losses(self, state, input_ids, positions) -> torch.Tensor | None:
+        if getattr(state, "token_loss", None) is None:
+            return None
+        if input_ids is None:
+            raise ValueError("`exit_signal='token_loss'` needs `input_ids`: embeddings have no vocabulary id")
+        return state.token_loss[input_ids.gather(1, positions)]
 
 
 class ElectraEarlyExitGenerator(nn.Module):
@@ -283,6 +352,26 @@ def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of each token, in nats and fp32; both arguments, and the result, (batch, tokens)."""
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+
+
+def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` (batch, candidates) over the audit tokens."""
+    continued = values.gather(1, selection.order[:, : selection.audit.shape[1]])
+    return (continued * selection.audit).sum() / selection.audit.sum().clamp_min(1)
+
+
+def inverse_probabilities(selection: Selection, before: torch.Tensor | None) -> torch.Tensor | None:
+    """Weights (batch, num_kept) of the tokens that continued: chances multiply along the exits passed `before`."""
+    if selection.inverse_probability is None:
+        return None
+    if before is None:
+        return selection.inverse_probability
+    return selection.inverse_probability * before.gather(1, selection.order[:, : selection.audit.shape[1]])
+
+
 @dataclass
 class ElectraEarlyExitModelOutput(ModelOutput):
     r"""
@@ -293,6 +382,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
         token that was still there, in active-first order.
     exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head.
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
+    exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
+    exit_selections (tuple of [`Selection`]): who continued at each exit, where a policy was at work.
     exit_layers (`torch.LongTensor` of shape `(batch, sequence)`): layers completed when each token left.
     """
 
@@ -301,6 +392,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
     exit_positions: tuple[torch.LongTensor, ...] | None = None
+    exit_gains: tuple[torch.FloatTensor, ...] | None = None
+    exit_selections: tuple[Selection, ...] | None = None
     exit_layers: torch.LongTensor | None = None
 
 
@@ -311,9 +404,9 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
 
     loss (`torch.FloatTensor` of shape `()`): the training loss.
     logits (`torch.FloatTensor` of shape `(batch, sequence)`): of "this token was replaced".
-    discriminator_loss, exit_loss, generator_loss (`torch.FloatTensor` of shape `()`): its parts, unweighted: the mean
-        binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
-        cross-entropy of the generator over masked tokens.
+    discriminator_loss, exit_loss, gain_loss, generator_loss (`torch.FloatTensor` of shape `()`): its unweighted parts:
+        the mean binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
+        squared error of the predicted gains; the mean cross-entropy of the generator over masked tokens.
     rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator saw a replaced token.
     """
 
@@ -321,27 +414,36 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     discriminator_loss: torch.FloatTensor | None = None
     exit_loss: torch.FloatTensor | None = None
+    gain_loss: torch.FloatTensor | None = None
     generator_loss: torch.FloatTensor | None = None
     rtd_labels: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
     exit_positions: tuple[torch.LongTensor, ...] | None = None
+    exit_gains: tuple[torch.FloatTensor, ...] | None = None
+    exit_selections: tuple[Selection, ...] | None = None
     exit_layers: torch.LongTensor | None = None
 
 
 class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
     config: ElectraEarlyExitConfig
     config_class = ElectraEarlyExitConfig
+    # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
+    _keys_to_ignore_on_load_unexpected = [r"^generator\.", r"^exit_\w+\.", r"^discriminator_predictions\."]
     _no_split_modules = ["ElectraEarlyExitLayer"]
     _can_record_outputs = {"hidden_states": ElectraEarlyExitLayer, "attentions": ElectraEarlyExitSelfAttention}
 
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, ElectraEarlyExitState):
+            for name, value in module.initial(self.config).items():
+                init.copy_(getattr(module, name), value)
+
 
 class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
-    """The encoder. Full depth for every token unless `exit_policy` and `exit_heads` are given."""
-
-    # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
-    _keys_to_ignore_on_load_unexpected = [r"^generator\.", r"^exit_predictions\.", r"^discriminator_predictions\."]
+    """The encoder. Full depth for every token unless `exit_policy` and `exits` are given."""
 
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
@@ -367,7 +469,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         exit_policy: str | None = None,
-        exit_heads: nn.ModuleList | None = None,
+        exits: Exits | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitModelOutput:
         r"""
@@ -377,8 +479,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
             exit_policy (`str`, *optional*): who leaves at `config.exit_layers`: `"none"` (the default here), or one of
                 the policies the config knows.
-            exit_heads (`nn.ModuleList`, *optional*): one head for each exit layer, mapping states (batch, tokens,
-                hidden) to logits (batch, tokens). Needed for any policy but `"none"`.
+            exits ([`Exits`], *optional*): the exits' heads. Needed for any policy but `"none"`.
 
         Raises:
             ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, for an unknown policy, a
@@ -387,7 +488,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         exit_policy = "none" if exit_policy is None else exit_policy
-        self._check_exit_arguments(exit_policy, exit_heads, attention_mask)
+        self._check_exit_arguments(exit_policy, exits, attention_mask)
 
         embedding_output = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         protected = None if exit_policy == "none" else self._protected_tokens(embedding_output, input_ids)
@@ -399,7 +500,8 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             token_mask=attention_mask if exit_policy != "none" else None,
             protected=protected,
             exit_policy=exit_policy,
-            exit_heads=exit_heads,
+            exits=exits,
+            input_ids=input_ids,
             position_ids=position_ids,
             **kwargs,
         )
@@ -407,17 +509,19 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             last_hidden_state=hidden_states,
             exit_logits=tuple(trace.logits) or None,
             exit_positions=tuple(trace.positions) or None,
+            exit_gains=tuple(trace.gains) or None,
+            exit_selections=tuple(trace.selections) or None,
             exit_layers=trace.exit_layers,
         )
 
-    def _check_exit_arguments(self, exit_policy, exit_heads, attention_mask):
+    def _check_exit_arguments(self, exit_policy, exits, attention_mask):
         if exit_policy == "none":
             return
         if exit_policy not in POLICIES:
             raise ValueError(f"`exit_policy` must be one of {['none', *POLICIES]}, got {exit_policy!r}")
-        if exit_heads is None:
+        if exits is None:
             raise ValueError(
-                f"`exit_policy={exit_policy!r}` needs `exit_heads`, and a model whose config says "
+                f"`exit_policy={exit_policy!r}` needs `exits`, and a model whose config says "
                 "`exit_policy='none'` has none"
             )
         if attention_mask is not None and attention_mask.dim() != 2:
@@ -444,6 +548,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
       replace them, and the discriminator tells which tokens were replaced.
     """
 
+    _keys_to_ignore_on_load_unexpected = None
     # The loss is a mean over this batch, whatever **kwargs suggests to Trainer.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"generator.lm_head.weight": "electra.embeddings.word_embeddings.weight"}
@@ -453,9 +558,13 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         self.electra = ElectraEarlyExitModel(config)
         self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
         if config.has_exit_heads:
-            self.exit_predictions = nn.ModuleList(
-                [ElectraDiscriminatorPredictions(config) for _ in config.exit_layers]
-            )
+            if config.exit_head == "separate":
+                self.exit_predictions = nn.ModuleList(
+                    [ElectraDiscriminatorPredictions(config) for _ in config.exit_layers]
+                )
+            if config.has_gain_heads:
+                self.exit_gains = nn.ModuleList([ElectraDiscriminatorPredictions(config) for _ in config.exit_layers])
+            self.exit_state = ElectraEarlyExitState(config)
         if config.generator_type == "mlm":
             self.generator = ElectraEarlyExitGenerator(config)
         else:
@@ -469,6 +578,13 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if self.config.generator_type == "mlm":
             self.generator.lm_head = value
 
+    def exits(self) -> Exits | None:
+        """The exits' heads and statistics, or `None` for a model without."""
+        if not self.config.has_exit_heads:
+            return None
+        shared = [self.discriminator_predictions] * len(self.config.exit_layers)
+        return Exits(getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None), self.exit_state)
+
     @can_return_tuple
     def forward(
         self,
@@ -480,6 +596,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         labels: torch.Tensor | None = None,
         mlm_labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
+        exit_loss_scale: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
@@ -492,12 +609,15 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 positions, -100 everywhere else. Starts the joint objective.
             exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
+            exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
+                tensor, so that a changing value does not make `torch.compile` compile again.
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
-            exit_loss_weight * exit_loss` (the second term only with exit heads), so that it equals ELECTRA's without
-            exits. For `mlm_labels` it is `generator_weight * generator_loss + discriminator_weight *
-            (discriminator_loss + exit_loss_weight * exit_loss)`, as in google-research/electra.
+            exit_loss_weight * exit_loss + gain_loss` (the second term only with exit heads, the third only with
+            regressors of the gain), so that it equals ELECTRA's without exits; times `discriminator_weight` where
+            `generator_type` names one that corrupts outside the model. For `mlm_labels` it is `generator_weight *
+            generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
             ValueError: if `labels` and `mlm_labels` are both given, or `mlm_labels` without a generator or without
@@ -522,35 +642,48 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             exit_policy=exit_policy,
-            exit_heads=getattr(self, "exit_predictions", None),
+            exits=self.exits(),
             return_dict=True,
             **kwargs,
         )
         logits = self.discriminator_predictions(outputs.last_hidden_state)
 
-        loss = discriminator_loss = exit_loss = None
+        loss = discriminator_loss = exit_loss = gain_loss = None
         if labels is not None:
             discriminator_loss = self._detection_loss(logits, labels, attention_mask)
             loss = discriminator_loss
             if outputs.exit_logits is not None:
-                exit_loss = self._exit_loss(outputs, labels, attention_mask)
-                loss = loss + self.config.exit_loss_weight * exit_loss
+                exit_loss = self._exit_loss(outputs, logits, labels, attention_mask)
+                weighted = self.config.exit_loss_weight * exit_loss
+                loss = loss + (weighted if exit_loss_scale is None else exit_loss_scale * weighted)
+            if outputs.exit_gains is not None:
+                gain_loss = self._gain_loss(outputs, logits, labels)
+                loss = loss + gain_loss
+            # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
+            if self.config.generator_type not in ("mlm", "none"):
+                loss = self.config.discriminator_weight * loss
             if generator_loss is not None:
                 loss = self.config.generator_weight * generator_loss + self.config.discriminator_weight * loss
 
-        return ElectraEarlyExitForPreTrainingOutput(
+        result = ElectraEarlyExitForPreTrainingOutput(
             loss=loss,
             logits=logits,
             discriminator_loss=None if discriminator_loss is None else discriminator_loss.detach(),
             exit_loss=None if exit_loss is None else exit_loss.detach(),
+            gain_loss=None if gain_loss is None else gain_loss.detach(),
             generator_loss=None if generator_loss is None else generator_loss.detach(),
             rtd_labels=labels,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             exit_logits=outputs.exit_logits,
             exit_positions=outputs.exit_positions,
+            exit_gains=outputs.exit_gains,
+            exit_selections=outputs.exit_selections,
             exit_layers=outputs.exit_layers,
         )
+        if self.training and labels is not None and result.exit_selections is not None:
+            self.exit_state.update(result, labels, attention_mask, input_ids)
+        return result
 
     def corrupt(
         self,
@@ -597,22 +730,48 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
 
     @staticmethod
-    def _detection_loss(logits, labels, token_mask) -> torch.Tensor:
+    def _detection_loss(logits, labels, token_mask, weights=None) -> torch.Tensor:
         """Mean binary cross-entropy over real tokens; all arguments (batch, tokens), the result in fp32."""
-        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-        if token_mask is None:
+        losses = token_losses(logits, labels)
+        if token_mask is None and weights is None:
             return losses.mean()
-        real = (token_mask == 1).to(losses.dtype)
-        return (losses * real).sum() / real.sum().clamp_min(1)
+        counted = torch.ones_like(losses) if token_mask is None else (token_mask == 1).to(losses.dtype)
+        if weights is not None:
+            counted = counted * weights
+        return (losses * counted).sum() / counted.sum().clamp_min(1)
 
-    def _exit_loss(self, outputs: ElectraEarlyExitModelOutput, labels, token_mask) -> torch.Tensor:
-        """Each exit head is trained on the tokens that reach it; the mean over the exits."""
-        losses = [
-            self._detection_loss(
-                logits, labels.gather(1, positions), None if token_mask is None else token_mask.gather(1, positions)
-            )
-            for logits, positions in zip(outputs.exit_logits, outputs.exit_positions, strict=True)
-        ]
+    def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
+        """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also
+        learns the final head's answers on the audit tokens."""
+        losses, weights = [], None
+        for number, (logits, positions) in enumerate(zip(outputs.exit_logits, outputs.exit_positions, strict=True)):
+            mask = None if token_mask is None else token_mask.gather(1, positions)
+            loss = self._detection_loss(logits, labels.gather(1, positions), mask, weights)
+            if outputs.exit_selections is not None:
+                selection = outputs.exit_selections[number]
+                if self.config.exit_distillation_weight > 0:
+                    teacher = final_logits.detach().gather(1, positions).sigmoid()
+                    loss = loss + self.config.exit_distillation_weight * audit_mean(
+                        selection, token_losses(logits, teacher)
+                    )
+                weights = inverse_probabilities(selection, weights)
+            losses.append(loss)
+        return torch.stack(losses).mean()
+
+    def _gain_loss(self, outputs, final_logits, labels) -> torch.Tensor:
+        """Squared error of the predicted gains, on audit tokens alone, the mean over the exits.
+
+        The gain of a token is the exit head's loss less the final head's, in nats. It is a target and nothing else:
+        the regressor's input is detached, and no gradient leaves through the losses.
+        """
+        if outputs.exit_selections is None:  # a dense step has no audit tokens
+            return torch.stack([0.0 * gains.sum() for gains in outputs.exit_gains]).mean()
+        losses = []
+        for number, (logits, gains) in enumerate(zip(outputs.exit_logits, outputs.exit_gains, strict=True)):
+            positions = outputs.exit_positions[number]
+            here = labels.gather(1, positions)
+            gain = token_losses(logits, here) - token_losses(final_logits.gather(1, positions), here)
+            losses.append(audit_mean(outputs.exit_selections[number], (gains.float() - gain.detach()).square()))
         return torch.stack(losses).mean()
 
     @classmethod
@@ -673,7 +832,15 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
         Returns:
             `dict[str, str]`: the folder written for each part.
+
+        Raises:
+            ValueError: for `norm_position="pre"`, which plain ELECTRA does not know.
         """
+        if self.config.norm_position != "post":
+            raise ValueError(
+                f"plain ELECTRA normalises after each block; this model has "
+                f"`norm_position={self.config.norm_position!r}` and no plain form"
+            )
         plain = ElectraForPreTraining(_plain_config(self.config))
         plain.electra.load_state_dict(self.electra.state_dict())
         plain.discriminator_predictions.load_state_dict(self.discriminator_predictions.state_dict())
@@ -691,6 +858,48 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             written["generator"] = os.path.join(folder, "generator")
             masked_lm.to(self.dtype).save_pretrained(written["generator"])
         return written
+
+
+# ---- Fine-tuning: ELECTRA's own heads and forward passes, on this encoder at full depth ----
+# Their constructors are passed over, because they would build a plain encoder first.
+
+
+class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitPreTrainedModel, ElectraForSequenceClassification):
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super(ElectraForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.electra = ElectraEarlyExitModel(config)
+        self.classifier = ElectraClassificationHead(config)
+        self.post_init()
+
+
+class ElectraEarlyExitForTokenClassification(ElectraEarlyExitPreTrainedModel, ElectraForTokenClassification):
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super(ElectraForTokenClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.electra = ElectraEarlyExitModel(config)
+        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitPreTrainedModel, ElectraForQuestionAnswering):
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super(ElectraForQuestionAnswering, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.electra = ElectraEarlyExitModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class ElectraEarlyExitForMultipleChoice(ElectraEarlyExitPreTrainedModel, ElectraForMultipleChoice):
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super(ElectraForMultipleChoice, self).__init__(config)
+        self.electra = ElectraEarlyExitModel(config)
+        self.sequence_summary = ElectraSequenceSummary(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
 
 
 def _generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -> dict:
@@ -724,8 +933,12 @@ for _auto_class, _reference in AUTO_MAP.items():
         _model_class.register_for_auto_class(_auto_class)
 
 __all__ = [
+    "ElectraEarlyExitForMultipleChoice",
     "ElectraEarlyExitForPreTraining",
     "ElectraEarlyExitForPreTrainingOutput",
+    "ElectraEarlyExitForQuestionAnswering",
+    "ElectraEarlyExitForSequenceClassification",
+    "ElectraEarlyExitForTokenClassification",
     "ElectraEarlyExitModel",
     "ElectraEarlyExitModelOutput",
     "ElectraEarlyExitPreTrainedModel",

@@ -30,7 +30,7 @@ def pytest_unconfigure(config):
 
 
 def tiny_config(**overrides) -> ElectraEarlyExitConfig:
-    """Six layers, exits after the second and the fourth, no dropout."""
+    """Six layers, exits after the second and the fourth that rank from the first step, no dropout."""
     settings = {
         "vocab_size": 120,
         "embedding_size": 16,
@@ -43,6 +43,8 @@ def tiny_config(**overrides) -> ElectraEarlyExitConfig:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "generator_size": 0.5,
+        "exit_signal": "sampled_entropy",
+        "exit_auc_floor": 0.0,
         "pad_token_id": 0,
         "cls_token_id": 2,
         "sep_token_id": 3,

@@ -38,11 +38,27 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Correct Adam's bias. ELECTRA does not. Applies to `--optim adamw_torch[_fused]`."},
     )
+    corpus_init: bool = field(
+        default=False,
+        metadata={
+            "help": "Start embeddings and attention from statistics of the training text instead of at random "
+            "(`trainers/initialization.py`): small models learn millions of tokens sooner."
+        },
+    )
+    exit_loss_warmup: float = field(
+        default=0.0,
+        metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
+    )
     exit_warmup: float = field(
         default=0.08, metadata={"help": "Share of the steps at the start that run at full depth for every token."}
     )
     exit_cooldown: float = field(
         default=0.12, metadata={"help": "Share of the steps at the end that run at full depth for every token."}
+    )
+
+    exit_adapt_steps: int = field(
+        default=100,
+        metadata={"help": "Steps between two looks at the capacities, where there is an exit_error_target."},
     )
 
     def __post_init__(self):
@@ -51,7 +67,7 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
         # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        for name in ("exit_warmup", "exit_cooldown"):
+        for name in ("exit_warmup", "exit_cooldown", "exit_loss_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be a share between 0 and 1, got {getattr(self, name)}")
         if self.exit_warmup + self.exit_cooldown > 1:
@@ -59,6 +75,9 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
                 "`exit_warmup` and `exit_cooldown` must not exceed 1 together, "
                 f"got {self.exit_warmup} and {self.exit_cooldown}"
             )
+
+        if self.exit_adapt_steps < 1:
+            raise ValueError(f"`exit_adapt_steps` must be at least 1, got {self.exit_adapt_steps}")
 
     @property
     def mask_seed(self) -> int:
@@ -100,6 +119,10 @@ class DataArguments:
     )
     validation_fraction: float = field(
         default=0.02, metadata={"help": "Share of the documents that is held out, drawn with `--data_split_seed`."}
+    )
+    validation_last: int | None = field(
+        default=None,
+        metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
     )
     data_split_seed: int = field(default=0, metadata={"help": "Seed of that draw."})
     max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})

@@ -1,7 +1,13 @@
 """What happens between the steps, and what the terminal shows of it."""
 
+import copy
+
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+
+from modeling_electra_exit.exit_policy import adapt_capacities
+
+from .flops import block_share, capacity_log
 
 
 class NewEpochCallback(TrainerCallback):
@@ -15,6 +21,60 @@ class NewEpochCallback(TrainerCallback):
             # A run resumed in the middle of an epoch begins with a fraction here.
             self.trainer.data_collator.set_epoch(int(state.epoch or 0))
         self.trainer.stopwatch.lap()
+
+
+class AdaptiveCapacityCallback(TrainerCallback):
+    """Moves the capacities of the exits towards `config.exit_error_target`, inside `config.exit_flops_budget`.
+
+    It decides by buffers of the model, all-reduced and saved with it, so that all processes decide alike and a
+    resumed run as the uninterrupted one. Reading them waits for the device, once in `exit_adapt_steps`.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if (config := model.config).exit_error_target is None:
+            return
+        length = self.trainer.sequence_length
+        self.budget = config.exit_flops_budget or block_share(config, length)
+        if state.global_step == 0:
+            model.exit_state.keep.copy_(model.exit_state.keep.new_tensor(config.exit_keep))
+        else:
+            config.exit_keep = [round(share, 6) for share in model.exit_state.keep.tolist()]
+        self._log(config)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        config, length = model.config, self.trainer.sequence_length
+        if config.exit_error_target is None or state.global_step % args.exit_adapt_steps:
+            return
+        if not args.exits_active(state.global_step - 1, state.max_steps):
+            return
+
+        def affordable(keep):
+            trial = copy.copy(config)
+            trial.exit_keep = keep
+            return block_share(trial, length) <= self.budget + 1e-9
+
+        ready = (model.exit_state.auc >= config.exit_auc_floor).tolist()
+        keep = adapt_capacities(
+            config.exit_keep,
+            model.exit_state.error_gap().tolist(),
+            config.exit_error_target,
+            length,
+            ready,
+            affordable,
+        )
+        if keep != config.exit_keep:
+            config.exit_keep = keep
+            model.exit_state.keep.copy_(model.exit_state.keep.new_tensor(keep))
+            self._log(config)
+
+    def _log(self, config):
+        """Into the log history too: the run's operations are counted from there (`flops.capacity_history`)."""
+        self.trainer.log(capacity_log(config))
 
 
 class OneLineProgressCallback(ProgressCallback):

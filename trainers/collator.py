@@ -1,4 +1,4 @@
-"""From packed sequences to masked batches."""
+"""From packed sequences to batches: masked for the model's generator, or already corrupted by one that runs here."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from .generators import Replacements
 
 
 # Of the positions chosen for prediction, this share is shown to the generator as [MASK]; the rest stay as they are.
@@ -15,7 +17,7 @@ MASK_SHARE = 0.85
 
 @dataclass
 class DataCollatorForReplacedTokenDetection:
-    """Pads to a fixed length and masks for the generator.
+    """Pads to a fixed length, and masks for the generator or replaces tokens itself.
 
     The mask of a sequence is a function of (`seed`, epoch, the sequence's own ids). So it does not depend on the batch
     a sequence lands in, on the number of loader workers or of processes; two epochs differ; and a resumed run sees
@@ -26,6 +28,8 @@ class DataCollatorForReplacedTokenDetection:
         max_seq_length (`int`, *optional*): every sequence is padded to it. Left out: to the longest of the batch.
         mlm_probability (`float`): share of a sequence's tokens that is masked; at least one, never a special token.
         seed (`int`): of the masks.
+        replacements ([`generators.Replacements`], *optional*): proposes what the chosen tokens become. Left out: the
+            batch is masked, and the model's generator proposes.
 
     Raises:
         ValueError: if the tokenizer has no mask or pad token, or a sequence is longer than `max_seq_length`.
@@ -35,6 +39,7 @@ class DataCollatorForReplacedTokenDetection:
     max_seq_length: int | None = None
     mlm_probability: float = 0.15
     seed: int = 0
+    replacements: Replacements | None = None
     # Shared memory, because loader workers that outlive an epoch hold a copy of this object.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
 
@@ -55,19 +60,24 @@ class DataCollatorForReplacedTokenDetection:
             features: each with `input_ids`, the ids of one sequence with its special tokens.
 
         Returns:
-            `input_ids` and `mlm_labels` (`torch.LongTensor` of shape `(batch, sequence)`; labels are the original ids
-            at masked positions and -100 elsewhere), and `attention_mask` (same shape), only where there is padding.
+            `input_ids` with `mlm_labels`, the original ids at masked positions and -100 elsewhere; or, with
+            `replacements`, corrupted `input_ids` with `labels`, 1 where a token was replaced by another and 0
+            elsewhere. Both `torch.LongTensor` of shape `(batch, sequence)`. And `attention_mask` (same shape), only
+            where there is padding.
         """
         rows = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
         longest = max(len(row) for row in rows)
         length = self.max_seq_length or longest
         if longest > length:
             raise ValueError(f"a sequence of {longest} tokens does not fit `max_seq_length` {length}")
+        make, name, no_label = (
+            (self.mask, "mlm_labels", -100) if self.replacements is None else (self.replace, "labels", 0)
+        )
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id)
-        labels = np.full((len(rows), length), -100)
+        labels = np.full((len(rows), length), no_label)
         for i, row in enumerate(rows):
-            input_ids[i, : len(row)], labels[i, : len(row)] = self.mask(row)
-        batch = {"input_ids": torch.from_numpy(input_ids), "mlm_labels": torch.from_numpy(labels)}
+            input_ids[i, : len(row)], labels[i, : len(row)] = make(row)
+        batch = {"input_ids": torch.from_numpy(input_ids), name: torch.from_numpy(labels)}
         lengths = torch.tensor([len(row) for row in rows])
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
@@ -75,12 +85,23 @@ class DataCollatorForReplacedTokenDetection:
 
     def mask(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The masked ids and the labels of one sequence; all three of shape (tokens,), int64."""
-        generator = np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes())))
-        candidates = np.flatnonzero(~np.isin(row, self._special_ids))
-        count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
-        chosen = generator.choice(candidates, count, replace=False) if count else candidates
+        chosen, generator = self._choose(row)
         labels = np.full_like(row, -100)
         labels[chosen] = row[chosen]
         masked = row.copy()
-        masked[chosen[generator.random(count) < MASK_SHARE]] = self.tokenizer.mask_token_id
+        masked[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self.tokenizer.mask_token_id
         return masked, labels
+
+    def replace(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The corrupted ids of one sequence and 1 where they differ from it; all three of shape (tokens,), int64."""
+        chosen, generator = self._choose(row)
+        corrupted = row.copy()
+        corrupted[chosen] = self.replacements(row, chosen, generator)
+        return corrupted, (corrupted != row).astype(np.int64)
+
+    def _choose(self, row: np.ndarray) -> tuple[np.ndarray, np.random.Generator]:
+        """The positions to corrupt, never a special token's, and the sequence's own random generator."""
+        generator = np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes())))
+        candidates = np.flatnonzero(~np.isin(row, self._special_ids))
+        count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
+        return (generator.choice(candidates, count, replace=False) if count else candidates), generator

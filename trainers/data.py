@@ -130,6 +130,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:
+    if args.validation_last is not None:
+        if not 0 < args.validation_last < len(documents):
+            raise DataError(
+                f"--validation_last must leave some of the {len(documents)} documents, got {args.validation_last}"
+            )
+        first = len(documents) - args.validation_last
+        return {"train": documents.select(range(first)), "validation": documents.select(range(first, len(documents)))}
     if not 0 < args.validation_fraction < 1:
         raise DataError(f"--validation_fraction must be strictly between 0 and 1, got {args.validation_fraction}")
     if len(documents) < 2:

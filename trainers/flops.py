@@ -98,7 +98,11 @@ def step_flops(
     head = 2 * (hidden * hidden + hidden)
     heads = tokens * head + _projection(config.embedding_size, hidden, tokens)
     if config.has_exit_heads:
-        heads += sum(active[layer - 1] * head for layer in config.exit_layers)
+        a_token = head
+        if config.has_gain_heads:
+            # Their input is detached: no gradient of it, which is one of the three products of the wide layer.
+            a_token += head - (2 * hidden * hidden / TRAINING_FACTOR if training else 0)
+        heads += sum(active[layer - 1] * a_token for layer in config.exit_layers)
 
     generator = 0.0
     if config.generator_type == "mlm":
@@ -112,6 +116,34 @@ def step_flops(
 
 def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
     return 0.0 if embedding_size == hidden_size else 2 * tokens * embedding_size * hidden_size
+
+
+def block_share(config: ElectraEarlyExitConfig, sequence_length: int) -> float:
+    """Operations of the discriminator's layers while exits are active, as a share of those at full depth."""
+    executed, dense = (step_flops(config, 1, sequence_length, active).blocks for active in (True, False))
+    return executed / dense
+
+
+CAPACITY_KEY = "exit_keep_layer_"
+
+
+def capacity_log(config: ElectraEarlyExitConfig) -> dict[str, float]:
+    """The log entry that says which capacities hold from its step on."""
+    return {f"{CAPACITY_KEY}{layer}": keep for layer, keep in zip(config.exit_layers, config.exit_keep, strict=True)}
+
+
+def capacity_history(config: ElectraEarlyExitConfig, log_history: list[dict], steps: int) -> list[list[float]]:
+    """The capacities of each step of a run, from its log; those of `config` where none were logged."""
+    changes = {
+        entry["step"]: [entry[f"{CAPACITY_KEY}{layer}"] for layer in config.exit_layers]
+        for entry in log_history
+        if any(name.startswith(CAPACITY_KEY) for name in entry)
+    }
+    keep, history = config.exit_keep, []
+    for step in range(steps):
+        keep = changes.get(step, keep)
+        history.append(keep)
+    return history
 
 
 def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:
@@ -144,7 +176,8 @@ def step_flops_as_published(
     forward += tokens * (_published_embedding(config, tokens) + _published_detection_head(config))
     if config.has_exit_heads:
         active = active_tokens(config, tokens, exits_active)
-        forward += sum(active[layer - 1] for layer in config.exit_layers) * _published_detection_head(config)
+        a_token = _published_detection_head(config) * (1 + config.has_gain_heads)
+        forward += sum(active[layer - 1] for layer in config.exit_layers) * a_token
     if config.generator_type == "mlm":
         small = config.generator_config()
         forward += small.num_hidden_layers * _published_layer(small, tokens, tokens)

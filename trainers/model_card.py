@@ -54,6 +54,7 @@ def _layers(evaluation: dict, config: dict) -> list[dict]:
             "layer": layer,
             "roc_auc": evaluation[f"roc_auc{suffix}"],
             "average_precision": evaluation[f"average_precision{suffix}"],
+            "calibration_error": evaluation[f"calibration_error{suffix}"],
         }
         for layer, suffix in suffixes.items()
         if evaluation.get(f"roc_auc{suffix}") is not None

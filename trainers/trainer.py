@@ -10,14 +10,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
-from .callbacks import NewEpochCallback
+from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .flops import active_tokens, step_flops
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
 
 
-LOSS_PARTS = ("discriminator_loss", "exit_loss", "generator_loss")
+LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 
 
 class ElectraEarlyExitTrainer(Trainer):
@@ -27,8 +27,11 @@ class ElectraEarlyExitTrainer(Trainer):
     [`DataCollatorForReplacedTokenDetection`] and `compute_metrics` to [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; `tokens_per_second` of training (evaluation and saving left out);
-    `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n. `total_flos` in `trainer_state.json`
-    counts the operations really executed.
+    `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n; and as running means over the last
+    hundred or so steps, for each exit layer n: `exit_auc_layer_<n>`, the ROC-AUC of its head;
+    `exit_recall_left_layer_<n>`, the share of the replaced tokens that left which its head told as such (at the base
+    rate); and `exit_error_gap_layer_<n>`, how much more it errs than the final head on audit tokens.
+    `total_flos` in `trainer_state.json` counts the operations really executed.
     """
 
     args: ElectraEarlyExitTrainingArguments
@@ -46,6 +49,7 @@ class ElectraEarlyExitTrainer(Trainer):
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
         self.add_callback(NewEpochCallback(self))
+        self.add_callback(AdaptiveCapacityCallback(self))
 
     # ---- Training ----
 
@@ -63,13 +67,22 @@ class ElectraEarlyExitTrainer(Trainer):
         )
 
     @property
+    def sequence_length(self) -> int:
+        """Tokens a sequence, of which the exits keep shares."""
+        return getattr(self.data_collator, "max_seq_length", None) or self.model_config.max_position_embeddings
+
+    @property
     def model_config(self):
         return self.accelerator.unwrap_model(self.model).config
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
         exits_active = model.training and self.exits_active()
-        outputs = model(**inputs, exit_policy=self.model_config.exit_policy if exits_active else "none")
+        outputs = model(
+            **inputs,
+            exit_policy=self.model_config.exit_policy if exits_active else "none",
+            exit_loss_scale=self._exit_loss_scale() if model.training else None,
+        )
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
@@ -78,6 +91,13 @@ class ElectraEarlyExitTrainer(Trainer):
                 if (value := getattr(outputs, name)) is not None:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _exit_loss_scale(self) -> torch.Tensor | None:
+        """Between 0 and 1 while the exit heads' loss warms up."""
+        steps = round(self.args.exit_loss_warmup * self.state.max_steps)
+        if self.state.global_step >= steps:
+            return None
+        return torch.tensor((self.state.global_step + 1) / (steps + 1), device=self.args.device)
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
@@ -95,12 +115,19 @@ class ElectraEarlyExitTrainer(Trainer):
         super().log(logs, start_time)
 
     def _exit_logs(self) -> dict[str, float]:
-        config, length = self.model_config, getattr(self.data_collator, "max_seq_length", None)
-        if not config.has_exit_heads or length is None:
+        config, length = self.model_config, self.sequence_length
+        if not config.has_exit_heads:
             return {}
         counts = active_tokens(config, length, self._exits_were_active)
         shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, n in enumerate(counts, 1)}
-        return {"exits_active": float(self._exits_were_active), **shares}
+        state = self.accelerator.unwrap_model(self.model).exit_state
+        measured = {"auc": state.auc, "error_gap": state.error_gap(), "recall_left": 1 - state.error_on_left()[:, 1]}
+        exits = {
+            f"exit_{name}_layer_{layer}": round(value, 4)
+            for name, values in measured.items()
+            for layer, value in zip(config.exit_layers, values.tolist(), strict=True)
+        }
+        return {"exits_active": float(self._exits_were_active), **shares, **exits}
 
     def throughput(self) -> float:
         """Tokens a second of this session's training, evaluation and saving left out. Padding counts."""

@@ -35,7 +35,7 @@ result |= {name: list(report[f"{name}_keys"]) for name in ("missing", "unexpecte
 if kwargs:
     ids = torch.load(f"{folder}/ids.pt")
     with torch.no_grad():
-        output = model.eval()(ids)
+        output = model.eval()(ids[:, None] if auto_class == "AutoModelForMultipleChoice" else ids)
     result["sum"] = output[0].double().sum().item()
     model.save_pretrained(f"{folder}/again")
 print(json.dumps(result))
@@ -58,8 +58,13 @@ def test_loads_without_the_plugin_through_every_auto_class(saved, auto_class):
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.strip().split("\n")[-1])
     assert result["class"] == AUTO_MAP[auto_class].split(".")[1]
-    assert result["missing"] == result["unexpected"] == []
+    heads_of_their_own = {"classifier", "qa_outputs", "sequence_summary"}  # new, where a task brings its own
+    assert {name.split(".")[0] for name in result["missing"]} <= heads_of_their_own
+    assert result["unexpected"] == []
     if auto_class == "AutoConfig":
+        return
+    if result["missing"]:
+        assert auto_class not in ("AutoModel", "AutoModelForPreTraining")
         return
     ids = masked_batch()["input_ids"]
     with torch.no_grad():
@@ -76,6 +81,7 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
         "config.json",
         "configuration_electra_exit.py",
         "exit_policy.py",
+        "exit_state.py",
         "model.safetensors",
         "modeling_electra_exit.py",
     ]

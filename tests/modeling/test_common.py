@@ -7,7 +7,15 @@ import torch
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import require_torch, torch_device
 
-from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, ElectraEarlyExitModel
+from modeling_electra_exit import (
+    ElectraEarlyExitConfig,
+    ElectraEarlyExitForMultipleChoice,
+    ElectraEarlyExitForPreTraining,
+    ElectraEarlyExitForQuestionAnswering,
+    ElectraEarlyExitForSequenceClassification,
+    ElectraEarlyExitForTokenClassification,
+    ElectraEarlyExitModel,
+)
 from tests import transformers_suite
 from tests.conftest import tiny_config
 
@@ -23,6 +31,7 @@ class ModelTester:
         self.parent = parent
         self.batch_size, self.seq_length, self.is_training = 3, 7, True
         self.num_hidden_layers, self.num_attention_heads, self.hidden_size = 2, 4, 32
+        self.num_choices, self.num_labels = 3, 3
 
     def get_config(self):
         return tiny_config(num_hidden_layers=self.num_hidden_layers, exit_reentry_layers=0, initializer_range=0.02)
@@ -40,15 +49,29 @@ class ModelTester:
 
 @require_torch
 class ElectraEarlyExitModelTest(common.ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (ElectraEarlyExitModel, ElectraEarlyExitForPreTraining)
+    all_model_classes = (
+        ElectraEarlyExitModel,
+        ElectraEarlyExitForPreTraining,
+        ElectraEarlyExitForSequenceClassification,
+        ElectraEarlyExitForTokenClassification,
+        ElectraEarlyExitForQuestionAnswering,
+        ElectraEarlyExitForMultipleChoice,
+    )
 
     def setUp(self):
-        # The suite tells base models and pre-training models apart by these tables of names.
+        # The suite tells by these tables of names what a class is for, and which labels it takes.
         patch = pytest.MonkeyPatch()
         self.addCleanup(patch.undo)
         for table, model_class in (
             (modeling_auto.MODEL_MAPPING_NAMES, ElectraEarlyExitModel),
             (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, ElectraEarlyExitForPreTraining),
+            (
+                modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+                ElectraEarlyExitForSequenceClassification,
+            ),
+            (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, ElectraEarlyExitForTokenClassification),
+            (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, ElectraEarlyExitForQuestionAnswering),
+            (modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, ElectraEarlyExitForMultipleChoice),
         ):
             patch.setitem(table, ElectraEarlyExitConfig.model_type, model_class.__name__)
         self.model_tester = ModelTester(self)

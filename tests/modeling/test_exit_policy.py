@@ -8,11 +8,14 @@ import torch
 from modeling_electra_exit.exit_policy import (
     POLICIES,
     SIGNALS,
+    Evidence,
     binary_entropy,
     capacity,
+    gumbel_like,
     sampled_entropy_signal,
     select,
 )
+from tests.conftest import masked_batch, tiny_config, tiny_model
 
 
 def reference_select(scores, num_kept, protected, padding):
@@ -66,17 +69,51 @@ def test_more_protected_tokens_than_places():
     assert torch.equal(kept.sort(1).values, torch.arange(32).expand(2, -1))
 
 
-def test_audit_places_are_drawn_uniformly_from_those_the_scores_refused():
+def test_audit_tokens_are_a_uniform_sample_of_all_candidates():
     torch.manual_seed(0)
     scores = torch.arange(48.0).expand(4000, -1)  # the scores keep the last ones
-    selection = select(scores, 16, audit_fraction=0.25)
-    audited = selection.order[:, :16][selection.audit]
+    protected = (torch.arange(48) == 7).expand(4000, -1)
+    selection = select(scores, 16, protected, audit_fraction=0.25)
+    kept = selection.order[:, :16]
     assert selection.audit.sum(1).eq(4).all()
-    counts = torch.bincount(audited, minlength=48)
-    assert counts[36:].sum() == 0  # 12 places go to the 12 best scores
-    expected = 4000 * 4 / 36
-    chi_square = ((counts[:36] - expected) ** 2 / expected).sum()
-    assert chi_square < 66.6  # 35 degrees of freedom, p = 0.001
+    counts = torch.bincount(kept[selection.audit], minlength=48)
+    assert counts[7] == 0
+    expected = 4000 * 4 / 47
+    others = torch.arange(48) != 7
+    chi_square = ((counts[others] - expected) ** 2 / expected).sum()
+    assert chi_square < 81.4  # 46 degrees of freedom, p = 0.001
+    # The eleven other free places go to the best scores that the lottery did not draw.
+    chosen = kept[~selection.audit].view(4000, -1)
+    assert (chosen == 7).any(1).all()
+    for row in range(50):
+        drawn = set(kept[row][selection.audit[row]].tolist())
+        best = [t for t in range(47, -1, -1) if t not in drawn and t != 7][:11]
+        assert set(chosen[row].tolist()) - {7} == set(best)
+        assert set(kept[row][selection.refused[row]].tolist()) == {t for t in drawn if t < min(best)}
+
+
+def test_audit_places_for_more_than_there_are_candidates():
+    padding = (torch.arange(32) >= 10).expand(2, -1)
+    selection = select(torch.randn(2, 32), 16, padding=padding, audit_fraction=1.0)
+    kept = selection.order[:, :16]
+    assert (kept < 10).sum(1).eq(10).all()
+    assert torch.equal(selection.audit, kept < 10)  # padding that fills the places is no audit token
+
+
+def test_inverse_probabilities_make_an_unbiased_estimate():
+    """Horvitz and Thompson's estimator of the sum over all candidates, from those that continued."""
+    torch.manual_seed(0)
+    weights, values = torch.rand(40) + 0.05, torch.randn(40)
+    log_weights = weights.log().expand(20000, -1)
+    scores = log_weights + gumbel_like(log_weights)
+    protected = (torch.arange(40) == 3).expand(20000, -1)
+    selection = select(scores, 16, protected, audit_fraction=0.25, log_weights=log_weights)
+    kept = selection.order[:, :16]
+    estimates = (values[kept] * selection.inverse_probability).sum(1)
+    error = estimates.std() / 20000**0.5
+    # Given the threshold, the chances of the sampled part are exact; the audit sample makes them approximate.
+    assert abs(estimates.mean() - values.sum()) < 4 * error + 0.02 * values.abs().sum()
+    assert selection.inverse_probability[kept == 3].eq(1).all()
 
 
 def test_entropy_is_exact_and_finite():
@@ -90,7 +127,7 @@ def test_entropy_is_exact_and_finite():
 def test_sampled_entropy_draws_in_proportion_to_entropy():
     torch.manual_seed(0)
     logits = torch.tensor([0.0, 1.0, 2.0, 4.0]).expand(40000, -1)
-    first = sampled_entropy_signal(logits).argmax(1)
+    first = sampled_entropy_signal(Evidence(logits)).argmax(1)
     weights = binary_entropy(logits[0])
     expected = weights / weights.sum() * 40000
     chi_square = ((torch.bincount(first, minlength=4) - expected) ** 2 / expected).sum()
@@ -99,9 +136,9 @@ def test_sampled_entropy_draws_in_proportion_to_entropy():
 
 @pytest.mark.parametrize(
     ("keep", "length", "expected"),
-    [(0.5, 128, 64), (0.25, 128, 32), (0.3, 128, 48), (0.1, 160, 16), (0.01, 128, 16), (1.0, 100, 100), (0.5, 8, 8)],
+    [(0.5, 128, 64), (0.25, 128, 32), (0.3, 128, 40), (0.1, 160, 16), (0.01, 128, 8), (1.0, 100, 100), (0.5, 8, 8)],
 )
-def test_capacity_rounds_up_to_a_multiple_of_16(keep, length, expected):
+def test_capacity_rounds_up_to_a_multiple_of_8(keep, length, expected):
     assert capacity(keep, length) == expected
 
 
@@ -114,7 +151,44 @@ def test_select_refuses_impossible_numbers(num_kept):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_every_policy_and_signal_gives_finite_scores(policy, signal):
-    logits = torch.tensor([[-1e4, -1.0, 0.0, 1.0, 1e4]])
-    scores = POLICIES[policy](logits, signal)
-    assert scores.shape == logits.shape
-    assert scores.isfinite().all()
+    logits = torch.tensor([[-1e4, -1.0, 0.0, 1.0, 1e4] * 4])
+    evidence = Evidence(logits, gain=torch.randn_like(logits), token_loss=torch.rand_like(logits))
+    config = tiny_config(exit_policy=policy, exit_signal=signal, exit_threshold=0.3)
+    ranking = POLICIES[policy](evidence, 16, config)
+    assert ranking.scores.shape == logits.shape
+    assert ranking.scores.isfinite().all()
+    assert ranking.num_kept == 16
+
+
+def test_signals_rank_by_what_they_say():
+    evidence = Evidence(
+        torch.tensor([[-5.0, 0.1, 3.0]]), torch.tensor([[0.2, -1.0, 0.4]]), torch.tensor([[3.0, 2.0, 9.0]])
+    )
+    order = {name: SIGNALS[name](evidence).argsort(descending=True).tolist()[0] for name in SIGNALS}
+    assert order["entropy"] == [1, 2, 0]
+    assert order["expected_gain"] == [2, 0, 1]
+    assert order["token_loss"] == [2, 0, 1]
+
+
+def test_thresholds_keep_whom_they_should_and_no_more_than_a_multiple_of_8():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 64) * 3
+    for threshold in (0.2, [0.5, 0.1]):
+        config = tiny_config(exit_policy="threshold", exit_threshold=threshold)
+        original, replaced = threshold if isinstance(threshold, list) else (threshold, threshold)
+        wanted = binary_entropy(logits) > torch.where(logits > 0, replaced, original)
+        ranking = POLICIES["threshold"](Evidence(logits), 1, config)
+        assert ranking.num_kept == capacity(wanted.sum(1).max().item() / 64, 64)
+        kept = torch.zeros_like(wanted).scatter(
+            1, select(ranking.scores, ranking.num_kept).order[:, : ranking.num_kept], True
+        )
+        assert kept[wanted].all()
+
+
+def test_a_users_own_signal(monkeypatch):
+    monkeypatch.setitem(SIGNALS, "margin", lambda evidence: -evidence.logits.abs())
+    model = tiny_model(exit_signal="margin", audit_fraction=0.0).train()
+    batch = masked_batch()
+    outputs = model(batch["input_ids"], labels=(batch["input_ids"] % 7 == 0).long())
+    margin = outputs.exit_logits[0].abs().masked_fill((batch["input_ids"] == 2) | (batch["input_ids"] == 3), -1)
+    assert torch.equal(outputs.exit_layers > 2, margin <= margin.kthvalue(32, dim=1, keepdim=True).values)

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForPreTraining, ElectraConfig, Elec
 
 from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel
 from modeling_electra_exit import modeling_electra_exit as modeling
+from modeling_electra_exit.exit_policy import POLICIES, SIGNALS
 from tests.conftest import masked_batch, tiny_config, tiny_model
 
 
@@ -190,14 +191,16 @@ def survivors(model, batch, **kwargs):
     return outputs.exit_layers, outputs.exit_positions
 
 
-@pytest.mark.parametrize("signal", ["entropy", "sampled_entropy"])
-@pytest.mark.parametrize("policy", ["budget", "random"])
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_labels_never_reach_routing(policy, signal):
-    model = tiny_model(exit_policy=policy, exit_signal=signal).train()
+    model = tiny_model(exit_policy=policy, exit_signal=signal, exit_threshold=0.3, exit_auc_floor=0.4).train()
     ids = masked_batch()["input_ids"]
     labels = (ids % 5 == 0).long()
+    before = {name: value.clone() for name, value in model.exit_state.state_dict().items()}
     reference = survivors(model, {"input_ids": ids, "labels": labels})
     for permuted in (labels[:, torch.randperm(labels.shape[1])], 1 - labels, labels.flip(0)):
+        model.exit_state.load_state_dict(before)  # the labels of earlier steps are in there, by design
         exit_layers, positions = survivors(model, {"input_ids": ids, "labels": permuted})
         assert torch.equal(exit_layers, reference[0])
         assert all(torch.equal(a, b) for a, b in zip(positions, reference[1], strict=True))
@@ -223,6 +226,142 @@ def test_keeping_everything_is_full_depth(context, padding, attention):
         torch.testing.assert_close(model(**batch, exit_policy="budget").logits, model(**batch).logits)
 
 
+def test_gains_are_learned_from_audit_tokens_alone_and_touch_nothing_else(monkeypatch):
+    model = tiny_model(exit_signal="expected_gain", exit_loss_weight=0.0).train()
+    ids = masked_batch()["input_ids"]
+    labels = (ids % 5 == 0).long()
+    gradients = {}
+    for with_gain in (True, False):
+        if not with_gain:
+            monkeypatch.setattr(model, "_gain_loss", lambda *args: torch.tensor(0.0))
+        model.zero_grad()
+        torch.manual_seed(1)
+        outputs = model(ids, labels=labels)
+        outputs.loss.backward()
+        gradients[with_gain] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        if with_gain:
+            expected = []
+            for number, selection in enumerate(outputs.exit_selections):
+                errors = []
+                for row, place in selection.audit.nonzero().tolist():
+                    candidate = selection.order[row, place]
+                    position = outputs.exit_positions[number][row, candidate]
+                    label = labels[row, position].float()
+                    losses = [
+                        F.binary_cross_entropy_with_logits(logit, label)
+                        for logit in (outputs.exit_logits[number][row, candidate], outputs.logits[row, position])
+                    ]
+                    errors.append((outputs.exit_gains[number][row, candidate] - (losses[0] - losses[1])) ** 2)
+                expected.append(torch.stack(errors).mean())
+            discriminator = F.binary_cross_entropy_with_logits(outputs.logits, labels.float())
+            torch.testing.assert_close(outputs.gain_loss, torch.stack(expected).mean().detach())
+            torch.testing.assert_close(outputs.loss, discriminator + outputs.gain_loss)
+    regressors = {name for name in gradients[True] if name.startswith("exit_gains")}
+    assert regressors
+    assert all(gradients[True][name].abs().sum() > 0 for name in regressors)
+    for name, gradient in gradients[False].items():
+        if name not in regressors:
+            torch.testing.assert_close(gradients[True][name], gradient, msg=name)
+
+
+def test_distillation_teaches_the_exit_heads_and_not_the_final_head():
+    heads = {}
+    for weight in (0.0, 1.0):
+        model = tiny_model(exit_distillation_weight=weight).train()
+        torch.manual_seed(1)
+        ids = masked_batch()["input_ids"]
+        model(ids, labels=(ids % 5 == 0).long()).loss.backward()
+        heads[weight] = [
+            head.dense_prediction.weight.grad for head in (model.discriminator_predictions, *model.exit_predictions)
+        ]
+    torch.testing.assert_close(heads[0.0][0], heads[1.0][0])
+    assert not torch.allclose(heads[0.0][1], heads[1.0][1])
+
+
+def test_a_shared_head_is_the_discriminators():
+    model = tiny_model(exit_head="shared", exit_layers=[4]).eval()
+    assert not hasattr(model, "exit_predictions")
+    ids = masked_batch()["input_ids"]
+    outputs = model(ids, output_hidden_states=True)
+    expected = model.discriminator_predictions(outputs.hidden_states[4])
+    torch.testing.assert_close(outputs.exit_logits[0], expected)
+
+
+def test_importance_weights_follow_the_chances_of_all_exits_passed():
+    model = tiny_model(exit_importance_weights=True).train()
+    ids = masked_batch()["input_ids"]
+    labels = (ids % 5 == 0).long()
+    outputs = model(ids, labels=labels)
+    first, second = outputs.exit_logits
+    weights = outputs.exit_selections[0].inverse_probability
+    assert (weights >= 1).all()
+    losses = F.binary_cross_entropy_with_logits(
+        second, labels.gather(1, outputs.exit_positions[1]).float(), reduction="none"
+    )
+    weighted = (losses * weights).sum() / weights.sum()
+    expected = (F.binary_cross_entropy_with_logits(first, labels.float()) + weighted) / 2
+    torch.testing.assert_close(outputs.exit_loss, expected.detach())
+
+
+def test_below_the_auc_floor_chance_decides():
+    model = tiny_model(exit_signal="entropy", exit_auc_floor=0.6, audit_fraction=0.0).train()
+    batch = {"input_ids": masked_batch()["input_ids"]}
+    kept = {}
+    for auc in (0.55, 0.65):
+        model.exit_state.auc.fill_(auc)
+        kept[auc] = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            kept[auc].append(model(**batch).exit_layers)
+    assert not torch.equal(*kept[0.55])
+    assert torch.equal(*kept[0.65])
+
+
+def test_exit_loss_scale():
+    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).train()
+    ids = masked_batch()["input_ids"]
+    outputs = model(ids, labels=(ids % 5 == 0).long(), exit_loss_scale=torch.tensor(0.25))
+    expected = outputs.discriminator_loss + 0.25 * model.config.exit_loss_weight * outputs.exit_loss
+    torch.testing.assert_close(outputs.loss.detach(), expected)
+
+
+@pytest.mark.parametrize("generator_type", ["unigram", "none"])
+def test_labels_of_a_named_generator_are_weighted_as_the_joint_objective_is(generator_type):
+    model = tiny_model(generator_type=generator_type, exit_policy="none").train()
+    ids = masked_batch()["input_ids"]
+    outputs = model(ids, labels=(ids % 5 == 0).long())
+    weight = 50.0 if generator_type == "unigram" else 1.0
+    torch.testing.assert_close(outputs.loss.detach(), weight * outputs.discriminator_loss)
+
+
+@pytest.mark.parametrize("signal", ["sampled_entropy", "expected_gain", "token_loss"])
+def test_training_steps_are_compiled_once(signal):
+    """Every value that changes from step to step is a tensor. Tracing is what is tested: no code is generated."""
+    torch.compiler.reset()
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    model = tiny_model(exit_signal=signal, exit_auc_floor=0.55).train()
+    compiled = torch.compile(model, backend=backend)
+    counts = []
+    for step in range(4):
+        ids = masked_batch(seed=step)["input_ids"]
+        scale = torch.tensor(step / 4)
+        compiled(ids, labels=(ids % 5 == 0).long(), exit_policy="budget", exit_loss_scale=scale).loss.backward()
+        counts.append(len(traced))
+    torch.compiler.reset()
+    assert counts[0] >= 1
+    assert counts == counts[:1] * 4
+
+
+def test_norm_before_the_blocks_has_no_plain_form(tmp_path):
+    with pytest.raises(ValueError, match="norm_position='pre'"):
+        tiny_model(norm_position="pre").to_electra(tmp_path)
+
+
 def reference_encoder(model, batch, trace):
     """Exits with boolean masks and no gathering: every layer computes everything, and only survivors are updated."""
     config, encoder = model.config, model.electra.encoder
@@ -242,19 +381,26 @@ def reference_encoder(model, batch, trace):
         fresh = index + 1 in config.exit_layers
         if fresh:
             active = trace.exit_layers > index + 1
-    return states
+    return encoder.norm(states)
 
 
 @pytest.mark.parametrize("context", ["all", "first", "none"])
 @pytest.mark.parametrize("padding", [0, 20])
 @pytest.mark.parametrize("reentry", [0, 1, 2])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_gathered_survivors_equal_masked_full_computation(context, padding, reentry, attention):
-    model = tiny_model(exit_layers=[1, 3], exit_keep=[0.5, 0.25], exit_context=context, exit_reentry_layers=reentry)
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_gathered_survivors_equal_masked_full_computation(context, padding, reentry, attention, norm):
+    model = tiny_model(
+        exit_layers=[1, 3],
+        exit_keep=[0.5, 0.25],
+        exit_context=context,
+        exit_reentry_layers=reentry,
+        norm_position=norm,
+    )
     model.eval().set_attn_implementation(attention)
     batch = {k: v for k, v in masked_batch(padding=padding).items() if k != "mlm_labels"}
     with torch.no_grad():
-        outputs = model.electra(**batch, exit_policy="budget", exit_heads=model.exit_predictions)
+        outputs = model.electra(**batch, exit_policy="budget", exits=model.exits())
         expected = reference_encoder(model, batch, outputs)
     torch.testing.assert_close(outputs.last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
@@ -341,7 +487,9 @@ def test_bf16_autocast_trains():
 def test_to_and_from_electra_lose_nothing(tmp_path):
     model = tiny_model()
     folders = model.to_electra(tmp_path)
-    back = ElectraEarlyExitForPreTraining.from_electra(folders["discriminator"], folders["generator"])
+    back = ElectraEarlyExitForPreTraining.from_electra(
+        folders["discriminator"], folders["generator"], exit_signal="sampled_entropy"
+    )
     assert back.config.model_type == "electra_early_exit"
     ours, theirs = model.state_dict(), back.state_dict()
     assert ours.keys() == theirs.keys()
@@ -387,7 +535,7 @@ def test_save_and_load_through_the_plugin(tmp_path, caplog):
 def test_an_electra_checkpoint_lacks_only_the_additions(tmp_path):
     folder = tiny_model().to_electra(tmp_path)["discriminator"]
     _, report = ElectraEarlyExitForPreTraining.from_pretrained(folder, config=tiny_config(), output_loading_info=True)
-    assert {name.split(".")[0] for name in report["missing_keys"]} == {"exit_predictions", "generator"}
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"exit_predictions", "exit_state", "generator"}
 
 
 def test_resizing_the_vocabulary_resizes_the_generator(tmp_path):
@@ -414,7 +562,7 @@ def test_no_generator_means_no_generator():
     [
         ({}, {"labels": torch.zeros(4, 64)}, "exclude each other"),
         ({"generator_type": "none"}, {}, "generator_type='none'"),
-        ({"exit_policy": "none"}, {"exit_policy": "budget"}, "needs `exit_heads`"),
+        ({"exit_policy": "none"}, {"exit_policy": "budget"}, "needs `exits`"),
         ({}, {"exit_policy": "greedy"}, "one of"),
         ({}, {"inputs_embeds": torch.zeros(4, 64, 16)}, "exactly one of"),
         ({}, {"attention_mask": torch.ones(4, 1, 64, 64)}, r"shape \(batch, sequence\)"),

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from modeling_electra_exit import __version__
-from modeling_electra_exit.trainers import cli
+from modeling_electra_exit.trainers import cli, parsing, pretraining
 from tests.conftest import write_corpus
 
 
@@ -91,7 +91,7 @@ def test_the_whole_path(recipe, tmp_path, capsys):
 
 def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
     path = recipe()
-    config, data, training, _ = cli.parse([path, "--max-steps", "7", "--exit_keep", "0.9", "0.5", "--bf16"])
+    config, data, training, _ = parsing.parse([path, "--max-steps", "7", "--exit_keep", "0.9", "0.5", "--bf16"])
     assert training.max_steps == 7
     assert training.bf16
     assert config["exit_keep"] == [0.9, 0.5]
@@ -100,16 +100,16 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
 
 
 def test_text_named_on_the_command_line_replaces_the_recipes():
-    _, data, _, _ = cli.parse(["quickstart", "--train_files", "mine.txt"])
+    _, data, _, _ = parsing.parse(["quickstart", "--train_files", "mine.txt"])
     assert (data.demo_corpus, data.train_files) == (False, ["mine.txt"])
-    _, data, _, _ = cli.parse(["quickstart"])
+    _, data, _, _ = parsing.parse(["quickstart"])
     assert (data.demo_corpus, data.train_files) == (True, None)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "electra-small", "electra-base"])
 def test_packaged_recipes_parse(name):
-    config, data, training, _ = cli.parse([name])
-    assert data.max_seq_length <= cli.build_config(config).max_position_embeddings
+    config, data, training, _ = parsing.parse([name])
+    assert data.max_seq_length <= pretraining.build_config(config).max_position_embeddings
     assert training.exit_warmup == 0.08
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
@@ -145,7 +145,11 @@ MISTAKES = [
     ({"lerning_rate": 1e-3}, [], "unknown field `lerning_rate`; did you mean `learning_rate`?"),
     ({}, ["--exit_polcy", "none"], "unknown field `exit_polcy`; did you mean `exit_policy`?"),
     ({}, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
-    ({}, ["--exit_policy", "greedy"], "`exit_policy` must be one of 'none', 'budget', 'random', got 'greedy'"),
+    (
+        {},
+        ["--exit_policy", "greedy"],
+        "`exit_policy` must be one of 'none', 'budget', 'random', 'threshold', got 'greedy'",
+    ),
     ({}, ["--exit_layers", "3", "1"], "`exit_layers` must be strictly increasing"),
     ({}, ["--exit_warmup", "2"], "`exit_warmup` must be a share between 0 and 1, got 2.0"),
     ({}, ["--max_seq_length", "33"], "--max_seq_length 33 exceeds the model's positions"),
@@ -246,9 +250,9 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path, caplog):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if complete:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert cli.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert pretraining.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-12 is incomplete" in caplog.text
-    assert cli.last_complete_checkpoint(tmp_path / "checkpoint-2") is None
+    assert pretraining.last_complete_checkpoint(tmp_path / "checkpoint-2") is None
 
 
 def test_validation_files_are_used(recipe, tmp_path):

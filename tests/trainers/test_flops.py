@@ -5,8 +5,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers.flops import active_tokens, kept_share, step_flops, step_flops_as_published
-from tests.conftest import masked_batch, tiny_model
+from modeling_electra_exit.trainers.flops import (
+    active_tokens,
+    capacity_history,
+    capacity_log,
+    kept_share,
+    step_flops,
+    step_flops_as_published,
+)
+from tests.conftest import masked_batch, tiny_config, tiny_model
 
 
 def counted(model, batch, policy, training):
@@ -29,6 +36,35 @@ def test_equals_what_torch_counts(training, policy, context, reentry):
     batch = masked_batch(batch_size=2, length=128)
     expected = step_flops(model.config, 2, 128, policy != "none", num_masked=10, training=training).total
     assert expected == pytest.approx(counted(model, batch, policy, training), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"exit_signal": "expected_gain"},
+        {"exit_head": "shared"},
+        {"norm_position": "pre"},
+        {"exit_policy": "random", "exit_layers": [1, 2, 4], "exit_keep": [0.5, 0.25, 0.125]},
+        {"exit_distillation_weight": 1.0, "exit_importance_weights": True},
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_kind_of_exit_equals_what_torch_counts(overrides, training):
+    model = tiny_model(**overrides)
+    model.set_attn_implementation("eager")
+    batch = masked_batch(batch_size=2, length=128)
+    policy = model.config.exit_policy
+    expected = step_flops(model.config, 2, 128, True, num_masked=10, training=training).total
+    assert expected == pytest.approx(counted(model, batch, policy, training), rel=0.01)
+
+
+def test_capacities_are_read_back_from_the_log():
+    config = tiny_config()
+    log = [{"step": 0, **capacity_log(config)}, {"step": 2, "loss": 1.0}]
+    config.exit_keep = [0.25, 0.125]
+    log.append({"step": 3, **capacity_log(config)})
+    assert capacity_history(config, log, 5) == [[0.5, 0.25]] * 3 + [[0.25, 0.125]] * 2
+    assert capacity_history(config, [], 2) == [[0.25, 0.125]] * 2
 
 
 @pytest.mark.parametrize("overrides", [{"generator_type": "none"}, {"exit_policy": "none"}, {"embedding_size": 32}])

@@ -11,11 +11,13 @@ MEASURED = {
     "evaluation": {
         "roc_auc": 0.71234, "average_precision": 0.31, "recall_on_replaced": 0.12, "replaced_rate": 0.1357,
         "calibration_error": 0.0123, "roc_auc_layer_2": 0.65, "average_precision_layer_2": 0.25,
-        "roc_auc_layer_4": 0.69, "average_precision_layer_4": 0.29,
+        "calibration_error_layer_2": 0.01, "roc_auc_layer_4": 0.69, "average_precision_layer_4": 0.29,
+        "calibration_error_layer_4": 0.02,
     },
     "training": {
         "steps": 1234, "tokens_per_step": 4096, "tokens": 5054464, "tokens_per_second": 21000.5, "precision": "fp32",
         "hardware": "2 CPU threads", "exit_warmup": 0.08, "exit_cooldown": 0.12, "seed": 42,
+        "exit_keep_at_start": [0.5, 0.25],
     },
     "flops": {
         "blocks": 6e12, "discriminator": 7e12, "total": 8e12, "dense_blocks": 8e12, "dense_discriminator": 9e12,
@@ -41,7 +43,7 @@ def card(tmp_path, measured=MEASURED, **config) -> str:
 
 @pytest.mark.parametrize(
     "fragment",
-    ["0.7123", "| layer 2 | 0.6500 | 0.2500 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
+    ["0.7123", "| layer 2 | 0.6500 | 0.2500 | 0.0100 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
      "239 documents", "trust_remote_code=True", "electra-early-exit 9.9", "arXiv 2110.06620", "first 8%",
      "6 layers, hidden size 16", "0.1357"],
 )  # fmt: skip
@@ -66,3 +68,15 @@ def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
 def test_no_card_without_measurements(tmp_path):
     assert write_model_card(tmp_path) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_says_how_capacities_adapted(tmp_path):
+    text = card(tmp_path, exit_keep=[0.375, 0.125], exit_error_target=0.05)
+    assert (
+        "0.5, 0.25 of the sequence continued at the start, 0.375, 0.125 of the sequence continues at the end" in text
+    )
+    assert "adapted to an error of 0.05" in text
+
+
+def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
+    assert "| replacements | random tokens, as frequent as in the text |" in card(tmp_path, generator_type="unigram")

@@ -11,8 +11,8 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainer,
     ElectraEarlyExitTrainingArguments,
 )
-from modeling_electra_exit.trainers.flops import step_flops
-from tests.conftest import tiny_model
+from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
+from tests.conftest import tiny_config, tiny_model
 
 
 LENGTH = 64
@@ -65,7 +65,8 @@ def test_every_trainable_parameter_moves_and_the_log_tells(tokenizer, tmp_path):
     trainer.train()
     after = weights(trainer)
     # Without a gradient, only weight decay would have moved them; biases and norms have none.
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    parameters = [name for name, _ in trainer.model.named_parameters()]
+    assert [name for name in parameters if torch.equal(before[name], after[name])] == []
     log = trainer.state.log_history[0]
     assert log["exits_active"] == 1.0
     assert [log[f"kept_layer_{layer}"] for layer in range(1, 7)] == [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]
@@ -246,3 +247,78 @@ def test_defaults_are_electras(tmp_path):
 def test_impossible_schedules_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         ElectraEarlyExitTrainingArguments(output_dir=str(tmp_path), **arguments)
+
+
+ADAPTS = {"exit_error_target": 0.05, "exit_keep": [0.5, 0.5]}
+
+
+def capacities(trainer):
+    changes = [entry for entry in trainer.state.log_history if "exit_keep_layer_2" in entry]
+    return [(entry["step"], entry["exit_keep_layer_2"], entry["exit_keep_layer_4"]) for entry in changes]
+
+
+def test_capacities_adapt_inside_the_budget_and_the_operations_are_counted(tokenizer, tmp_path, monkeypatch):
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(**ADAPTS), exit_adapt_steps=2, max_steps=8)
+    state = trainer.model.exit_state
+    # The first exit errs too much, the second too little: its places go to the first, once there are enough.
+    monkeypatch.setattr(state, "error_gap", lambda: torch.tensor([0.2, 0.01]))
+    trainer.train()
+    config = trainer.model.config
+    budget = block_share(tiny_config(**ADAPTS), LENGTH)
+    assert capacities(trainer) == [(0, 0.5, 0.5), (2, 0.5, 0.375), (4, 0.625, 0.25), (6, 0.625, 0.125)]
+    history = capacity_history(config, trainer.state.log_history, 8)
+    expected = 0
+    for keep in history:
+        at_that_time = tiny_config(**{**ADAPTS, "exit_keep": keep})
+        assert block_share(at_that_time, LENGTH) <= budget + 1e-9
+        expected += step_flops(at_that_time, 8, LENGTH, True).total
+    assert trainer.state.total_flos == expected
+    assert state.keep.tolist() == pytest.approx(config.exit_keep)
+
+
+def test_capacities_stay_without_a_target_and_in_dense_steps(tokenizer, tmp_path):
+    fixed = make_trainer(tokenizer, tmp_path / "a", tiny_model(), exit_adapt_steps=1)
+    fixed.train()
+    assert capacities(fixed) == []
+    dense = make_trainer(tokenizer, tmp_path / "b", tiny_model(**ADAPTS), exit_adapt_steps=1, exit_warmup=1.0)
+    dense.train()
+    assert capacities(dense) == [(0, 0.5, 0.5)]
+
+
+def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
+    # The target is so low that the capacities rise until the budget is used up.
+    adapts = {**ADAPTS, "exit_error_target": 0.001, "exit_flops_budget": 0.95}
+    common = {"max_steps": 8, "exit_adapt_steps": 2, "learning_rate": 3e-3}
+    straight = make_trainer(tokenizer, tmp_path / "a", tiny_model(**adapts), **common)
+    straight.train()
+    first = make_trainer(
+        tokenizer, tmp_path / "b", tiny_model(**adapts), save_strategy="steps", save_steps=5, **common
+    )
+    first.train()
+    second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**adapts), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
+    assert_same(weights(straight), weights(second))
+    assert straight.model.config.exit_keep == second.model.config.exit_keep != [0.5, 0.5]
+    assert second.state.total_flos == straight.state.total_flos
+    history = [capacity_history(t.model.config, t.state.log_history, 8) for t in (straight, second)]
+    assert history[0] == history[1]
+
+
+def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path)
+    trainer.train()
+    log = trainer.state.log_history[2]
+    for layer in (2, 4):
+        assert 0 <= log[f"exit_auc_layer_{layer}"] <= 1
+        assert 0 <= log[f"exit_recall_left_layer_{layer}"] <= 1
+        assert -1 <= log[f"exit_error_gap_layer_{layer}"] <= 1
+
+
+def test_the_exit_loss_warms_up(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=4, exit_loss_warmup=0.5)
+    trainer.train()
+    config, scales = trainer.model.config, []
+    for log in trainer.state.log_history[:4]:
+        rest = (log["loss"] - log["generator_loss"]) / 50 - log["discriminator_loss"]
+        scales.append(rest / (config.exit_loss_weight * log["exit_loss"]))
+    assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1], abs=0.01)

