@@ -184,11 +184,12 @@ def draw_exits(arms: dict[str, list[dict]], path: Path) -> bool:
         for layer in result["fields"]["exit_layers"]:
             for plot, name in ((capacities, f"exit_keep_layer_{layer}"), (errors, f"exit_error_gap_layer_{layer}")):
                 points = [(entry["step"], entry[name]) for entry in result["log"] if name in entry]
+                points.append((result["training"]["steps"], points[-1][1]))  # the last capacity holds to the end
                 how = "steps-post" if plot is capacities else "default"
                 plot.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{arm}, layer {layer}", drawstyle=how)
             color += 1
         errors.axhline(result["fields"]["exit_error_target"], color="k", linewidth=1, linestyle=":")
     capacities.set(xlabel="step", ylabel="share of the sequence that continues")
-    errors.set(xlabel="step", ylabel="error above the final head's, on audit tokens (dotted: target)")
+    errors.set(xlabel="step", ylabel="error gap on audit tokens (dotted: target)")
     capacities.legend(fontsize=7)
     return _save(figure, path)
