@@ -76,7 +76,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         exit_flops_budget (`float`, *optional*):
             Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
         audit_fraction (`float`, defaults to 0.2):
-            Share of the continuing places of a `"budget"` or `"threshold"` exit that goes to tokens drawn at random.
+            Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
         generator_type (`str`, defaults to `"mlm"`):
             `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"uniform"` and
             `"unigram"`: the data collator replaces tokens by random ones, all alike or as frequent as in the training

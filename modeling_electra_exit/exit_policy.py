@@ -45,11 +45,14 @@ class Evidence(NamedTuple):
     logits (`torch.FloatTensor`): the exit head's, of "this token was replaced".
     gain (`torch.FloatTensor`, *optional*): predicted fall of the loss from this exit head to the final one, in nats.
     token_loss (`torch.FloatTensor`, *optional*): running mean of the final loss of the token's vocabulary id, in nats.
+    protected, padding (`torch.BoolTensor`, *optional*): tokens that must continue, and tokens that must not.
     """
 
     logits: torch.Tensor
     gain: torch.Tensor | None = None
     token_loss: torch.Tensor | None = None
+    protected: torch.Tensor | None = None
+    padding: torch.Tensor | None = None
 
 
 def entropy_signal(evidence: Evidence) -> torch.Tensor:
@@ -126,7 +129,12 @@ def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
     limit = torch.where(evidence.logits > 0, replaced, original)
     # Scored by the excess, so that the places that rounding up leaves free go to the nearest.
     scores = binary_entropy(evidence.logits) - limit
-    wanted = int((scores > 0).sum(dim=1).max())
+    continues = scores > 0
+    if evidence.protected is not None:
+        continues = continues | evidence.protected
+    if evidence.padding is not None:
+        continues = continues & ~evidence.padding
+    wanted = int(continues.sum(dim=1).max())
     return Ranking(scores, min(_round_up(wanted), evidence.logits.shape[1]))
 
 

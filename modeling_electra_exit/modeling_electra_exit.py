@@ -287,17 +287,20 @@ class ElectraEarlyExitEncoder(nn.Module):
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
             token_loss=self._token_losses(exits.state, input_ids, positions),
+            protected=None if protected is None else protected.gather(1, positions),
+            padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
         )
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
             scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
+        # Whom chance alone chose is a uniform sample already; a threshold leaves no places to give away.
+        audit_fraction = {"random": 1.0, "threshold": 0.0}.get(exit_policy, config.audit_fraction)
         selection = select(
             scores,
             num_kept,
-            protected=None if protected is None else protected.gather(1, positions),
-            padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
-            # Whom chance alone chose is a uniform sample already.
-            audit_fraction=1.0 if exit_policy == "random" else config.audit_fraction,
+            protected=evidence.protected,
+            padding=evidence.padding,
+            audit_fraction=audit_fraction,
             log_weights=log_weights,
         )
         trace.selections.append(selection)

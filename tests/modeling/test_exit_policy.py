@@ -192,3 +192,15 @@ def test_a_users_own_signal(monkeypatch):
     outputs = model(batch["input_ids"], labels=(batch["input_ids"] % 7 == 0).long())
     margin = outputs.exit_logits[0].abs().masked_fill((batch["input_ids"] == 2) | (batch["input_ids"] == 3), -1)
     assert torch.equal(outputs.exit_layers > 2, margin <= margin.kthvalue(32, dim=1, keepdim=True).values)
+
+
+def test_a_threshold_lets_nobody_leave_who_is_unsure_or_special_and_ignores_padding():
+    torch.manual_seed(0)
+    model = tiny_model(exit_policy="threshold", exit_threshold=0.5).train()
+    batch = masked_batch(padding=20)
+    outputs = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    real = batch["attention_mask"] == 1
+    special = (batch["input_ids"] == 2) | (batch["input_ids"] == 3)
+    continues = ((binary_entropy(outputs.exit_logits[0]) > 0.5) | special) & real
+    assert (outputs.exit_layers[continues] > 2).all()
+    assert (outputs.exit_layers > 2).sum(1).tolist() == [capacity(continues.sum(1).max().item() / 64, 64)] * 4

@@ -87,6 +87,14 @@ def test_every_kind_of_file(tmp_path, name):
     assert len(documents["validation"]) >= 1
 
 
+def test_the_last_documents_are_held_out(corpus):
+    everything = load_documents(DataArguments(train_files=[str(corpus)], validation_last=1))
+    texts = [*everything["train"]["text"], *everything["validation"]["text"]]
+    held_out = load_documents(DataArguments(train_files=[str(corpus)], validation_last=7))
+    assert list(held_out["validation"]["text"]) == texts[-7:]
+    assert list(held_out["train"]["text"]) == texts[:-7]
+
+
 @pytest.mark.parametrize(("sample_by", "documents"), [("paragraph", 2), ("line", 4), ("document", 1)])
 def test_what_a_document_of_a_text_file_is(tmp_path, sample_by, documents):
     path = tmp_path / "a.txt"
@@ -154,6 +162,7 @@ def test_prepare_goes_the_whole_way(corpus):
         ({"train_files": ["{tmp}/broken.jsonl"]}, r"cannot read .*broken.jsonl as json"),
         ({"train_files": ["{tmp}/one.txt"]}, r"1 document\(s\), so none can be held out"),
         ({"train_files": ["{tmp}/a.txt"], "validation_fraction": 1.0}, "strictly between 0 and 1, got 1.0"),
+        ({"train_files": ["{tmp}/a.txt"], "validation_last": 999}, "--validation_last must leave some of the"),
         ({"dataset_name": "no-such/data-set"}, "cannot load the data set `no-such/data-set`"),
     ],
 )
