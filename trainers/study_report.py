@@ -161,9 +161,9 @@ def draw_budgets(arms: dict[str, list[dict]], path: Path) -> bool:
         plot.plot(shares, [mean(_auc(r) for r in group) for group in groups], color=f"C{color}", label=rule)
         for share, group in zip(shares, groups, strict=True):
             plot.plot([share] * len(group), [_auc(r) for r in group], ".", color=f"C{color}")
-    for arm, style in (("dense", "k-"), ("dense_with_heads", "k--")):
+    for arm, style in (("dense", "-"), ("dense_slower", ":"), ("dense_with_heads", "--")):
         if arm in arms:
-            plot.axhline(mean(_auc(r) for r in arms[arm]), color="k", linestyle=style[1:], label=arm, linewidth=1)
+            plot.axhline(mean(_auc(r) for r in arms[arm]), color="k", linestyle=style, label=arm, linewidth=1)
     plot.set(xlabel="kept share of tokens, mean over layers, while exits are active", ylabel="held-out ROC-AUC")
     plot.legend(fontsize=8)
     return _save(figure, path)
