@@ -224,12 +224,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
         for name in ("audit_fraction", "exit_auc_floor"):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         threshold = self.exit_threshold
-        numbers = threshold if isinstance(threshold, list) else [] if threshold is None else [threshold]
+        given = threshold is not None
+        numbers = threshold if isinstance(threshold, list) else [threshold, threshold]
         self._check(
             "exit_threshold",
-            (threshold is not None or self.exit_policy != "threshold")
-            and len(numbers) == (2 if isinstance(threshold, list) else len(numbers))
-            and all(number >= 0 for number in numbers),
+            len(numbers) == 2 and all(number >= 0 for number in numbers) if given else self.exit_policy != "threshold",
             "an entropy in nats (at least 0; 0.693 is the largest there is), or two, and given for "
             "`exit_policy='threshold'`",
         )

@@ -16,6 +16,11 @@ from .configuration_electra_exit import ElectraEarlyExitConfig
 DECAY = 0.99
 
 
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of each token, in nats and fp32; both arguments, and the result, (batch, tokens)."""
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+
+
 def roc_auc(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Area under the ROC curve, by ranks (Mann and Whitney, 1947), without waiting for the device.
 
@@ -133,7 +138,7 @@ class ElectraEarlyExitState(nn.Module):
 
     def _update_token_loss(self, logits, labels, input_ids):
         real = labels >= 0
-        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp_min(0).float(), reduction="none")
+        losses = token_losses(logits, labels.clamp_min(0))
         sums = torch.zeros(2, len(self.token_loss), device=losses.device)
         sums[0].index_add_(0, input_ids.reshape(-1), (losses * real).reshape(-1))
         sums[1].index_add_(0, input_ids.reshape(-1), real.float().reshape(-1))

@@ -40,7 +40,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
 from .exit_policy import POLICIES, Evidence, Selection, capacity, select
-from .exit_state import ElectraEarlyExitState
+from .exit_state import ElectraEarlyExitState, token_losses
 
 
 logger = logging.get_logger(__name__)
@@ -355,11 +355,6 @@ def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of each token, in nats and fp32; both arguments, and the result, (batch, tokens)."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-
-
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
     """Mean of `values` (batch, candidates) over the audit tokens."""
     continued = values.gather(1, selection.order[:, : selection.audit.shape[1]])
@@ -663,10 +658,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 gain_loss = self._gain_loss(outputs, logits, labels)
                 loss = loss + gain_loss
             # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
-            if self.config.generator_type not in ("mlm", "none"):
+            if generator_loss is not None or self.config.generator_type not in ("mlm", "none"):
                 loss = self.config.discriminator_weight * loss
             if generator_loss is not None:
-                loss = self.config.generator_weight * generator_loss + self.config.discriminator_weight * loss
+                loss = self.config.generator_weight * generator_loss + loss
 
         result = ElectraEarlyExitForPreTrainingOutput(
             loss=loss,

@@ -1,13 +1,11 @@
 """What happens between the steps, and what the terminal shows of it."""
 
-import copy
-
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from modeling_electra_exit.exit_policy import adapt_capacities
 
-from .flops import block_share, capacity_log
+from .flops import block_share, capacity_log, with_capacities
 
 
 class NewEpochCallback(TrainerCallback):
@@ -54,9 +52,7 @@ class AdaptiveCapacityCallback(TrainerCallback):
             return
 
         def affordable(keep):
-            trial = copy.copy(config)
-            trial.exit_keep = keep
-            return block_share(trial, length) <= self.budget + 1e-9
+            return block_share(with_capacities(config, keep), length) <= self.budget + 1e-9
 
         ready = (model.exit_state.auc >= config.exit_auc_floor).tolist()
         keep = adapt_capacities(

@@ -5,6 +5,8 @@ feed-forward, heads), as `torch.utils.flop_counter` counts them, and nothing for
 and softmax. [`step_flops_as_published`] counts as ELECTRA's authors do, for comparison with their tables.
 """
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modeling_electra_exit import ElectraEarlyExitConfig
@@ -122,6 +124,13 @@ def block_share(config: ElectraEarlyExitConfig, sequence_length: int) -> float:
     """Operations of the discriminator's layers while exits are active, as a share of those at full depth."""
     executed, dense = (step_flops(config, 1, sequence_length, active).blocks for active in (True, False))
     return executed / dense
+
+
+def with_capacities(config: ElectraEarlyExitConfig, keep: Iterable[float]) -> ElectraEarlyExitConfig:
+    """A copy of `config` in which `keep` of the sequence continues past each exit."""
+    changed = copy.copy(config)
+    changed.exit_keep = list(keep)
+    return changed
 
 
 CAPACITY_KEY = "exit_keep_layer_"

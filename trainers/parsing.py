@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
@@ -30,8 +31,13 @@ class Parser(HfArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def yaml_names(folder: Traversable) -> list[str]:
+    """The YAML files in a packaged folder, without their ending."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
 def recipe_names() -> list[str]:
-    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+    return yaml_names(RECIPES)
 
 
 def read_recipe(name_or_path: str) -> dict:

@@ -22,7 +22,7 @@ from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import load_documents, prepare
-from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published
+from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .generators import build_replacements
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
@@ -226,7 +226,7 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     active = [args.exits_active(step, trainer.state.max_steps) for step in range(steps)]
     executed, published = StepFlops(0, 0, 0), 0.0
     for (is_active, keep), count in Counter(zip(active, map(tuple, kept), strict=True)).items():
-        at_that_time = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_keep": list(keep)})
+        at_that_time = with_capacities(config, keep)
         executed = executed + step_flops(at_that_time, batch, length, is_active) * count
         published += step_flops_as_published(at_that_time, batch, length, is_active) * count
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 from .data import load_documents, load_tokenizer, pack
 from .generators import build_replacements
 from .judge import judge_blimp, judge_glue, judge_held_out
-from .parsing import Parser, UsageError, parse_fields
+from .parsing import Parser, UsageError, parse_fields, yaml_names
 from .pretraining import METRICS_FILE, pretrain
 from .study_report import write_report
 
@@ -24,8 +24,6 @@ from .study_report import write_report
 logger = logging.getLogger(__name__)
 
 STUDIES = files(__package__).joinpath("studies")
-# Fields that say where, not what; two runs that differ in nothing else are the same run.
-PLACES = ("train_files", "tokenizer_name", "output_dir")
 
 
 @dataclass
@@ -61,18 +59,17 @@ def study_command(argv: Sequence[str]) -> int:
         if not args.train_files:
             raise UsageError("give the text with --train_files, or --report_only")
         run_study(study, chosen_runs(runs, args), args, results)
-    print(write_report(study, runs, results))
+    print(write_report(runs, results))
     return 0
 
 
 def study_parser() -> Parser:
-    names = sorted(entry.name.removesuffix(".yaml") for entry in STUDIES.iterdir() if entry.name.endswith(".yaml"))
     parser = Parser(
         prog="electra-exit study",
         description="Run and judge the arms of a study that have no result yet, one JSON each, and write its report. "
         "The same command continues where it was interrupted; several may run at once on different arms.",
     )
-    parser.add_argument("study", choices=names)
+    parser.add_argument("study", choices=yaml_names(STUDIES))
     parser.add_argument("--train_files", nargs="+", help="the text; see `electra-exit pretrain --help`")
     parser.add_argument("--blimp", type=Path, help="BLiMP as JSON Lines, plain or .xz; left out: not judged by it")
     parser.add_argument("--glue", type=Path, help="folder of GLUE tasks as JSON Lines; left out: not judged by them")

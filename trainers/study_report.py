@@ -6,10 +6,9 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 
-from modeling_electra_exit import ElectraEarlyExitConfig
-
-from .arguments import ElectraEarlyExitTrainingArguments, config_flags
-from .flops import capacity_history, step_flops
+from .flops import capacity_history, step_flops, with_capacities
+from .parsing import parse_fields
+from .pretraining import build_config
 
 
 # title, how to find the value in a result, how to print it
@@ -24,7 +23,7 @@ COLUMNS = (
 BUDGETS = (".tight", "", ".generous")
 
 
-def write_report(study: dict, runs: list, results: Path) -> Path:
+def write_report(runs: list, results: Path) -> Path:
     """Write `README.md` and its figures into the folder of the results; returns the path of the former."""
     found = {}
     for run in runs:
@@ -93,19 +92,14 @@ def _spread(values: list[float], form: str) -> str:
 
 def cumulative_flops(result: dict) -> list[float]:
     """Operations executed after each step of a run, everything included."""
-    fields = result["fields"]
-    settings = {name: value for name, value in fields.items() if name in config_flags()}
-    config, steps = ElectraEarlyExitConfig(**settings), result["training"]["steps"]
-    batch, length = result["training"]["tokens_per_step"] // fields["max_seq_length"], fields["max_seq_length"]
-    defaults = ElectraEarlyExitTrainingArguments
-    schedule = {name: fields.get(name, getattr(defaults, name)) for name in ("exit_warmup", "exit_cooldown")}
-    first, last = round(schedule["exit_warmup"] * steps), steps - round(schedule["exit_cooldown"] * steps)
+    config_fields, data_args, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
+    batch = result["training"]["tokens_per_step"] // length
     known, costs = {}, []
     for step, keep in enumerate(capacity_history(config, result["log"], steps)):
-        key = (first <= step < last, tuple(keep))
+        key = (args.exits_active(step, steps), tuple(keep))
         if key not in known:
-            config.exit_keep = list(keep)
-            known[key] = step_flops(config, batch, length, key[0]).total
+            known[key] = step_flops(with_capacities(config, keep), batch, length, key[0]).total
         costs.append(known[key])
     return list(accumulate(costs))
 

@@ -10,6 +10,7 @@ import yaml
 from modeling_electra_exit.trainers import cli, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
+from modeling_electra_exit.trainers.study_report import cumulative_flops
 from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
@@ -85,7 +86,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
         assert str(tmp_path) not in json.dumps(result)  # what was run, and not where
     rates = {result["judged"]["held_out"]["replaced_rate"] for result in found.values()}
     assert len(rates) == 1  # one corruption for all
-    cost = {result["arm"]: study.write_report.__globals__["cumulative_flops"](result)[-1] for result in found.values()}
+    cost = {result["arm"]: cumulative_flops(result)[-1] for result in found.values()}
     for result in found.values():
         assert cost[result["arm"]] == result["flops"]["total"]
     report = (results / "README.md").read_text()
