@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import (
     ElectraConfig,
     ElectraForMaskedLM,
@@ -41,6 +40,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
 from .exit_policy import POLICIES, Evidence, Selection, capacity, select
 from .exit_state import ElectraEarlyExitState, token_losses
+from .generator_head import PredictMaskedTokens
 
 
 logger = logging.get_logger(__name__)
@@ -333,26 +333,14 @@ class ElectraEarlyExitGenerator(nn.Module):
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
 
     def forward(self, embeddings, attention_mask, masked: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Logits (masked tokens of the batch, vocabulary) where `masked` (batch, sequence) is true."""
+        """What `lm_head` reads where `masked` (batch, sequence) is true: (masked tokens of the batch, embedding size).
+
+        `lm_head` itself is left to [`PredictMaskedTokens`]: its logits are never all in memory.
+        """
         if hasattr(self, "embeddings_project"):
             embeddings = self.embeddings_project(embeddings)
         hidden_states, _ = self.encoder(embeddings, attention_mask, **kwargs)
-        return self.lm_head(self.predictions(hidden_states[masked]))
-
-
-def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """One token a row from softmax(logits), by inverting the cumulative distribution, in fp32.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(rows, vocabulary)`).
-
-    Returns:
-        `torch.LongTensor` of shape `(rows,)`.
-    """
-    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
-    # Scaled by the last entry instead of by 1, because rounding leaves the sum of the probabilities beside 1.
-    uniform = torch.rand(logits.shape[0], 1, device=logits.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
+        return self.predictions(hidden_states[masked])
 
 
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
@@ -712,19 +700,17 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             raise ValueError("`mlm_labels` needs `input_ids`")
         masked = mlm_labels != -100
         embeddings = self.electra.embeddings(input_ids, token_type_ids, position_ids)
-        logits = self.generator(
+        hidden_states = self.generator(
             embeddings,
             create_bidirectional_mask(self.config, embeddings, attention_mask),
             masked,
             # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
             attn_implementation=self.config._attn_implementation,
-        ).float()
-        originals = mlm_labels[masked]
-        # The sum over max(1, count) is 0, not NaN, for a batch in which nothing could be masked.
-        generator_loss = F.cross_entropy(logits, originals, reduction="sum") / max(1, len(originals))
-        with torch.no_grad():
-            original_ids = torch.where(masked, mlm_labels, input_ids)
-            corrupted_ids = original_ids.masked_scatter(masked, sample_tokens(logits))
+        )
+        head = self.generator.lm_head
+        generator_loss, samples = PredictMaskedTokens.apply(hidden_states, head.weight, head.bias, mlm_labels[masked])
+        original_ids = torch.where(masked, mlm_labels, input_ids)
+        corrupted_ids = original_ids.masked_scatter(masked, samples)
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
 
     @staticmethod

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForPreTraining, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel
-from modeling_electra_exit import modeling_electra_exit as modeling
+from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel, generator_head
 from modeling_electra_exit.exit_policy import POLICIES, SIGNALS
 from tests.conftest import masked_batch, tiny_config, tiny_model
 
@@ -96,8 +95,10 @@ def test_joint_loss_equals_a_plain_loop(tmp_path, monkeypatch, padding):
     model = tiny_model(exit_policy="none").eval()
     batch = masked_batch(padding=padding)
     sampled = []
-    sample = modeling.sample_tokens
-    monkeypatch.setattr(modeling, "sample_tokens", lambda logits: sampled.append(sample(logits)) or sampled[-1])
+    sample = generator_head.sample_in_proportion
+    monkeypatch.setattr(
+        generator_head, "sample_in_proportion", lambda weights: sampled.append(sample(weights)) or sampled[-1]
+    )
     ours = model(**batch)
     expected, labels = reference_joint_loss(model, {**batch, **model.to_electra(tmp_path), "sampled": sampled[0]})
     torch.testing.assert_close(ours.loss, expected, atol=1e-5, rtol=1e-5)
@@ -132,7 +133,7 @@ def test_a_sampled_token_equal_to_the_original_counts_as_original(monkeypatch):
     model = tiny_model()
     batch = masked_batch()
     originals = batch["mlm_labels"][batch["mlm_labels"] != -100]
-    monkeypatch.setattr(modeling, "sample_tokens", lambda logits: originals.clone())
+    monkeypatch.setattr(generator_head, "sample_in_proportion", lambda weights: originals.clone())
     ids, labels, _ = model.corrupt(batch["input_ids"], batch["mlm_labels"])
     assert labels.sum() == 0
     assert torch.equal(ids[:, 3:13], batch["mlm_labels"][:, 3:13])
@@ -143,20 +144,6 @@ def test_no_gradient_flows_from_the_discriminator_into_the_generator():
     model(**masked_batch()).loss.backward()
     own = [p for name, p in model.generator.named_parameters() if name != "lm_head.weight"]
     assert all(p.grad is None or not p.grad.any() for p in own)
-
-
-def test_sampling_follows_the_distribution():
-    torch.manual_seed(0)
-    logits = torch.randn(50) * 2
-    counts = torch.bincount(modeling.sample_tokens(logits.expand(50000, -1)), minlength=50)
-    expected = logits.softmax(-1) * 50000
-    assert ((counts - expected) ** 2 / expected).sum() < 85.35  # 49 degrees of freedom, p = 0.001
-
-
-def test_sampling_never_picks_the_impossible():
-    logits = torch.full((2000, 10), -torch.inf)
-    logits[:, 4] = 0.0
-    assert (modeling.sample_tokens(logits) == 4).all()
 
 
 def test_a_batch_in_which_nothing_can_be_masked_has_a_finite_loss():

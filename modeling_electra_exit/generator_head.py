@@ -1,0 +1,104 @@
+"""The generator's output layer: loss, samples and gradients at the masked positions, the softmax computed once.
+
+The logits of all masked tokens are the largest tensor of an ELECTRA step by far, and a plain implementation holds five
+of that size: logits, log-softmax, its gradient, the probabilities to sample from and their cumulative sum. Here a few
+rows at a time are taken through everything that needs them, the gradients included, and one buffer serves it all.
+"""
+
+import torch
+
+
+# Logits held at a time: 16 MB of fp32. Larger blocks are new memory from the system at every step, page by page.
+CHUNK_ELEMENTS = 2**22
+# Probabilities summed at a time when sampling; about the square root of a usual vocabulary.
+BLOCK = 128
+
+
+def sample_in_proportion(weights: torch.Tensor) -> torch.Tensor:
+    """One column a row, by inverting the cumulative distribution in two steps: first a block of columns, then a
+    column of it. That is exact, and adds up hundreds of numbers a row instead of the whole vocabulary.
+
+    Args:
+        weights (`torch.FloatTensor` of shape `(rows, columns)`): at least 0, in fp32, not all 0 in a row; need not sum
+            to 1.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows,)`.
+    """
+    columns = weights.shape[1]
+    whole = columns - columns % BLOCK
+    sums = torch.cat(
+        [weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2), weights[:, whole:].sum(dim=1, keepdim=True)], dim=1
+    )
+    block = _invert(sums)
+    inside = block * BLOCK + torch.arange(BLOCK, device=weights.device)
+    chosen = weights.gather(1, inside.clamp_max(columns - 1)).masked_fill(inside >= columns, 0.0)
+    return (block * BLOCK + _invert(chosen)).squeeze(1).clamp_max(columns - 1)
+
+
+def _invert(weights: torch.Tensor) -> torch.Tensor:
+    cumulative = weights.cumsum(dim=1)
+    # Scaled by the last entry instead of by a sum computed elsewhere, which rounding would leave beside it.
+    uniform = torch.rand(len(weights), 1, device=weights.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, uniform, right=True).clamp_max(weights.shape[1] - 1)
+
+
+class PredictMaskedTokens(torch.autograd.Function):
+    """Cross-entropy of, and samples from, softmax(hidden @ weight.T + bias), chunk by chunk.
+
+    The gradients are computed on the way forward, while a chunk's probabilities are at hand, and multiplied on the way
+    back by the gradient that arrives (as in Liger's fused linear cross-entropy). Under autocast the matrix products
+    run in its dtype; softmax, loss and sampling are in fp32 always.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(rows, width)`).
+        weight (`torch.FloatTensor` of shape `(vocabulary, width)`).
+        bias (`torch.FloatTensor` of shape `(vocabulary,)`).
+        targets (`torch.LongTensor` of shape `(rows,)`).
+
+    Returns:
+        The mean cross-entropy, fp32 of shape `()` and 0 for no rows; and one sample a row, `torch.LongTensor` of shape
+        `(rows,)`, through which no gradient flows.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wants_gradients = any(ctx.needs_input_grad)
+        loss = torch.zeros((), device=hidden.device)
+        grad_hidden, grad_weight, grad_bias = torch.zeros_like(hidden), None, torch.zeros_like(bias)
+        samples = torch.empty_like(targets)
+        scale = 1 / max(1, len(targets))
+        rows = max(1, CHUNK_ELEMENTS // len(weight))
+        with torch.autocast(device, enabled=False):
+            matrix, offset = weight.to(dtype), bias.to(dtype)
+            for start in range(0, len(targets), rows):
+                here = slice(start, start + rows)
+                states, wanted = hidden[here].to(dtype), targets[here].unsqueeze(1)
+                logits = torch.addmm(offset, states, matrix.t()).float()
+                logits -= logits.amax(dim=1, keepdim=True)
+                of_target = logits.gather(1, wanted)
+                weights = logits.exp_()
+                total = weights.sum(dim=1, keepdim=True)
+                loss += (total.log() - of_target).sum() * scale
+                samples[here] = sample_in_proportion(weights)
+                if not wants_gradients:
+                    continue
+                # d loss / d logits = (softmax - one-hot) / rows
+                gradient = weights.mul_(scale / total).scatter_add_(1, wanted, torch.full_like(of_target, -scale))
+                grad_bias += gradient.sum(dim=0)
+                gradient = gradient.to(dtype)
+                grad_hidden[here] = gradient @ matrix
+                of_chunk = gradient.t() @ states
+                grad_weight = of_chunk.float() if grad_weight is None else grad_weight.add_(of_chunk)
+        if wants_gradients:
+            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(samples)
+        return loss, samples
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        # In place: the gradients are needed once, and a vocabulary's worth of them is not worth a copy.
+        return *(gradient.mul_(grad_loss) for gradient in ctx.saved_tensors), None
