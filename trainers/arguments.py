@@ -45,6 +45,13 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
             "(`trainers/initialization.py`): small models learn millions of tokens sooner."
         },
     )
+    cpu_kernels: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU, train with faster matrix products and dropout than PyTorch's own, where there are any "
+            "(`trainers/cpu_kernels.py`)."
+        },
+    )
     exit_loss_warmup: float = field(
         default=0.0,
         metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},

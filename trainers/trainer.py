@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from . import metrics
+from . import cpu_kernels, metrics
 from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
@@ -52,6 +52,14 @@ class ElectraEarlyExitTrainer(Trainer):
         self.add_callback(AdaptiveCapacityCallback(self))
 
     # ---- Training ----
+
+    def train(self, *args, **kwargs):
+        with self._kernels():
+            return super().train(*args, **kwargs)
+
+    def _kernels(self):
+        """The kernels that this device computes fastest with, as a context."""
+        return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
@@ -140,7 +148,7 @@ class ElectraEarlyExitTrainer(Trainer):
         self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with self._kernels(), torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)

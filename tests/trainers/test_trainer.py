@@ -286,7 +286,6 @@ def test_capacities_stay_without_a_target_and_in_dense_steps(tokenizer, tmp_path
 
 
 def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
-    # The target is so low that the capacities rise until the budget is used up.
     adapts = {**ADAPTS, "exit_error_target": 0.001, "exit_flops_budget": 0.95}
     common = {"max_steps": 8, "exit_adapt_steps": 2, "learning_rate": 3e-3}
     straight = make_trainer(tokenizer, tmp_path / "a", tiny_model(**adapts), **common)
@@ -298,10 +297,11 @@ def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
     second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**adapts), **common)
     second.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
     assert_same(weights(straight), weights(second))
-    assert straight.model.config.exit_keep == second.model.config.exit_keep != [0.5, 0.5]
+    assert straight.model.config.exit_keep == second.model.config.exit_keep
     assert second.state.total_flos == straight.state.total_flos
     history = [capacity_history(t.model.config, t.state.log_history, 8) for t in (straight, second)]
     assert history[0] == history[1]
+    assert len(set(map(tuple, history[0]))) > 2  # they did adapt, before and after the interruption
 
 
 def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
