@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
-from modeling_electra_exit.trainers import ElectraAdamW
+from modeling_electra_exit.trainers import ElectraAdamW, cpu_kernels
 
 
 WARM_UP = 2  # the first steps allocate
@@ -27,24 +27,31 @@ def made_up_batch(config, batch_size: int, length: int) -> dict[str, torch.Tenso
 
 
 class OurStep:
-    """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`."""
+    """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`.
 
-    def __init__(self, config: ElectraEarlyExitConfig, batch_size: int, length: int, bf16: bool):
+    A config with a generator outside the model gets a batch that is corrupted already, as from the collator.
+    """
+
+    def __init__(self, config: ElectraEarlyExitConfig, batch_size: int, length: int, bf16: bool, kernels: bool = True):
         torch.manual_seed(0)
         self.model = ElectraEarlyExitForPreTraining(config).train().to(device())
         if device() == "cpu":
             self.model.set_attn_implementation("eager")
         self.optimizer = ElectraAdamW(self.model.parameters(), lr=1e-4, eps=1e-6, fused=True)
         self.batch = made_up_batch(config, batch_size, length)
-        self.autocast = torch.autocast(device(), torch.bfloat16, enabled=bf16)
+        if config.generator_type != "mlm":
+            labels = self.batch.pop("mlm_labels")
+            self.batch["labels"] = (labels != -100).long()
+        self.bf16, self.kernels = bf16, kernels and device() == "cpu"
 
     def __call__(self):
-        with self.autocast:
-            loss = self.model(**self.batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        with cpu_kernels.use(self.kernels):
+            with torch.autocast(device(), torch.bfloat16, enabled=self.bf16):
+                loss = self.model(**self.batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 def interleave(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
