@@ -15,9 +15,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 # Rebuilt when the locked versions or the package's metadata change.
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements.lock requirements-test.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-test.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     ElectraConfig,
     ElectraForMaskedLM,
     ElectraForMultipleChoice,
@@ -18,6 +19,7 @@ from transformers import (
     ElectraForQuestionAnswering,
     ElectraForSequenceClassification,
     ElectraForTokenClassification,
+    PreTrainedConfig,
 )
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
@@ -416,7 +418,9 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
     config: ElectraEarlyExitConfig
     config_class = ElectraEarlyExitConfig
     # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
-    _keys_to_ignore_on_load_unexpected = [r"^generator\.", r"^exit_\w+\.", r"^discriminator_predictions\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^generator(_\w+)?\.", r"^exit_\w+\.", r"^discriminator_predictions\.", r"^cls\.", r"^(electra\.)?pooler\.",
+    ]  # fmt: skip
     _no_split_modules = ["ElectraEarlyExitLayer"]
     _can_record_outputs = {"hidden_states": ElectraEarlyExitLayer, "attentions": ElectraEarlyExitSelfAttention}
 
@@ -426,6 +430,49 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         if isinstance(module, ElectraEarlyExitState):
             for name, value in module.initial(self.config).items():
                 init.copy_(getattr(module, name), value)
+
+    @classmethod
+    def from_electra(cls, checkpoint: str | os.PathLike, **config_overrides):
+        """Start from a plain ELECTRA checkpoint, at full depth its equal.
+
+        Args:
+            checkpoint (`str`): folder or Hub id of any ELECTRA: its encoder is taken (a generator's too, as that of
+                an `ElectraForMaskedLM`), and its head where this class has the same.
+            **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`.
+
+        Returns:
+            This class, with its weights in fp32. What the checkpoint lacks is new, and is reported as such.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture.
+        """
+        return cls._from_plain(checkpoint, "electra", config_overrides)
+
+    @classmethod
+    def from_bert(cls, checkpoint: str | os.PathLike, **config_overrides):
+        """Start from a BERT checkpoint, whose encoder is an ELECTRA's with embeddings as wide as its layers.
+
+        BERT's pooler and its pre-training heads have no counterpart and are left out.
+
+        Args:
+            checkpoint (`str`): folder or Hub id of any model of `model_type` "bert".
+            **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`. For
+                pre-training, `cls_token_id` and `sep_token_id` name the tokens that must not exit.
+
+        Returns:
+            This class, with its weights in fp32. At full depth its hidden states are `BertModel`'s.
+
+        Raises:
+            ValueError: if the checkpoint is of another architecture, or its positions are not absolute.
+        """
+        return cls._from_plain(checkpoint, "bert", config_overrides)
+
+    @classmethod
+    def _from_plain(cls, checkpoint, model_type: str, config_overrides: dict):
+        config = _early_exit_config(_source_config(checkpoint, model_type), config_overrides)
+        return cls.from_pretrained(
+            checkpoint, config=config, key_mapping={rf"^{model_type}\.": "electra."}, dtype=torch.float32
+        )
 
 
 class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
@@ -760,14 +807,16 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
     @classmethod
     def from_electra(
-        cls, discriminator: str | os.PathLike, generator: str | os.PathLike | None = None, **config_overrides
+        cls, checkpoint: str | os.PathLike, generator: str | os.PathLike | None = None, **config_overrides
     ) -> "ElectraEarlyExitForPreTraining":
         """Start from plain ELECTRA checkpoints.
 
         Args:
-            discriminator (`str`): folder or Hub id of an `ElectraForPreTraining` checkpoint.
+            checkpoint (`str`): folder or Hub id of an `ElectraForPreTraining`. An `ElectraForMaskedLM` gives its
+                encoder, and the discriminator's head is new.
             generator (`str`, *optional*): folder or Hub id of the `ElectraForMaskedLM` trained with it. Its size is
-                taken from its config. Left out: a fresh generator as the config asks for.
+                taken from its config. Left out: a fresh generator as the config asks for. ELECTRA's own are as wide
+                as the discriminator in Small++ (`generator_size=1.0`), a third of it in Base, a quarter in Large.
             **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_policy` or `exit_layers`.
 
         Returns:
@@ -775,14 +824,18 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             start from the discriminator's final head.
 
         Raises:
-            ValueError: if the generator's vocabulary, embedding size or depth-independent settings do not fit.
+            ValueError: if a checkpoint is of another architecture, or the generator's vocabulary, embedding size or
+                depth-independent settings do not fit.
         """
-        source = ElectraForPreTraining.from_pretrained(discriminator)
-        donor = None if generator is None else ElectraForMaskedLM.from_pretrained(generator)
-        settings = {k: v for k, v in source.config.to_dict().items() if k not in ("model_type", "architectures")}
-        if donor is not None:
-            settings |= _generator_settings(source.config, donor.config)
-        model = cls(ElectraEarlyExitConfig(**{**settings, **config_overrides}))
+        source_config, donor = _source_config(checkpoint, "electra"), None
+        if generator is not None:
+            config_overrides = {
+                **_generator_settings(source_config, _source_config(generator, "electra")),
+                **config_overrides,
+            }
+            donor = ElectraForMaskedLM.from_pretrained(generator)
+        source = ElectraForPreTraining.from_pretrained(checkpoint)
+        model = cls(_early_exit_config(source_config, config_overrides))
         model.electra.load_state_dict(source.electra.state_dict())
         model.discriminator_predictions.load_state_dict(source.discriminator_predictions.state_dict())
         for head in getattr(model, "exit_predictions", ()):
@@ -903,13 +956,35 @@ def _generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) 
     }
 
 
+def _source_config(checkpoint, model_type: str) -> PreTrainedConfig:
+    """The config of a plain checkpoint, of that architecture."""
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type != model_type:
+        raise ValueError(f"`model_type` of {checkpoint} must be {model_type!r}, got {config.model_type!r}")
+    # Transformers 5 no longer has any other, and would load the weights without a word.
+    positions = getattr(config, "position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ValueError(f"`position_embedding_type` of {checkpoint} must be 'absolute', got {positions!r}")
+    return config
+
+
+def _electra_settings(config: PreTrainedConfig) -> dict:
+    """The fields of [`ElectraConfig`] in a config, less those that say what the checkpoint was."""
+    fields = ElectraConfig().to_dict().keys() - {"model_type", "architectures", "dtype", "transformers_version"}
+    return {name: value for name, value in config.to_dict().items() if name in fields}
+
+
+def _early_exit_config(source: PreTrainedConfig, overrides: dict) -> ElectraEarlyExitConfig:
+    """Our config for the weights of a plain ELECTRA or BERT."""
+    settings = {"embedding_size": source.hidden_size, **_electra_settings(source)}
+    if "num_labels" in overrides:  # the names of another number of labels
+        settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
+    return ElectraEarlyExitConfig(**{**settings, **overrides})
+
+
 def _plain_config(config: ElectraEarlyExitConfig) -> ElectraConfig:
     """The [`ElectraConfig`] part of our config."""
-    fields = ElectraConfig().to_dict()
-    settings = {name: value for name, value in config.to_dict().items() if name in fields}
-    for name in ("model_type", "architectures", "dtype"):
-        settings.pop(name, None)
-    return ElectraConfig(**settings)
+    return ElectraConfig(**_electra_settings(config))
 
 
 for _auto_class, _reference in AUTO_MAP.items():
