@@ -1,4 +1,4 @@
-"""The command line: `electra-exit pretrain RECIPE [--field value ...]` and `electra-exit study NAME`."""
+"""The command line: `electra-exit COMMAND ...`."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ import transformers
 
 from modeling_electra_exit import __version__
 
+from .checkpoints import export_command
 from .data import DataError
 from .parsing import UsageError, parse
 from .pretraining import pretrain
@@ -18,18 +19,18 @@ from .study import study_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser("electra-exit", description="Pre-train ELECTRA with adaptive early exits.")
+    parser = argparse.ArgumentParser("electra-exit", description="ELECTRA with adaptive early exits.")
     parser.add_argument("--version", action="version", version=f"electra-early-exit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("pretrain", help="pre-train a model from a recipe (pretrain --help for more)", add_help=False)
-    commands.add_parser("study", help="run a matrix of pre-trainings and judge them (study --help for more)",
-                        add_help=False)  # fmt: skip
+    for name, (_, description) in COMMANDS.items():
+        commands.add_parser(name, help=f"{description} ({name} --help for more)", add_help=False)
     arguments = parser.parse_args(argv[:1])
     logging.basicConfig(format="%(message)s")
     logging.getLogger("modeling_electra_exit").setLevel(logging.INFO)  # counts and what is going on
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
     try:
-        return {"pretrain": pretrain_command, "study": study_command}[arguments.command](argv[1:])
+        run, _ = COMMANDS[arguments.command]
+        return run(argv[1:])
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -42,6 +43,13 @@ def pretrain_command(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     pretrain(*arguments)
     return 0
+
+
+COMMANDS = {
+    "pretrain": (pretrain_command, "pre-train a model from a recipe"),
+    "export": (export_command, "write a checkpoint as plain ELECTRA"),
+    "study": (study_command, "run a matrix of pre-trainings and judge them"),
+}
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _load_from_hub(args: DataArguments) -> DatasetDict:
     try:
         loaded = load_dataset(args.dataset_name, args.dataset_config_name)
     except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
-        raise DataError(f"cannot load the data set `{args.dataset_name}`: {_first_line(error)}") from error
+        raise DataError(f"cannot load the data set `{args.dataset_name}`: {first_line(error)}") from error
     if "train" not in loaded:
         raise DataError(f"`{args.dataset_name}` has no split `train`, only {', '.join(loaded)}")
     return DatasetDict({name: loaded[name] for name in ("train", "validation") if name in loaded})
@@ -109,7 +109,7 @@ def _read_files(paths: list[str], sample_by: str) -> Dataset:
         return load_dataset(loader, data_files=[os.path.abspath(path) for path in paths], split="train", **options)
     except Exception as error:
         raise DataError(
-            f"cannot read {', '.join(paths)} as {loader}: {_first_line(error.__cause__ or error)}"
+            f"cannot read {', '.join(paths)} as {loader}: {first_line(error.__cause__ or error)}"
         ) from error
 
 
@@ -125,7 +125,8 @@ def _loader_of(path: str) -> str:
     return LOADERS[ending]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or else what it is."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -161,7 +162,7 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {_first_line(error)}") from error
+            raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {first_line(error)}") from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise DataError(f"the tokenizer `{args.tokenizer_name}` has no {', '.join(missing)} token; choose another")

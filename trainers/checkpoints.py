@@ -1,0 +1,83 @@
+"""Checkpoints that the user names: reading them, and `electra-exit export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+
+from .data import first_line
+from .parsing import Parser, UsageError
+
+
+OURS = ElectraEarlyExitConfig.model_type
+
+
+def read_config(checkpoint: str) -> PreTrainedConfig:
+    """The config of a checkpoint, a folder or a Hub id.
+
+    Raises:
+        UsageError: if there is none, or none that transformers can read.
+    """
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no model in `{checkpoint}`: {first_line(error)}") from error
+
+
+def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer in `{checkpoint}`: {first_line(error)}") from error
+
+
+def architecture(config: PreTrainedConfig) -> str:
+    """The name of the class that a checkpoint was saved from."""
+    return (config.architectures or ["unknown"])[0]
+
+
+def export_command(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit export",
+        description="Write the discriminator and the generator of a pre-trained checkpoint as plain ELECTRA, which "
+        "loads without this package. Exit heads have no place there.",
+    )
+    parser.add_argument("checkpoint", metavar="FOLDER", help="a pre-trained checkpoint, folder or Hub id")
+    parser.add_argument("output", metavar="OUT", type=Path, help="gets a subfolder for each of the two")
+    parser.add_argument("--to", choices=["electra"], required=True, help="the architecture to write")
+    args = parser.parse_args(list(argv))
+    for part, folder in export_electra(args.checkpoint, args.output).items():
+        print(f"{part}: {folder}")
+    return 0
+
+
+def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
+    """Write a pre-trained checkpoint as plain ELECTRA, each part with its tokenizer.
+
+    Returns:
+        The folder written for each part.
+
+    Raises:
+        UsageError: for a checkpoint without a discriminator or without a plain form, and for an `output` in use.
+    """
+    config = read_config(checkpoint)
+    saved_as = architecture(config) if config.model_type == OURS else config.model_type
+    if saved_as != ElectraEarlyExitForPreTraining.__name__:
+        raise UsageError(f"{checkpoint} must hold an {ElectraEarlyExitForPreTraining.__name__}, got {saved_as}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} is in use; choose a folder that is empty or not there yet")
+    tokenizer = read_tokenizer(checkpoint)
+    try:
+        written = ElectraEarlyExitForPreTraining.from_pretrained(checkpoint).to_electra(output)
+    except ValueError as error:
+        raise UsageError(f"{checkpoint}: {error}") from error
+    for folder in written.values():
+        tokenizer.save_pretrained(folder)
+    return written
