@@ -1,4 +1,4 @@
-"""Arguments of a pre-training run, beside the fields of the model's config."""
+"""Arguments of a pre-training or fine-tuning run, beside the fields of the model's config."""
 
 import importlib.util
 import re
@@ -9,47 +9,62 @@ from transformers import TrainingArguments
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
+from .tasks import TASKS
+
 
 # The help texts that come with TrainingArguments; redefining a field's default would lose its text.
 _INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
 @dataclass
-class ElectraEarlyExitTrainingArguments(TrainingArguments):
-    """[`TrainingArguments`] with ELECTRA's optimizer as the default, and the schedule of the exits.
-
-    Defaults that differ: `learning_rate`, `warmup_steps`, `max_steps`, `adam_epsilon` and `weight_decay` are those of
-    google-research/electra (`configure_pretraining.py`, `model/optimization.py`); `report_to` is TensorBoard where it
-    is installed.
-
-    Raises:
-        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
-    """
+class ElectraTrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
+    google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed."""
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"
 
-    learning_rate: float = field(default=5e-4, metadata=_INHERITED["learning_rate"])
-    warmup_steps: float = field(default=10_000, metadata=_INHERITED["warmup_steps"])
-    max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
     adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
     weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
     report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
-    adam_bias_correction: bool = field(
-        default=False,
-        metadata={"help": "Correct Adam's bias. ELECTRA does not. Applies to `--optim adamw_torch[_fused]`."},
-    )
-    corpus_init: bool = field(
-        default=False,
-        metadata={
-            "help": "Start embeddings and attention from statistics of the training text instead of at random "
-            "(`trainers/initialization.py`): small models learn millions of tokens sooner."
-        },
-    )
     cpu_kernels: bool = field(
         default=True,
         metadata={
             "help": "On a CPU, train with faster matrix products and dropout than PyTorch's own, where there are any "
             "(`trainers/cpu_kernels.py`)."
+        },
+    )
+    adam_bias_correction: bool = field(
+        default=False,
+        metadata={"help": "Correct Adam's bias. ELECTRA does not. Applies to `--optim adamw_torch[_fused]`."},
+    )
+
+    def __post_init__(self):
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+        # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+@dataclass
+class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
+    """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
+
+    Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
+    (`configure_pretraining.py`).
+
+    Raises:
+        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
+    """
+
+    learning_rate: float = field(default=5e-4, metadata=_INHERITED["learning_rate"])
+    warmup_steps: float = field(default=10_000, metadata=_INHERITED["warmup_steps"])
+    max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
+    corpus_init: bool = field(
+        default=False,
+        metadata={
+            "help": "Start embeddings and attention from statistics of the training text instead of at random "
+            "(`trainers/initialization.py`): small models learn millions of tokens sooner."
         },
     )
     exit_loss_warmup: float = field(
@@ -69,10 +84,6 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.report_to is None:
-            self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         for name in ("exit_warmup", "exit_cooldown", "exit_loss_warmup"):
             if not 0 <= getattr(self, name) <= 1:
@@ -94,6 +105,75 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
     def exits_active(self, step: int, max_steps: int) -> bool:
         """Whether tokens exit in optimizer step `step` (counted from 0) of a run of `max_steps`."""
         return round(self.exit_warmup * max_steps) <= step < max_steps - round(self.exit_cooldown * max_steps)
+
+
+@dataclass
+class FineTuningArguments(ElectraTrainingArguments):
+    """Arguments of a fine-tuning: [`ElectraTrainingArguments`], a learning rate a layer, and seeds.
+
+    Defaults that differ are those of google-research/electra (`configure_finetuning.py`).
+
+    Raises:
+        ValueError: if `layerwise_lr_decay` is not in (0, 1], or a seed is given twice.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata=_INHERITED["learning_rate"])
+    warmup_steps: float = field(default=0.1, metadata=_INHERITED["warmup_steps"])
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Passes over the data. Left out: 10 for rte and stsb, 3 for other tasks."}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata=_INHERITED["per_device_train_batch_size"])
+    per_device_eval_batch_size: int = field(default=128, metadata=_INHERITED["per_device_eval_batch_size"])
+    save_strategy: str = field(default="no", metadata=_INHERITED["save_strategy"])
+    layerwise_lr_decay: float = field(
+        default=0.8,
+        metadata={"help": "What a layer's learning rate is of that of the layer above it. 1: all learn alike."},
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Fine-tune once with each of these. Left out: once, with --seed."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.seeds = self.seeds or [self.seed]
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise ValueError(f"`layerwise_lr_decay` must be in (0, 1], got {self.layerwise_lr_decay}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` must differ from each other, got {self.seeds}")
+        if self.push_to_hub:
+            raise ValueError("`push_to_hub` must be False here; upload the folder of the seed of your choice instead")
+
+
+@dataclass
+class FineTuningDataArguments:
+    """What is fine-tuned on which task, and where its examples come from: `data_dir`, two files, or else the Hub."""
+
+    _argument_group_name = "data"
+
+    model: str | None = field(
+        default=None, metadata={"help": "The checkpoint to start from, folder or Hub id: ours, an ELECTRA or a BERT."}
+    )
+    task: str | None = field(default=None, metadata={"help": f"The GLUE task: one of {', '.join(TASKS)}."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with <task>/train.jsonl and <task>/validation.jsonl."}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "A local .jsonl, .json, .csv or .parquet file, plain or .gz or .xz."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
+    dataset_name: str = field(
+        default="nyu-mll/glue", metadata={"help": "The data set on the Hub, its configurations named as the tasks."}
+    )
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Tokens an example is cut to; never more than the model has positions."}
+    )
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Train on this many examples, drawn with the seed."}
+    )
+    both_orders: bool = field(
+        default=True,
+        metadata={"help": "Train on both orders of a pair where order does not matter (mrpc and stsb), as ELECTRA."},
+    )
 
 
 @dataclass

@@ -1,9 +1,13 @@
-"""Checkpoints that the user names: reading them, and `electra-exit export`."""
+"""Checkpoints that the user names: reading them, starting from them, and `electra-exit export`."""
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 
@@ -41,6 +45,38 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
 def architecture(config: PreTrainedConfig) -> str:
     """The name of the class that a checkpoint was saved from."""
     return (config.architectures or ["unknown"])[0]
+
+
+def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overrides) -> PreTrainedModel:
+    """A model of one of our classes from a checkpoint of ours, of ELECTRA or of BERT, with its weights in fp32.
+
+    Raises:
+        UsageError: if the checkpoint is missing, of another architecture, or does not fit `config_overrides`.
+    """
+    model_type = read_config(checkpoint).model_type
+    starts = {
+        OURS: functools.partial(model_class.from_pretrained, dtype=torch.float32),
+        "electra": model_class.from_electra,
+        "bert": model_class.from_bert,
+    }
+    if model_type not in starts:
+        known = ", ".join(map(repr, starts))
+        raise UsageError(f"`model_type` of {checkpoint} must be one of {known}, got {model_type!r}")
+    try:
+        return starts[model_type](checkpoint, **config_overrides)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{checkpoint}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet_loading():
+    """Without transformers' report of what a checkpoint lacks."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def export_command(argv: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from modeling_electra_exit import __version__
 
 from .checkpoints import export_command
 from .data import DataError
+from .finetuning import finetune_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
 from .study import study_command
@@ -47,6 +48,7 @@ def pretrain_command(argv: Sequence[str]) -> int:
 
 COMMANDS = {
     "pretrain": (pretrain_command, "pre-train a model from a recipe"),
+    "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
     "export": (export_command, "write a checkpoint as plain ELECTRA"),
     "study": (study_command, "run a matrix of pre-trainings and judge them"),
 }

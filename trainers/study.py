@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import transformers
 import yaml
 from transformers import AutoConfig, AutoTokenizer
 
@@ -193,7 +192,6 @@ def judge(study: dict, run: Run, folder: Path, data_args, args: argparse.Namespa
     if "blimp" in run.judges and args.blimp is not None:
         answers["blimp"] = judge_blimp(folder, args.blimp, **settings["blimp"])
     if "glue" in run.judges and args.glue is not None:
-        transformers.utils.logging.set_verbosity_error()  # that a new head is new is no news
         for task, options in settings["glue"].items():
             answers[task] = judge_glue(folder, args.glue, task, seed=run.seed, **options)
     return answers

@@ -20,7 +20,37 @@ from .optimization import ElectraAdamW
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 
 
-class ElectraEarlyExitTrainer(Trainer):
+class ElectraTrainer(Trainer):
+    """What pre-training and fine-tuning do alike."""
+
+    def train(self, *args, **kwargs):
+        with self._kernels():
+            return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self._kernels():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _kernels(self):
+        """The kernels that this device computes fastest with, as a context."""
+        return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
+        optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
+            optimizer_class = ElectraAdamW
+        return optimizer_class, optimizer_kwargs
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
+        super()._save(output_dir, state_dict)
+        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(path):
+            os.remove(path)
+
+
+class ElectraEarlyExitTrainer(ElectraTrainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
     Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
@@ -52,21 +82,6 @@ class ElectraEarlyExitTrainer(Trainer):
         self.add_callback(AdaptiveCapacityCallback(self))
 
     # ---- Training ----
-
-    def train(self, *args, **kwargs):
-        with self._kernels():
-            return super().train(*args, **kwargs)
-
-    def _kernels(self):
-        """The kernels that this device computes fastest with, as a context."""
-        return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
-
-    def get_optimizer_cls_and_kwargs(self, args, model=None):
-        """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
-        optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
-            optimizer_class = ElectraAdamW
-        return optimizer_class, optimizer_kwargs
 
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
@@ -148,7 +163,7 @@ class ElectraEarlyExitTrainer(Trainer):
         self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with self._kernels(), torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
@@ -184,13 +199,6 @@ class ElectraEarlyExitTrainer(Trainer):
         self.stopwatch.lap()
         super()._save_checkpoint(model, trial)
         self.stopwatch.start()
-
-    def _save(self, output_dir=None, state_dict=None):
-        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
-        super()._save(output_dir, state_dict)
-        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(path):
-            os.remove(path)
 
     def create_model_card(self, **kwargs):
         """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
