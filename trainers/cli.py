@@ -11,6 +11,7 @@ from modeling_electra_exit import __version__
 
 from .checkpoints import export_command
 from .data import DataError
+from .evaluation import evaluate_command
 from .finetuning import finetune_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
@@ -49,6 +50,7 @@ def pretrain_command(argv: Sequence[str]) -> int:
 COMMANDS = {
     "pretrain": (pretrain_command, "pre-train a model from a recipe"),
     "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
+    "evaluate": (evaluate_command, "measure a checkpoint on GLUE tasks and BLiMP"),
     "export": (export_command, "write a checkpoint as plain ELECTRA"),
     "study": (study_command, "run a matrix of pre-trainings and judge them"),
 }

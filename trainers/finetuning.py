@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Value, concatenate_datasets
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.trainer_callback import ProgressCallback
 
 from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
@@ -74,9 +80,9 @@ def finetune(
     Raises:
         UsageError, DataError: before anything is written, for whatever the user can put right.
     """
-    task = task_of(data_args)
     check_output_folder(training_args, given)
     check_start(data_args, config_fields)
+    task = TASKS[data_args.task]
     tokenizer = read_tokenizer(data_args.model)
     examples = load_examples(data_args)
     folder = Path(training_args.output_dir)
@@ -188,14 +194,15 @@ def task_of(data_args: FineTuningDataArguments) -> Task:
     return TASKS[data_args.task]
 
 
-def is_classifier(config) -> bool:
-    """Whether a checkpoint holds a head for whole sequences."""
-    return architecture(config).endswith("ForSequenceClassification")
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint holds a head for whole sequences that we take over. BERT's, on its pooler, we do not."""
+    return architecture(config).endswith("ForSequenceClassification") and config.model_type != "bert"
 
 
 def check_start(data_args: FineTuningDataArguments, config_fields: dict) -> None:
-    """Raises: UsageError if the checkpoint cannot be loaded, or has a head already, and not one for the task."""
-    config, task = read_config(data_args.model), TASKS[data_args.task]
+    """Raises: UsageError for a task or a checkpoint that we do not know, or a head that does not fit the task."""
+    task = task_of(data_args)
+    config = read_config(data_args.model)
     if is_classifier(config):
         needs = f"and the task {data_args.task} needs"
         if config.num_labels != len(task.labels):

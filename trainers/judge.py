@@ -1,8 +1,6 @@
 """How good is a checkpoint? The same questions for every run of a study, all at full depth."""
 
-import json
-import lzma
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer
 from . import metrics
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .collator import DataCollatorForReplacedTokenDetection
+from .data import DataError, read_files
 from .finetuning import evaluate, load_examples, train_classifier
 from .tasks import TASKS
 
@@ -48,25 +47,30 @@ def judge_held_out(folder: Path, sequences: Dataset, replacements, mlm_probabili
     return metric.compute(predictions=torch.cat(logits).float(), references=torch.cat(labels))
 
 
-def judge_blimp(folder: Path, path: Path, pairs_per_paradigm: int | None = None) -> dict:
+def judge_blimp(folder: Path | str, path: Path, pairs_per_paradigm: int | None = None) -> dict:
     """BLiMP (Warstadt et al., 2020), zero-shot: in how many minimal pairs does the acceptable sentence get the higher
     log-probability that none of its tokens was replaced?
 
     Args:
-        path (`Path`): JSON Lines, plain or .xz, with `sentence_good`, `sentence_bad` and `UID`.
+        path (`Path`): JSON Lines, plain or .gz or .xz, with `sentence_good`, `sentence_bad` and `UID`.
         pairs_per_paradigm (`int`, *optional*): only the first of each paradigm.
 
     Returns:
         `accuracy` over all pairs, and `pairs`, their number. Ties count half.
+
+    Raises:
+        DataError: if the file cannot be read, or lacks a column.
     """
     model, tokenizer = _discriminator(folder), AutoTokenizer.from_pretrained(folder)
-    seen, pairs = defaultdict(int), []
-    with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            pair = json.loads(line)
-            seen[pair["UID"]] += 1
-            if pairs_per_paradigm is None or seen[pair["UID"]] <= pairs_per_paradigm:
-                pairs.append((pair["sentence_good"], pair["sentence_bad"]))
+    rows = read_files([str(path)])
+    for column in ("sentence_good", "sentence_bad", "UID"):
+        if column not in rows.column_names:
+            raise DataError(f"{path} must have the column `{column}`, got {', '.join(rows.column_names)}")
+    seen, pairs = Counter(), []
+    for row in rows:
+        seen[row["UID"]] += 1
+        if pairs_per_paradigm is None or seen[row["UID"]] <= pairs_per_paradigm:
+            pairs.append((row["sentence_good"], row["sentence_bad"]))
     sentences = [sentence for pair in pairs for sentence in pair]
     # By length, so that a batch has little padding.
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
@@ -120,7 +124,7 @@ def judge_glue(
     return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}
 
 
-def _discriminator(folder: Path):
+def _discriminator(folder: Path | str):
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     if not torch.accelerator.is_available():
         model.set_attn_implementation("eager")

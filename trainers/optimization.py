@@ -61,7 +61,8 @@ def decay_by_layer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, dec
     depths = {parameter: depth(name) for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        for at in sorted({depths[parameter] for parameter in group["params"]}):
+        # The head first: the rate that is logged is that of the first group, and so the one that was asked for.
+        for at in sorted({depths[parameter] for parameter in group["params"]}, reverse=True):
             parameters = [parameter for parameter in group["params"] if depths[parameter] == at]
             groups.append({**group, "params": parameters, "lr": group["lr"] * decay ** (layers + 2 - at)})
     optimizer.param_groups = groups

@@ -203,6 +203,7 @@ def test_learning_rates_a_layer(tmp_path):
         "classifier.dense.weight": (1.0, 0.01),
         "classifier.out_proj.bias": (1.0, 0.0),
     }
+    assert optimizer.param_groups[0]["lr"] == 1.0  # what is logged
     parameters = dict(model.named_parameters())
     assert found.keys() == set(parameters.values())
     assert {name: found[parameters[name]] for name in expected} == expected
