@@ -1,4 +1,4 @@
-"""The command line: `electra-exit pretrain RECIPE [--field value ...]` and `electra-exit study NAME`."""
+"""The command line: `electra-exit COMMAND ...`; each command is described where it is defined."""
 
 import argparse
 import logging
@@ -10,6 +10,8 @@ import transformers
 from modeling_electra_exit import __version__
 
 from .data import DataError
+from .hub import push_command
+from .model_card import card_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
 from .study import study_command
@@ -24,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("pretrain", help="pre-train a model from a recipe (pretrain --help for more)", add_help=False)
     commands.add_parser("study", help="run a matrix of pre-trainings and judge them (study --help for more)",
                         add_help=False)  # fmt: skip
+    commands.add_parser("push", help="push a run or a saved model to the Hub (push --help for more)", add_help=False)
+    commands.add_parser("card", help="render a run's model card again (card --help for more)", add_help=False)
     arguments = parser.parse_args(argv[:1])
     logging.basicConfig(format="%(message)s")
     logging.getLogger("modeling_electra_exit").setLevel(logging.INFO)  # counts and what is going on
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
     try:
-        return {"pretrain": pretrain_command, "study": study_command}[arguments.command](argv[1:])
+        return COMMANDS[arguments.command](argv[1:])
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -42,6 +46,14 @@ def pretrain_command(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     pretrain(*arguments)
     return 0
+
+
+COMMANDS = {
+    "pretrain": pretrain_command,
+    "study": study_command,
+    "push": push_command,
+    "card": card_command,
+}
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .flops import active_tokens, step_flops
-from .model_card import write_model_card
+from .hub import PushingTrainer
 from .optimization import ElectraAdamW
 
 
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 
 
-class ElectraEarlyExitTrainer(Trainer):
+class ElectraEarlyExitTrainer(PushingTrainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
     Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
@@ -183,11 +183,6 @@ class ElectraEarlyExitTrainer(Trainer):
         path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(path):
             os.remove(path)
-
-    def create_model_card(self, **kwargs):
-        """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
-        if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, **{k: v for k, v in kwargs.items() if k in ("language", "license")})
 
 
 class Stopwatch:
