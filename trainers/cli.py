@@ -14,6 +14,7 @@ from .hub import push_command
 from .model_card import card_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
+from .push_dataset import push_dataset_command
 from .study import study_command
 
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("study", help="run a matrix of pre-trainings and judge them (study --help for more)",
                         add_help=False)  # fmt: skip
     commands.add_parser("push", help="push a run or a saved model to the Hub (push --help for more)", add_help=False)
+    commands.add_parser("push-dataset", add_help=False,
+                        help="push prepared data and its tokenizer (push-dataset --help for more)")  # fmt: skip
     commands.add_parser("card", help="render a run's model card again (card --help for more)", add_help=False)
     arguments = parser.parse_args(argv[:1])
     logging.basicConfig(format="%(message)s")
@@ -52,6 +55,7 @@ COMMANDS = {
     "pretrain": pretrain_command,
     "study": study_command,
     "push": push_command,
+    "push-dataset": push_dataset_command,
     "card": card_command,
 }
 
