@@ -3,11 +3,9 @@
 import transformers
 
 from . import modeling_electra_exit
-from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
+from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig, __version__
 from .modeling_electra_exit import *  # noqa: F403  what it exports is listed there
 
-
-__version__ = "0.1.0.dev0"
 
 for _auto_class, _reference in AUTO_MAP.items():
     _name = _reference.split(".")[1]
@@ -18,4 +16,4 @@ for _auto_class, _reference in AUTO_MAP.items():
             ElectraEarlyExitConfig, getattr(modeling_electra_exit, _name), exist_ok=True
         )
 
-__all__ = ["ElectraEarlyExitConfig", *modeling_electra_exit.__all__]
+__all__ = ["ElectraEarlyExitConfig", "__version__", *modeling_electra_exit.__all__]

@@ -6,6 +6,9 @@ from transformers import ElectraConfig
 from .exit_policy import POLICIES, SIGNALS
 
 
+# The package's version too: it stands here because this file travels with checkpoints.
+__version__ = "0.1.0.dev0"
+
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 EXIT_HEADS = ("separate", "shared")
@@ -99,6 +102,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Share of a sequence's ordinary tokens that is masked for the generator.
         cls_token_id, sep_token_id (`int`, *optional*):
             Ids of the special tokens, which never exit. Position 0 never exits either way.
+        electra_exit_version (`str`, *optional*):
+            The version of this package that wrote the checkpoint, for those that load it. A config in memory always
+            has the version of its own code.
 
     The defaults of the generator fields are those of google-research/electra (`configure_pretraining.py` and
     `get_generator_config` in `run_pretraining.py`).
@@ -137,15 +143,28 @@ class ElectraEarlyExitConfig(ElectraConfig):
     mlm_probability: float | int = 0.15
     cls_token_id: int | None = None
     sep_token_id: int | None = None
+    electra_exit_version: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self._refuse_newer()
+        self.electra_exit_version = __version__
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
         if self.exit_keep is None:
             self.exit_keep = [0.5 ** (i + 1) for i in range(len(self.exit_layers))]
         # Merged, not replaced: a user's own Auto classes survive re-saving.
         self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
+
+    def _refuse_newer(self):
+        """A newer minor version may mean something else by the same fields and weights; a patch may not."""
+        written_by = self.electra_exit_version
+        if written_by is not None and _minor(written_by) > _minor(__version__):
+            raise ValueError(
+                f"this checkpoint was written by electra-early-exit {written_by}, and {__version__} cannot read it: "
+                f"pip install 'electra-early-exit>={written_by}', or, for code loaded with `trust_remote_code=True`, "
+                "leave out `code_revision`"
+            )
 
     def default_exit_layers(self) -> list[int]:
         """A third and two thirds of the depth, where a layer is left between the exit and the re-entry."""
@@ -284,6 +303,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
             f"positive and give a width (hidden_size {self.hidden_size} times it, {hidden_size}) that its {heads} "
             "attention heads divide",
         )
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 ElectraEarlyExitConfig.register_for_auto_class()

@@ -474,6 +474,19 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
             checkpoint, config=config, key_mapping={rf"^{model_type}\.": "electra."}, dtype=torch.float32
         )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs):
+        """As everywhere in Transformers, except that pickled weights (`pytorch_model.bin`), which can hold code, are
+        read only when asked for with `use_safetensors=False`."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
+        )
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
+        """`push_to_hub` without the library's draft of a card, which would say nothing of this model."""
+        unchanged = {**files_timestamps, "README.md": float("inf")}
+        return super()._upload_modified_files(working_dir, repo_id, unchanged, **kwargs)
+
 
 class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
     """The encoder. Full depth for every token unless `exit_policy` and `exits` are given."""

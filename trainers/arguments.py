@@ -67,6 +67,9 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             "(`trainers/initialization.py`): small models learn millions of tokens sooner."
         },
     )
+    model_license: str | None = field(
+        default=None, metadata={"help": "License of the model that the card states, such as apache-2.0."}
+    )
     exit_loss_warmup: float = field(
         default=0.0,
         metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
@@ -212,6 +215,9 @@ class DataArguments:
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
     )
     data_split_seed: int = field(default=0, metadata={"help": "Seed of that draw."})
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the text that the model card states, as codes such as en."}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})
     tokenizer_name: str | None = field(
         default=None,
@@ -225,7 +231,7 @@ class DataArguments:
 _NOT_A_FLAG = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "is_encoder_decoder",
     "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id",
-    "sep_token_id", "is_decoder", "add_cross_attention", "use_cache",
+    "sep_token_id", "is_decoder", "add_cross_attention", "use_cache", "electra_exit_version",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The command line: `electra-exit COMMAND ...`."""
+"""The command line: `electra-exit COMMAND ...`; each command is described where it is defined."""
 
 import argparse
 import logging
@@ -13,8 +13,11 @@ from .checkpoints import export_command
 from .data import DataError
 from .evaluation import evaluate_command
 from .finetuning import finetune_command
+from .hub import push_command
+from .model_card import card_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
+from .push_dataset import push_dataset_command
 from .study import study_command
 
 
@@ -52,6 +55,9 @@ COMMANDS = {
     "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
     "evaluate": (evaluate_command, "measure a checkpoint on GLUE tasks and BLiMP"),
     "export": (export_command, "write a checkpoint as plain ELECTRA"),
+    "push": (push_command, "push a run or a saved model to the Hub"),
+    "push-dataset": (push_dataset_command, "push prepared data and its tokenizer"),
+    "card": (card_command, "render a run's model card again"),
     "study": (study_command, "run a matrix of pre-trainings and judge them"),
 }
 

@@ -1,33 +1,75 @@
-"""The model card of a run, rendered from what the run wrote down."""
+"""The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
 
+import importlib.util
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
+from .parsing import Parser, UsageError
 
-def write_model_card(folder: str | Path, language: str | None = None, license: str | None = None) -> Path | None:
-    """Render `README.md` in a run's folder from its `config.json` and `metrics.json`.
 
-    Returns:
-        The path written, or `None` if the run has measured nothing yet: a card without numbers would have to invent.
+CARD, FIGURE = "README.md", "exit_profile.png"
+# Filled in when the card is pushed; until then they tell a reader what belongs there.
+REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
+# What the Hub offers a model of each architecture for.
+PIPELINES = {
+    "ElectraEarlyExitForSequenceClassification": "text-classification",
+    "ElectraEarlyExitForTokenClassification": "token-classification",
+    "ElectraEarlyExitForQuestionAnswering": "question-answering",
+    "ElectraEarlyExitForMultipleChoice": "multiple-choice",
+}
+
+
+def write_model_card(folder: str | Path, **details) -> Path:
+    """Write a run's card into its folder, as `README.md`, and the figure that it shows.
+
+    Args: those of [`render_model_card`].
     """
     folder = Path(folder)
-    if not (folder / "metrics.json").is_file():
-        return None
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = folder.resolve().name
+    draw_exit_profile(read_facts(folder), folder / FIGURE)
+    (folder / CARD).write_text(render_model_card(folder, **details), encoding="utf-8")
+    return folder / CARD
+
+
+def render_model_card(
+    folder: str | Path,
+    name: str | None = None,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    has_generator: bool = True,
+) -> str:
+    """The card of the model in a folder, from its `config.json` and what there is of `metrics.json` and
+    `trainer_state.json`. What was not recorded is not said.
+
+    Args:
+        name: of the model. Left out: the folder's.
+        language: codes such as "en". Left out: what the run was told of its text.
+        license: of the model, such as "apache-2.0". Left out: what the run was told.
+        has_generator: whether the generator's weights are in the repository.
+    """
+    folder = Path(folder)
+    facts = read_facts(folder)
+    config = ElectraEarlyExitConfig.from_pretrained(folder)
+    name = name or folder.resolve().name
+    data, training = facts.get("data", {}), facts.get("training", {})
+    architecture = (config.architectures or ["ElectraEarlyExitForPreTraining"])[0]
+    license = license or training.get("model_license")
     card_data = ModelCardData(
-        language=language,
+        language=language or data.get("language"),
         license=license,
         library_name="transformers",
+        pipeline_tag=PIPELINES.get(architecture, "feature-extraction"),
         tags=["electra", "replaced-token-detection", "early-exit", "pretraining"],
+        datasets=data.get("dataset_name"),
         model_name=name,
-        eval_results=_eval_results(metrics),
+        eval_results=_eval_results(facts),
     )
     template = files("modeling_electra_exit.model_cards").joinpath("card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard.from_template(
@@ -35,41 +77,114 @@ def write_model_card(folder: str | Path, language: str | None = None, license: s
         template_str=template,
         name=name,
         config=config,
-        generator_type=config["generator_type"],
-        generator=ElectraEarlyExitConfig.from_pretrained(folder).generator_config(),
-        layers=_layers(metrics["evaluation"], config),
-        **metrics,
+        architecture=architecture,
+        pretraining=architecture == "ElectraEarlyExitForPreTraining",
+        generator=config.generator_config() if config.generator_type == "mlm" else None,
+        has_generator=has_generator,
+        layers=_layers(facts, config),
+        license=license,
+        figure=FIGURE if (folder / FIGURE).is_file() else None,
+        repository=REPOSITORY_PLACEHOLDER,
+        commit=COMMIT_PLACEHOLDER,
+        **facts,
     )
-    path = folder / "README.md"
-    path.write_text(str(card), encoding="utf-8")
-    return path
+    return f"{card}\n"
 
 
-def _layers(evaluation: dict, config: dict) -> list[dict]:
+def read_facts(folder: Path) -> dict:
+    """What a folder records of its run: of a finished one `metrics.json`, of one under way its last evaluation; and
+    of both the speed of each phase.
+
+    Returns:
+        Sections by name; those that were not recorded are missing.
+    """
+    facts, state = _read_json(folder / "metrics.json"), _read_json(folder / TRAINER_STATE_NAME)
+    log = state.get("log_history", [])
+    if not facts and state:
+        facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
+        if evaluations := [entry for entry in log if "eval_roc_auc" in entry]:
+            facts["evaluation"] = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()}
+    speeds = {
+        phase: [entry["tokens_per_second"] for entry in log if entry.get("exits_active") == active]
+        for phase, active in (("dense", 0.0), ("exits", 1.0))
+    }
+    if all(len(measured) >= 3 for measured in speeds.values()):
+        facts["speed"] = {phase: median(measured) for phase, measured in speeds.items()}
+    return facts
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _layers(facts: dict, config: ElectraEarlyExitConfig) -> list[dict]:
     """One row an exit head, and the final head last."""
-    suffixes = {f"layer {layer}": f"_layer_{layer}" for layer in config["exit_layers"]}
-    suffixes[f"{config['num_hidden_layers']} (final)"] = ""
+    suffixes = {f"layer {layer}": f"_layer_{layer}" for layer in config.exit_layers}
+    suffixes[f"{config.num_hidden_layers} (final)"] = ""
+    names = ("roc_auc", "average_precision", "calibration_error")
+    evaluation = facts.get("evaluation", {})
     return [
-        {
-            "layer": layer,
-            "roc_auc": evaluation[f"roc_auc{suffix}"],
-            "average_precision": evaluation[f"average_precision{suffix}"],
-            "calibration_error": evaluation[f"calibration_error{suffix}"],
-        }
+        {"layer": layer, **{name: evaluation[f"{name}{suffix}"] for name in names}}
         for layer, suffix in suffixes.items()
         if evaluation.get(f"roc_auc{suffix}") is not None
     ]
 
 
-def _eval_results(metrics: dict) -> list[EvalResult]:
-    evaluation = metrics["evaluation"]
+def _eval_results(facts: dict) -> list[EvalResult] | None:
+    evaluation, data = facts.get("evaluation", {}), facts.get("data", {})
     described = {
         "task_type": "replaced-token-detection",
-        "dataset_type": "text",
-        "dataset_name": metrics["data"]["name"],
+        "task_name": "Replaced-token detection",
+        "dataset_type": data.get("dataset_name") or "text",
+        "dataset_name": data.get("name", "held-out text"),
+        "dataset_split": "validation",
     }
-    return [
-        EvalResult(metric_type=name, metric_value=round(evaluation[name], 4), **described)
-        for name in ("roc_auc", "average_precision", "recall_on_replaced")
+    results = [
+        EvalResult(metric_type=name, metric_name=title, metric_value=round(evaluation[name], 4), **described)
+        for name, title in (
+            ("roc_auc", "ROC-AUC"),
+            ("average_precision", "Average precision"),
+            ("recall_on_replaced", "Recall on replaced tokens"),
+            ("calibration_error", "Expected calibration error"),
+        )
         if evaluation.get(name) is not None
     ]
+    return results or None
+
+
+def draw_exit_profile(facts: dict, path: Path) -> None:
+    """Tokens computed by each layer, and how well each exit tells replaced tokens. Drawn where matplotlib is
+    installed and the run had exits."""
+    shares, evaluation = facts.get("kept_share", []), facts.get("evaluation", {})
+    scores = {
+        int(name.rsplit("_", 1)[1]): score for name, score in evaluation.items() if name.startswith("roc_auc_layer_")
+    }
+    if not shares or not scores or importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    scores[len(shares)] = evaluation["roc_auc"]
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    left = figure.subplots()
+    left.bar(range(1, len(shares) + 1), shares, color="C0", alpha=0.45)
+    left.set(xlabel="layer", ylabel="share of tokens computed", ylim=(0, 1.05), xticks=range(1, len(shares) + 1))
+    right = left.twinx()
+    right.plot(*zip(*sorted(scores.items()), strict=True), "o-", color="C1")
+    right.set_ylim(min(0.5, *scores.values()), 1)  # from chance, so that small differences look small
+    right.set_ylabel("held-out ROC-AUC of the head after it", color="C1")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def card_command(argv: Iterable[str]) -> int:
+    parser = Parser(
+        prog="electra-exit card",
+        description="Render the model card of a run, or of a saved model, again, from what its folder records.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run was told)")
+    parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run was told of its text)")
+    arguments = parser.parse_args(list(argv))
+    if not (arguments.folder / "config.json").is_file():
+        raise UsageError(f"{arguments.folder} holds no model: it has no config.json")
+    print(write_model_card(arguments.folder, language=arguments.language, license=arguments.license))
+    return 0

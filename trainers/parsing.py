@@ -195,7 +195,7 @@ def parse_fields(
     flags = [_with_underscores(token) for token in flags]
     if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
         # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
-        recipe = {name: value for name, value in recipe.items() if name not in command.sources}
+        recipe = {name: value for name, value in recipe.items() if name not in (*command.sources, "language")}
     tokens = recipe_arguments(recipe) + flags
     known = {option for action in parser._actions for option in action.option_strings}
     for token in tokens:

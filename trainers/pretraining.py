@@ -24,6 +24,7 @@ from .collator import DataCollatorForReplacedTokenDetection
 from .data import load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .generators import build_replacements
+from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
 from .parsing import UsageError
@@ -35,7 +36,9 @@ logger = logging.getLogger(__name__)
 # What a run is, in its folder: the resolved arguments at the start, the measurements at the very end.
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 # Arguments that may change between an interruption and its continuation without changing the result.
-HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm"}
+HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
+            "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
+            "language", "model_license"}  # fmt: skip
 
 
 def pretrain(
@@ -54,6 +57,7 @@ def pretrain(
     """  # fmt: skip
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
+    given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     checkpoint = check_output_folder(training_args, given)
     trainer, data_report = build_trainer(config_fields, data_args, training_args)
     write_json(Path(training_args.output_dir) / RUN_FILE, given)
@@ -61,7 +65,12 @@ def pretrain(
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except PushError as error:
+            raise PushError(
+                f"{error}. The run itself is complete in {training_args.output_dir}; `electra-exit push` repeats this"
+            ) from error
 
 
 def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) -> str | None:
@@ -136,6 +145,8 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
     described = {
         "description": _describe_source(data_args),
         "name": data_args.dataset_name or ("sotu" if data_args.demo_corpus else "local files"),
+        "dataset_name": data_args.dataset_name,
+        "language": data_args.language,
         "max_seq_length": data_args.max_seq_length,
         "counts": counts,
     }
@@ -174,7 +185,7 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluation = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # not pushed yet: nothing is measured
     trainer.save_state()
     measured = {
         "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},
@@ -199,7 +210,9 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
     args, state = trainer.args, trainer.state
     length = trainer.data_collator.max_seq_length
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    processor = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else processor
     return {
         "steps": state.global_step,
         "tokens_per_step": tokens_per_step,
@@ -211,6 +224,7 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
         "exit_cooldown": args.exit_cooldown,
         "exit_keep_at_start": capacity_history(trainer.model_config, state.log_history, 1)[0],
         "seed": args.seed,
+        "model_license": args.model_license,
     }
 
 
@@ -283,7 +297,7 @@ def report(folder: str, data_args: DataArguments) -> None:
     print(
         "\nLoad it:\n\n"
         "  from transformers import AutoModelForPreTraining, AutoTokenizer\n"
-        f"  tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({folder!r}, trust_remote_code=True)\n"
         f"  model = AutoModelForPreTraining.from_pretrained({folder!r}, trust_remote_code=True)\n"
     )
 

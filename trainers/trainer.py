@@ -13,7 +13,7 @@ from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
 from .collator import DataCollatorForReplacedTokenDetection
 from .flops import active_tokens, step_flops
-from .model_card import write_model_card
+from .hub import PushingTrainer
 from .optimization import ElectraAdamW
 
 
@@ -50,7 +50,7 @@ class ElectraTrainer(Trainer):
             os.remove(path)
 
 
-class ElectraEarlyExitTrainer(ElectraTrainer):
+class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
     Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
@@ -199,11 +199,6 @@ class ElectraEarlyExitTrainer(ElectraTrainer):
         self.stopwatch.lap()
         super()._save_checkpoint(model, trial)
         self.stopwatch.start()
-
-    def create_model_card(self, **kwargs):
-        """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
-        if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, **{k: v for k, v in kwargs.items() if k in ("language", "license")})
 
 
 class Stopwatch:

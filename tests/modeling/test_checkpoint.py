@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForPreTraining
 
+from modeling_electra_exit import __version__
 from modeling_electra_exit.configuration_electra_exit import AUTO_MAP
 from tests.conftest import masked_batch, tiny_model
 
 
 PACKAGE = Path(__file__).resolve().parents[2] / "modeling_electra_exit"
+CHECKPOINTS = sorted((Path(__file__).resolve().parents[1] / "checkpoints").iterdir())
 
 # `None` in sys.modules makes `import modeling_electra_exit` fail, as it does where the plugin is not installed.
 STRANGER = """
@@ -87,14 +90,95 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
     ]
 
 
+# `strict` of huggingface_hub is what makes transformers check the types of a config's fields; it has no other home.
+IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "os", "typing"}
+# Ways to files, other programs, the network, or code from elsewhere. Saving and loading are transformers' own.
+FORBIDDEN_NAMES = {"open", "exec", "eval", "compile", "__import__", "__builtins__"}
+FORBIDDEN_ATTRIBUTES = {
+    "open", "import_module", "getenv", "environ", "system", "popen", "remove",
+    "unlink", "rename", "replace", "makedirs", "mkdir", "rmtree", "listdir", "scandir", "read_text", "write_text",
+    "read_bytes", "write_bytes", "urlopen", "socket", "hub", "load", "save", "fork", "kill", "load_file", "save_file",
+}  # fmt: skip
+
+
+def code_that_travels():
+    return {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.glob("[!_]*.py")}
+
+
 def test_code_that_travels_imports_torch_and_transformers_alone():
-    allowed = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
-    for path in PACKAGE.glob("[!_]*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for name, tree in code_that_travels().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+                modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module]
+                modules = [node.module]
+            elif isinstance(node, ast.ImportFrom):
+                # What the regular expression that copies the code into checkpoints finds: `from .module import name`.
+                assert (node.level, "." in (node.module or ".")) == (1, False), name
+                continue
             else:
                 continue
-            assert {name.split(".")[0] for name in names} <= allowed, path.name
+            assert {module.split(".")[0] for module in modules} <= IMPORTS, name
+            assert not any(module.startswith("huggingface_hub") for module in modules) or modules == [
+                "huggingface_hub.dataclasses"
+            ], name
+
+
+def test_code_that_travels_opens_no_file_and_no_socket():
+    for name, tree in code_that_travels().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                assert node.id not in FORBIDDEN_NAMES, f"{name}:{node.lineno}"
+            elif isinstance(node, ast.Attribute):
+                assert node.attr not in FORBIDDEN_ATTRIBUTES, f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_checkpoints_of_older_versions_load_and_give_what_they_gave(folder, tmp_path):
+    """Each folder below `checkpoints` was written by the version that it is named after, with what it computed."""
+    expected = json.loads((folder / "expected.json").read_text())
+    model, report = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert (report["missing_keys"], report["unexpected_keys"]) == (set(), set())
+    assert model.exit_state.auc.tolist() == [0.75, 0.75]
+    ids = torch.tensor(expected["input_ids"])
+    with torch.no_grad():
+        embeddings = model.electra.embeddings(ids)
+        masked = torch.zeros_like(ids, dtype=torch.bool)
+        masked[:, 2:4] = True
+        generator_logits = model.generator(embeddings, None, masked)
+        torch.testing.assert_close(model(ids).logits, torch.tensor(expected["logits"]))
+        encoder = AutoModel.from_pretrained(folder)
+        assert encoder(ids)[0].double().abs().sum().item() == pytest.approx(expected["hidden_abs_sum"], rel=1e-5)
+    assert generator_logits.double().sum().item() == pytest.approx(expected["generator_logits_sum"], rel=1e-4)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["electra_exit_version"] == __version__
+
+
+def saved_by(version, folder):
+    tiny_model().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["electra_exit_version"] == __version__
+    (folder / "config.json").write_text(json.dumps({**config, "electra_exit_version": version}))
+    return folder
+
+
+def test_a_checkpoint_of_a_newer_version_says_what_to_install(tmp_path):
+    with pytest.raises(Exception, match=r"written by electra-early-exit 7\.1\.0.*electra-early-exit>=7\.1\.0"):
+        AutoModel.from_pretrained(saved_by("7.1.0", tmp_path))
+
+
+def test_a_checkpoint_of_a_newer_patch_loads(tmp_path):
+    major, minor, *_ = __version__.split(".")
+    AutoModel.from_pretrained(saved_by(f"{major}.{minor}.999", tmp_path))
+
+
+def test_pickled_weights_are_refused_unless_asked_for(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for auto_class in (AutoModel, AutoModelForPreTraining):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            auto_class.from_pretrained(tmp_path)
+    asked = AutoModelForPreTraining.from_pretrained(tmp_path, use_safetensors=False)
+    assert torch.equal(asked.discriminator_predictions.dense.weight, model.discriminator_predictions.dense.weight)

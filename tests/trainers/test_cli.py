@@ -98,7 +98,7 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
 
 def test_text_named_on_the_command_line_replaces_the_recipes():
     _, data, _, _ = parsing.parse(["quickstart", "--train_files", "mine.txt"])
-    assert (data.demo_corpus, data.train_files) == (False, ["mine.txt"])
+    assert (data.demo_corpus, data.train_files, data.language) == (False, ["mine.txt"], None)
     _, data, _, _ = parsing.parse(["quickstart"])
     assert (data.demo_corpus, data.train_files) == (True, None)
 

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
+from modeling_electra_exit.trainers import cli
 from modeling_electra_exit.trainers.model_card import write_model_card
 from tests.conftest import tiny_config
 
@@ -44,8 +46,9 @@ def card(tmp_path, measured=MEASURED, **config) -> str:
 @pytest.mark.parametrize(
     "fragment",
     ["0.7123", "| layer 2 | 0.6500 | 0.2500 | 0.0100 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
-     "239 documents", "trust_remote_code=True", "electra-early-exit 9.9", "arXiv 2110.06620", "first 8%",
-     "6 layers, hidden size 16", "0.1357"],
+     "239 documents", '"trust_remote_code": True', "electra-early-exit 9.9", "arXiv:2110.06620", "first 8%",
+     "6 layers, hidden size 16", "0.1357", '"revision": "commit-hash", "code_revision": "commit-hash"', "seed 42",
+     "4 minutes of training", "has stated no license", "its exit\nrule, sizes, data and numbers were not"],
 )  # fmt: skip
 def test_states_what_was_measured(tmp_path, fragment):
     assert fragment in card(tmp_path)
@@ -56,6 +59,24 @@ def test_metadata_is_what_the_hub_reads(tmp_path):
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.library_name == "transformers"
     assert {result.metric_type: result.metric_value for result in data.eval_results}["roc_auc"] == 0.7123
+    assert data.pipeline_tag == "feature-extraction"
+    # As the Hub wants it: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+    (entry,) = yaml.safe_load(data.to_yaml())["model-index"]
+    for result in entry["results"]:
+        assert set(result) == {"task", "dataset", "metrics"}
+        assert {"name", "type"} <= set(result["dataset"])
+        assert all(isinstance(metric["value"], float) for metric in result["metrics"])
+
+
+def test_names_the_data_set_license_and_language_that_the_run_was_told(tmp_path):
+    told = {
+        **MEASURED,
+        "data": {**MEASURED["data"], "dataset_name": "someone/texts", "language": ["en"]},
+        "training": {**MEASURED["training"], "model_license": "apache-2.0"},
+    }
+    card(tmp_path, told)
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.datasets, data.language, data.license) == ("someone/texts", ["en"], "apache-2.0")
 
 
 def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
@@ -65,9 +86,49 @@ def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
         assert fragment not in text
 
 
-def test_no_card_without_measurements(tmp_path):
-    assert write_model_card(tmp_path) is None
-    assert not list(tmp_path.iterdir())
+def test_what_was_not_recorded_is_not_said(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    text = write_model_card(tmp_path).read_text()
+    for missing in ("What it measured", "What it cost", "Every number below", "Versions:", "model-index", "license:",
+                    "language:", "datasets:", "parameters", "None", "Undefined"):  # fmt: skip
+        assert missing not in text
+    assert "Not recorded with this checkpoint." in text
+    assert not (tmp_path / "exit_profile.png").exists()
+
+
+def test_of_a_run_under_way_it_says_how_far_and_what_the_last_evaluation_was(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    evaluation = {f"eval_{name}": value for name, value in MEASURED["evaluation"].items()}
+    speeds = [{"exits_active": active, "tokens_per_second": 100 + 50 * active} for active in (0.0, 1.0) for _ in "abc"]
+    log = [{"eval_roc_auc": 0.1}, {**evaluation, "step": 500}, *speeds]
+    state = {"global_step": 1500, "max_steps": 3200, "log_history": log}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    text = write_model_card(tmp_path).read_text()
+    assert "Training was going on when this was written: step 1,500 of 3,200." in text
+    assert "| layer 2 | 0.6500 | 0.2500 | 0.0100 |" in text
+    assert "150 tokens a second while tokens exited, 100 in" in text
+    assert "ratio of the times 0.67" in text
+    assert "fine-tuned" not in text
+
+
+def test_the_command_renders_it_again_with_license_and_language(tmp_path, capsys):
+    card(tmp_path)
+    (tmp_path / "README.md").unlink()
+    assert cli.main(["card", str(tmp_path), "--license", "mit", "--language", "de", "ko"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.language) == ("mit", ["de", "ko"])
+    assert "has stated no license" not in (tmp_path / "README.md").read_text()
+    assert cli.main(["card", str(tmp_path / "nowhere")]) == 2
+    assert "holds no model: it has no config.json" in capsys.readouterr().err
+
+
+def test_shows_the_exit_profile(tmp_path):
+    text = card(tmp_path, {**MEASURED, "kept_share": [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]})
+    assert "](exit_profile.png)" in text
+    assert (tmp_path / "exit_profile.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "dense").mkdir()
+    assert "exit_profile" not in card(tmp_path / "dense", exit_policy="none")
 
 
 def test_says_how_capacities_adapted(tmp_path):

@@ -1,0 +1,161 @@
+"""`electra-exit push-dataset`: prepared data and its tokenizer as a data set on the Hub, with a card."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.compute
+from datasets import Dataset, DatasetDict, load_from_disk
+from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
+
+from .hub import TOKENIZER, PushError, add_where_arguments, matching, one_sentence, push_files
+from .model_card import COMMIT_PLACEHOLDER, REPOSITORY_PLACEHOLDER
+from .parsing import Parser, UsageError
+
+
+# What `electra-exit cache-replacements` says of the replacements that lie beside it.
+REPORT = "cache.json"
+
+
+def push_dataset(
+    folder: str | Path,
+    tokenizer: str | Path,
+    repo_id: str,
+    *,
+    message: str = "Upload data set",
+    description: str | None = None,
+    language: list[str] | None = None,
+    license: str | None = None,
+    **where,
+) -> CommitInfo:
+    """Push a folder of prepared data, a file a split, with the tokenizer in a folder of its own.
+
+    Args:
+        folder: written by `save_to_disk`, whose splits become Parquet files here, or one `<split>.arrow` a split,
+            which travel as they are.
+        tokenizer: folder of the tokenizer that the ids belong to.
+        description, language, license: what only whoever pushes knows; the card says what is not given.
+        **where: `token`, `private` and `revision`, as in [`hub.push_files`].
+
+    Raises:
+        PushError: if a folder does not hold what it should, or as [`hub.push_files`]. The folders are only read.
+    """
+    folder, tokenizer = Path(folder), Path(tokenizer)
+    vocabulary = {f"tokenizer/{path.name}": path for path in sorted(tokenizer.glob("*")) if matching(path, TOKENIZER)}
+    if not vocabulary:
+        raise PushError(f"{tokenizer} holds no tokenizer; ids mean nothing without theirs")
+    with tempfile.TemporaryDirectory() as converted:
+        with one_sentence(repo_id):
+            splits = read_splits(folder)
+            data = {split: _as_file(split, dataset, folder, Path(converted)) for split, dataset in splits.items()}
+        report = {REPORT: folder / REPORT} if (folder / REPORT).is_file() else {}
+        card = render_dataset_card(splits, data, report.get(REPORT), repo_id, description, language, license)
+        return push_files(
+            {path.name: path for path in data.values()} | report | vocabulary,
+            card,
+            repo_id,
+            kind="dataset",
+            message=message,
+            replaces=("*.parquet", "*.arrow"),
+            **where,
+        )
+
+
+def read_splits(folder: Path) -> dict[str, Dataset]:
+    """The splits of a folder, by name; one without names is "train".
+
+    Raises:
+        PushError: if the folder holds no prepared data.
+    """
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        loaded = load_from_disk(str(folder))
+        return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+    if arrow_files := sorted(folder.glob("*.arrow")):
+        return {path.stem: Dataset.from_file(str(path)) for path in arrow_files}
+    raise PushError(f"{folder} holds no prepared data: neither what `save_to_disk` writes, nor <split>.arrow")
+
+
+def _as_file(split: str, dataset: Dataset, folder: Path, converted: Path) -> Path:
+    if (folder / f"{split}.arrow").is_file():
+        return folder / f"{split}.arrow"
+    dataset.to_parquet(converted / f"{split}.parquet")
+    return converted / f"{split}.parquet"
+
+
+def render_dataset_card(
+    splits: dict[str, Dataset],
+    data: dict[str, Path],
+    report: Path | None,
+    repo_id: str,
+    description: str | None,
+    language: list[str] | None,
+    license: str | None,
+) -> str:
+    name = repo_id.split("/")[-1]
+    card_data = DatasetCardData(
+        language=language,
+        license=license,
+        pretty_name=name,
+        tags=["electra", "replaced-token-detection", "tokenized"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": path.name} for split, path in data.items()],
+            }
+        ],
+    )
+    template = files("modeling_electra_exit.model_cards").joinpath("dataset.md.jinja").read_text(encoding="utf-8")
+    card = DatasetCard.from_template(
+        card_data,
+        template_str=template,
+        name=name,
+        description=description,
+        license=license,
+        splits={split: {"rows": len(rows), "ids": _count_ids(rows)} for split, rows in splits.items()},
+        columns={column: str(feature) for column, feature in next(iter(splits.values())).features.items()},
+        report=json.loads(report.read_text(encoding="utf-8")) if report is not None else None,
+        repository=REPOSITORY_PLACEHOLDER,
+        commit=COMMIT_PLACEHOLDER,
+    )
+    return f"{card}\n"
+
+
+def _count_ids(dataset: Dataset) -> dict[str, int]:
+    """How many entries the columns of lists hold in all."""
+    lists = (name for name, feature in dataset.features.items() if hasattr(feature, "feature"))
+    return {
+        name: pyarrow.compute.sum(pyarrow.compute.list_value_length(dataset.data.column(name))).as_py() or 0
+        for name in lists
+    }
+
+
+def push_dataset_command(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit push-dataset",
+        description="Push prepared data and its tokenizer to the Hub as a data set, with a card.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path,
+                        help="what `save_to_disk` or `electra-exit cache-replacements` wrote")  # fmt: skip
+    add_where_arguments(parser)
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: FOLDER)")
+    parser.add_argument("--description", help="where the text comes from, and how it was prepared")
+    parser.add_argument("--language", nargs="+", help="codes such as en")
+    parser.add_argument("--license", help="such as cc-by-sa-3.0")
+    arguments = parser.parse_args(list(argv))
+    if not arguments.folder.is_dir():
+        raise UsageError(f"no such folder: {arguments.folder}")
+    commit = push_dataset(
+        arguments.folder,
+        arguments.tokenizer or arguments.folder,
+        arguments.repo_id,
+        message=arguments.message or "Upload data set",
+        description=arguments.description,
+        language=arguments.language,
+        license=arguments.license,
+        private=arguments.private,
+        revision=arguments.revision,
+    )
+    print(commit.commit_url)
+    return 0
