@@ -9,11 +9,11 @@ import transformers
 
 from modeling_electra_exit import __version__
 
-from .checkpoints import export_command
 from .data import DataError
 from .evaluation import evaluate_command
 from .finetuning import finetune_command
 from .hub import push_command
+from .loading import export_command
 from .model_card import card_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoints import architecture, read_config, read_tokenizer
 from .finetuning import (
     build_trainer,
     check_start,
@@ -18,6 +17,7 @@ from .finetuning import (
     summarize,
 )
 from .judge import judge_blimp
+from .loading import architecture, read_config, read_tokenizer
 from .parsing import FINETUNE, Parser, UsageError, parse_fields
 from .pretraining import METRICS_FILE, RUN_FILE, write_json
 from .tasks import TASKS

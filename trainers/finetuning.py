@@ -21,8 +21,8 @@ from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
 
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
-from .checkpoints import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .data import DataError, load_from_hub, read_files
+from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
 from .parsing import FINETUNE, UsageError, parse
 from .pretraining import METRICS_FILE, RUN_FILE, check_output_folder, last_complete_checkpoint, write_json
