@@ -9,16 +9,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 
-def write_model_card(folder: str | Path, language: str | None = None, license: str | None = None) -> Path | None:
-    """Render `README.md` in a run's folder from its `config.json` and `metrics.json`.
+def write_model_card(
+    folder: str | Path, language: str | None = None, license: str | None = None, metrics: dict | None = None
+) -> Path | None:
+    """Render `README.md` in a run's folder from its `config.json` and its `metrics`, by default its `metrics.json`.
 
     Returns:
         The path written, or `None` if the run has measured nothing yet: a card without numbers would have to invent.
     """
     folder = Path(folder)
-    if not (folder / "metrics.json").is_file():
-        return None
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if metrics is None:
+        if not (folder / "metrics.json").is_file():
+            return None
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = folder.resolve().name
     card_data = ModelCardData(

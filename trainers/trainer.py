@@ -1,21 +1,30 @@
 """A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
 
+import contextlib
+import logging
 import os
+import shutil
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
-from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
+from .callbacks import AdaptiveCapacityCallback, NewEpochCallback, Preempted, PreemptionCallback
+from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
 from .collator import DataCollatorForReplacedTokenDetection
+from .distributed import anywhere, decided_once
 from .flops import active_tokens, step_flops
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
 
+
+logger = logging.getLogger(__name__)
 
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 
@@ -50,8 +59,38 @@ class ElectraEarlyExitTrainer(Trainer):
         self.stopwatch = Stopwatch()
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
+        self._writing_checkpoint = False
+        self.preemption = PreemptionCallback(self.args.device)
+        self.add_callback(self.preemption)
 
     # ---- Training ----
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM a checkpoint is written at the
+        end of the step, and [`callbacks.Preempted`] raised."""
+        if resume_from_checkpoint is True:
+            found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
+            resume_from_checkpoint = found or True  # the library's own message, where there is none
+        with self.preemption:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            if self.preemption.requested():
+                raise Preempted
+        return output
+
+    def _run_epoch(self, **kwargs):
+        """Not a step too many: the library takes one more when it resumes after the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        """Between two steps: the moment to leave when asked to. An evaluation that SIGTERM meets is not finished."""
+        with contextlib.suppress(Preempted):
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.preemption.requested():
+            self.control.should_training_stop = True
+            missing = self.args.should_save and damage(self._checkpoint_folder(trial)) is not None
+            if anywhere(missing, self.args.device):
+                self._save_checkpoint(model, trial)
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
@@ -171,11 +210,57 @@ class ElectraEarlyExitTrainer(Trainer):
 
     # ---- Saving ----
 
+    def _get_output_dir(self, trial):
+        """While a checkpoint is being written, the place for what is not complete yet."""
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, INCOMPLETE) if self._writing_checkpoint else folder
+
+    def _checkpoint_folder(self, trial) -> Path:
+        """Where the checkpoint of this step is, or is being written."""
+        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
     def _save_checkpoint(self, model, trial):
-        """Not counted as training time."""
+        """A full disk costs this checkpoint and nothing else. Not counted as training time."""
         self.stopwatch.lap()
-        super()._save_checkpoint(model, trial)
+        final = self._checkpoint_folder(trial)
+        try:
+            self._write_checkpoint(model, trial, final)
+        except WriteError as error:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+            logger.error(f"{error}; the older ones are untouched, and training goes on")
+        else:
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(final))
+            if self.args.should_save:
+                rotate_checkpoints(
+                    str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+                )
         self.stopwatch.start()
+
+    def _write_checkpoint(self, model, trial, final: Path):
+        """Under another name, and renamed to `final` when every process has written its part."""
+        if self.args.should_save:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        failure, pushes = None, self.args.push_to_hub
+        self._writing_checkpoint, self.args.push_to_hub = True, False  # it is pushed once it has its name
+        try:
+            incomplete = self._checkpoint_folder(trial)
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
+                if self.state.best_model_checkpoint == str(incomplete):
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(incomplete / TRAINER_STATE_NAME)
+        except WriteError as error:
+            failure = error
+        finally:
+            self._writing_checkpoint, self.args.push_to_hub = False, pushes
+        if anywhere(failure is not None, self.args.device):
+            raise failure or WriteError("another process could not write its part of a checkpoint")
+        if self.args.should_save:
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                commit(incomplete, final)
 
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
