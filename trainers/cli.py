@@ -15,6 +15,7 @@ from .data import DataError
 from .parsing import UsageError, parse
 from .pretraining import pretrain
 from .study import study_command
+from .trainer import DivergenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
-    except WriteError as error:
+    except (WriteError, DivergenceError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 1
     except Preempted as stop:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -26,7 +28,13 @@ from .optimization import ElectraAdamW
 
 logger = logging.getLogger(__name__)
 
+# A loss above this many times that of a model that knows nothing does not come back.
+EXPLODED = 100
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
+
+
+class DivergenceError(Exception):
+    """Training cannot go on; the message is one line that says where the batch is."""
 
 
 class ElectraEarlyExitTrainer(Trainer):
@@ -51,10 +59,14 @@ class ElectraEarlyExitTrainer(Trainer):
             data_collator = DataCollatorForReplacedTokenDetection(
                 tokenizer, mlm_probability=model.config.mlm_probability, seed=args.mask_seed
             )
+        needed = 0 if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+        if needed > model.config.vocab_size:
+            raise ValueError(f"`vocab_size` is {model.config.vocab_size}, and the tokenizer's ids need {needed}")
         kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
         super().__init__(model, args, data_collator, **kwargs)
         self._loss_parts = defaultdict(float)
         self._micro_steps = 0
+        self._batches = []
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
         self.add_callback(NewEpochCallback(self))
@@ -130,6 +142,39 @@ class ElectraEarlyExitTrainer(Trainer):
                 if (value := getattr(outputs, name)) is not None:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Stops at a loss that is no number, or that no number of further steps would mend."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._batches.append(inputs)
+        value = float(loss) * self.current_gradient_accumulation_steps
+        if not value <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
+            self._stop(f"the loss is {value:.4g}")
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Stops before a gradient that is no number reaches the weights. With fp16 that is common, and skipped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16 and not math.isfinite(grad_norm):
+            self._stop(f"the gradients' norm is {float(grad_norm)}")
+        self._batches.clear()
+        return grad_norm
+
+    def _uninformed_loss(self) -> float:
+        """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
+        config = self.model_config
+        return config.generator_weight * math.log(config.vocab_size) + config.discriminator_weight * math.log(2)
+
+    def _stop(self, reason: str):
+        path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
+        path = path.with_suffix(".safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{n}.{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
+        save_file(tensors, path)
+        raise DivergenceError(
+            f"{reason} in step {self.state.global_step + 1}; its batch is in {path}; weights and checkpoints are as "
+            "before it. A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
+        )
 
     def _exit_loss_scale(self) -> torch.Tensor | None:
         """Between 0 and 1 while the exit heads' loss warms up."""
