@@ -1,7 +1,10 @@
 """Configuration of ELECTRA with adaptive early exits."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import ElectraConfig
+from transformers.activations import ACT2FN
 
 from .exit_policy import POLICIES, SIGNALS
 
@@ -198,6 +201,21 @@ class ElectraEarlyExitConfig(ElectraConfig):
         if not legal:
             raise ValueError(f"`{name}` must be {legal_values}, got {getattr(self, name)!r}")
 
+    def validate_sizes(self):
+        """Part of `@strict`-powered validation: what ELECTRA's own config takes as it comes and fails on later."""
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "intermediate_size",
+                     "max_position_embeddings", "type_vocab_size"):  # fmt: skip
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("initializer_range", "layer_norm_eps"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        self._check("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(map(repr, ACT2FN))}")
+        padding = self.pad_token_id
+        self._check(
+            "pad_token_id", padding is None or 0 <= padding < self.vocab_size, "None or an id of the vocabulary"
+        )
+
     def validate_exits(self):
         """Part of `@strict`-powered validation: where and when tokens exit."""
         for name, choices in (
@@ -239,7 +257,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     def _check_exit_rule(self):
         for name in ("exit_loss_weight", "exit_distillation_weight"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
+            self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         for name in ("audit_fraction", "exit_auc_floor"):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         threshold = self.exit_threshold
@@ -286,9 +304,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
             self.generator_type in GENERATOR_TYPES,
             f"one of {', '.join(map(repr, GENERATOR_TYPES))}",
         )
-        self._check("generator_weight", self.generator_weight >= 0, "at least 0")
-        self._check("discriminator_weight", self.discriminator_weight >= 0, "at least 0")
-        self._check("generator_alpha", self.generator_alpha >= 0, "at least 0")
+        for name in ("generator_weight", "discriminator_weight", "generator_alpha"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
         if self.generator_type != "mlm":
             return

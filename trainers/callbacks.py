@@ -1,10 +1,16 @@
 """What happens between the steps, and what the terminal shows of it."""
 
+import os
+import signal
+import threading
+
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from modeling_electra_exit.exit_policy import adapt_capacities
 
+from .distributed import anywhere
 from .flops import block_share, capacity_log, with_capacities
 
 
@@ -71,6 +77,46 @@ class AdaptiveCapacityCallback(TrainerCallback):
     def _log(self, config):
         """Into the log history too: the run's operations are counted from there (`flops.capacity_history`)."""
         self.trainer.log(capacity_log(config))
+
+
+class Preempted(SystemExit):
+    """SIGTERM ended a training run, which has left a checkpoint. The exit status, 75, says: temporary failure."""
+
+    def __init__(self):
+        super().__init__(os.EX_TEMPFAIL)
+
+
+class PreemptionCallback(TrainerCallback):
+    """Notices SIGTERM, by which a scheduler announces that it will end the job; the Trainer acts on it between steps.
+
+    Transformers' own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step too, where no run can
+    continue exactly, lets every process decide for itself, and then returns as if training were complete.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._noticed = False
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self._previous = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *exception):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _notice(self, signum, frame):
+        self._noticed = True
+
+    def requested(self) -> bool:
+        """Whether any process of the run was asked to end: all of them learn it together, at the same step."""
+        return anywhere(self._noticed, self.device)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """An evaluation may take minutes, and nothing of the run's state depends on it."""
+        if self.requested():
+            raise Preempted
 
 
 class OneLineProgressCallback(ProgressCallback):

@@ -9,6 +9,8 @@ import transformers
 
 from modeling_electra_exit import __version__
 
+from .callbacks import Preempted
+from .checkpoints import WriteError
 from .data import DataError
 from .evaluation import evaluate_command
 from .finetuning import finetune_command
@@ -19,6 +21,7 @@ from .parsing import UsageError, parse
 from .pretraining import pretrain
 from .push_dataset import push_dataset_command
 from .study import study_command
+from .trainer import DivergenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
+    except (WriteError, DivergenceError) as error:
+        print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
+        return 1
+    except Preempted as stop:
+        print("\nasked to end; the same command continues from the checkpoint of this step", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from the last checkpoint, if one was saved", file=sys.stderr)
         return 130

@@ -3,12 +3,14 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
+from datasets.arrow_writer import SchemaInferenceError
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
@@ -21,6 +23,10 @@ LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".p
 COMPRESSIONS = (".gz", ".xz")
 # The arguments that name the text; exactly one must be given.
 SOURCES = ("demo_corpus", "dataset_name", "train_files")
+
+
+# A tokenizer gets no more of a text than this at once: 20,000 characters, up to the last whitespace among them.
+PIECE = re.compile(r"(?s).{1,20000}(?=\s|\Z)|.{20000}")
 
 
 class DataError(ValueError):
@@ -50,8 +56,8 @@ def load_documents(args: DataArguments) -> DatasetDict:
         `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document.
 
     Raises:
-        DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or too
-            little text to hold any out.
+        DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or no text
+            in it, or too little to hold any out.
     """
     given = [f"--{source}" for source in SOURCES if getattr(args, source)]
     if len(given) != 1:
@@ -71,6 +77,9 @@ def load_documents(args: DataArguments) -> DatasetDict:
                 f"the {name} data has no column `{args.text_column}`, only {', '.join(split.column_names)}; "
                 "choose one with --text_column"
             )
+        held = split.features[args.text_column]
+        if getattr(held, "dtype", None) not in ("string", "large_string", "null"):
+            raise DataError(f"the column `{args.text_column}` of the {name} data must hold text, got {held}")
         split = split.select_columns(args.text_column)
         splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
     if "validation" not in splits:
@@ -119,9 +128,10 @@ def read_files(paths: list[str], sample_by: str = "paragraph") -> Dataset:
     try:
         return load_dataset(loader, data_files=[os.path.abspath(path) for path in paths], split="train", **options)
     except Exception as error:
-        raise DataError(
-            f"cannot read {', '.join(paths)} as {loader}: {first_line(error.__cause__ or error)}"
-        ) from error
+        reason = error.__cause__ or error
+        if isinstance(reason, SchemaInferenceError):  # the library found not one row
+            raise DataError(f"there is no text in {', '.join(paths)}") from error
+        raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
 
 
 def _loader_of(path: str) -> str:
@@ -190,11 +200,11 @@ def train_tokenizer(documents: Dataset, vocab_size: int, lowercase: bool) -> Ber
     # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from run to run,
     # and breaks ties between merges by those numbers. Naming these pieces beforehand fixes both.
     continuing = set()
-    for text in _texts(documents):
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text or "")):
+    for piece in _pieces(_texts(documents)):
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(piece)):
             continuing.update(word[1:])
     trained = blank.train_new_from_iterator(
-        ([text or "" for text in batch["text"]] for batch in documents.iter(100)),
+        (list(_pieces(batch["text"])) for batch in documents.iter(100)),
         vocab_size,
         new_special_tokens=[f"##{character}" for character in sorted(continuing)],
         show_progress=False,
@@ -248,12 +258,36 @@ def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[
     texts = [text for text in batch["text"] if text and not text.isspace()]
     if not texts:
         return {"input_ids": []}
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     sep, room = tokenizer.sep_token_id, max_seq_length - 2
-    stream = np.concatenate([np.asarray([*ids, sep]) for ids in encoded if ids] or [np.empty(0, dtype=int)])
+    encoded = _encode(texts, tokenizer)
+    stream = np.concatenate([np.append(ids, sep) for ids in encoded if len(ids)] or [np.empty(0, dtype=int)])
     # The last document's own [SEP] is the one that closes its sequence.
     pieces = np.split(stream[:-1], range(room, len(stream) - 1, room)) if len(stream) > 1 else []
     return {"input_ids": [[tokenizer.cls_token_id, *piece, sep] for piece in pieces]}
+
+
+def _encode(texts: list[str], tokenizer) -> list[np.ndarray]:
+    """The ids of each text. Some pieces at a time: a tokenizer's notes on a token take hundreds of bytes."""
+    numbers, pieces = [], []
+    for number, text in enumerate(texts):
+        parts = list(_pieces([text]))
+        pieces += parts
+        numbers += [number] * len(parts)
+    ids = [[] for _ in texts]
+    for first in range(0, len(pieces), 128):
+        encoded = tokenizer(
+            pieces[first : first + 128], add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        for number, piece_ids in zip(numbers[first:], encoded["input_ids"], strict=False):
+            ids[number].append(np.asarray(piece_ids, dtype=np.int64))
+    return [np.concatenate(parts) for parts in ids]
+
+
+def _pieces(texts: Iterable[str | None]) -> Iterator[str]:
+    """Texts in pieces of a bounded length that together are the text. They end before whitespace where there is any,
+    so that no word is cut."""
+    for text in texts:
+        yield from PIECE.findall(text or "")
 
 
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:

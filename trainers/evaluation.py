@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .checkpoints import write_json
 from .finetuning import (
     build_trainer,
     check_start,
@@ -19,7 +20,7 @@ from .finetuning import (
 from .judge import judge_blimp
 from .loading import architecture, read_config, read_tokenizer
 from .parsing import FINETUNE, Parser, UsageError, parse_fields
-from .pretraining import METRICS_FILE, RUN_FILE, write_json
+from .pretraining import METRICS_FILE, RUN_FILE
 from .tasks import TASKS
 
 

@@ -21,11 +21,12 @@ from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
 
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
+from .checkpoints import newest_intact, write_json
 from .data import DataError, load_from_hub, read_files
 from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
 from .parsing import FINETUNE, UsageError, parse
-from .pretraining import METRICS_FILE, RUN_FILE, check_output_folder, last_complete_checkpoint, write_json
+from .pretraining import METRICS_FILE, RUN_FILE, check_output_folder
 from .tasks import TASKS, Task
 from .trainer import ElectraTrainer
 
@@ -148,7 +149,7 @@ def train_classifier(
         train = concatenate_datasets([train, train.map(lambda row: {first: row[second], second: row[first]})])
     args.num_train_epochs = args.num_train_epochs or task.epochs
     trainer = build_trainer(model, tokenizer, data_args, args, {"train": train, "validation": examples["validation"]})
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(Path(args.output_dir)))
+    trainer.train(resume_from_checkpoint=newest_intact(Path(args.output_dir)))
     return trainer
 
 

@@ -5,6 +5,7 @@ commit, and one for the card, which names the first by its hash.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from transformers.utils.hub import PushInProgress
 import modeling_electra_exit
 from modeling_electra_exit import ElectraEarlyExitConfig, __version__
 
+from .checkpoints import MANIFEST
 from .model_card import CARD, COMMIT_PLACEHOLDER, FIGURE, REPOSITORY_PLACEHOLDER, render_model_card, write_model_card
 from .parsing import Parser, UsageError
 
@@ -106,7 +108,10 @@ def training_state_files(checkpoint: Path) -> dict[str, Path | bytes]:
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = Path(best).name  # where it lies on this machine is nobody's business
-        files[TRAINER_STATE_NAME] = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
+        content = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest[TRAINER_STATE_NAME] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        files |= {TRAINER_STATE_NAME: content, MANIFEST: json.dumps(manifest, indent=2, sort_keys=True).encode()}
     return files
 
 

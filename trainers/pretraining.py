@@ -13,13 +13,13 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
 
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
+from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
@@ -77,15 +77,19 @@ def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) ->
     """The checkpoint to continue from, or `None` for a fresh start.
 
     Raises:
-        UsageError: if the folder holds a finished run, a run of other settings, or files of something else.
+        UsageError: if the folder holds a finished run, a run of other settings, or files of something else; or if the
+            checkpoint named in the arguments is damaged.
     """
     folder = Path(args.output_dir)
     if (folder / METRICS_FILE).exists():
         raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or remove it")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output_dir")
-    if not folder.exists() or not any(folder.iterdir()):
-        return args.resume_from_checkpoint
+    chosen = args.resume_from_checkpoint
+    if chosen is not None and (reason := damage(Path(chosen))):
+        raise UsageError(f"--resume_from_checkpoint {chosen}: {reason}")
+    if not folder.exists() or all(path.name.startswith(INCOMPLETE) for path in folder.iterdir()):
+        return chosen
     if not (folder / RUN_FILE).exists():
         raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
     before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -95,17 +99,7 @@ def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) ->
         differences = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
         raise UsageError(f"{folder} holds an unfinished run of other settings ({differences}); continue it as it was, "
                          "or choose another --output_dir")  # fmt: skip
-    return args.resume_from_checkpoint or last_complete_checkpoint(folder)
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end. The Trainer's state is what it writes last."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    for path in reversed(checkpoints):
-        if (path / TRAINER_STATE_NAME).is_file():
-            return str(path)
-        logger.warning(f"{path} is incomplete and not used")
-    return None
+    return chosen or newest_intact(folder)
 
 
 def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
@@ -185,8 +179,9 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluation = trainer.evaluate()
-    trainer.save_model(_internal_call=True)  # not pushed yet: nothing is measured
-    trainer.save_state()
+    with naming_write_errors(f"the model in {folder}"):
+        trainer.save_model(_internal_call=True)  # not pushed yet: nothing is measured
+        trainer.save_state()
     measured = {
         "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},
         "training": _training_report(trainer),
@@ -260,11 +255,6 @@ def _parameter_report(config, model) -> dict:
     total = model.num_parameters()
     own = sum(p.numel() for name, p in generator.named_parameters() if name != "lm_head.weight") if generator else 0
     return {"discriminator": total - own, "generator": own}
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 # ---- What the user sees at the end ----

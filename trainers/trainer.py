@@ -1,31 +1,79 @@
 """A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
 
+import contextlib
+import logging
+import math
 import os
+import shutil
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from . import cpu_kernels, metrics
-from .arguments import ElectraEarlyExitTrainingArguments
-from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
+from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
+from .callbacks import AdaptiveCapacityCallback, NewEpochCallback, Preempted, PreemptionCallback
+from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
 from .collator import DataCollatorForReplacedTokenDetection
+from .distributed import anywhere, decided_once
 from .flops import active_tokens, step_flops
 from .hub import PushingTrainer
 from .optimization import ElectraAdamW
 
 
+logger = logging.getLogger(__name__)
+
+# A loss above this many times that of a model that knows nothing does not come back.
+EXPLODED = 100
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
+
+
+class DivergenceError(Exception):
+    """Training cannot go on; the message is one line that says where the batch is."""
 
 
 class ElectraTrainer(Trainer):
     """What pre-training and fine-tuning do alike."""
 
-    def train(self, *args, **kwargs):
-        with self._kernels():
-            return super().train(*args, **kwargs)
+    args: ElectraTrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._writing_checkpoint = False
+        self.preemption = PreemptionCallback(self.args.device)
+        self.add_callback(self.preemption)
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM a checkpoint is written at the
+        end of the step, and [`callbacks.Preempted`] raised."""
+        if resume_from_checkpoint is True:
+            found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
+            resume_from_checkpoint = found or True  # the library's own message, where there is none
+        with self._kernels(), self.preemption:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            if self.preemption.requested():
+                raise Preempted
+        return output
+
+    def _run_epoch(self, **kwargs):
+        """Not a step too many: the library takes one more when it resumes after the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        """Between two steps: the moment to leave when asked to. An evaluation that SIGTERM meets is not finished."""
+        with contextlib.suppress(Preempted):
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.preemption.requested():
+            self.control.should_training_stop = True
+            missing = self.args.should_save and damage(self._checkpoint_folder(trial)) is not None
+            if anywhere(missing, self.args.device):
+                self._save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args, **kwargs):
         with self._kernels():
@@ -41,6 +89,56 @@ class ElectraTrainer(Trainer):
         if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
             optimizer_class = ElectraAdamW
         return optimizer_class, optimizer_kwargs
+
+    def _get_output_dir(self, trial):
+        """While a checkpoint is being written, the place for what is not complete yet."""
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, INCOMPLETE) if self._writing_checkpoint else folder
+
+    def _checkpoint_folder(self, trial) -> Path:
+        """Where the checkpoint of this step is, or is being written."""
+        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_checkpoint(self, model, trial):
+        """A full disk costs this checkpoint and nothing else."""
+        final = self._checkpoint_folder(trial)
+        try:
+            self._write_checkpoint(model, trial, final)
+        except WriteError as error:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+            logger.error(f"{error}; the older ones are untouched, and training goes on")
+        else:
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(final))
+            if self.args.should_save:
+                rotate_checkpoints(
+                    str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+                )
+
+    def _write_checkpoint(self, model, trial, final: Path):
+        """Under another name, and renamed to `final` when every process has written its part."""
+        if self.args.should_save:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        failure, pushes = None, self.args.push_to_hub
+        self._writing_checkpoint, self.args.push_to_hub = True, False  # it is pushed once it has its name
+        try:
+            incomplete = self._checkpoint_folder(trial)
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
+                if self.state.best_model_checkpoint == str(incomplete):
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(incomplete / TRAINER_STATE_NAME)
+        except WriteError as error:
+            failure = error
+        finally:
+            self._writing_checkpoint, self.args.push_to_hub = False, pushes
+        if anywhere(failure is not None, self.args.device):
+            raise failure or WriteError("another process could not write its part of a checkpoint")
+        if self.args.should_save:
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                commit(incomplete, final)
 
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
@@ -72,10 +170,14 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             data_collator = DataCollatorForReplacedTokenDetection(
                 tokenizer, mlm_probability=model.config.mlm_probability, seed=args.mask_seed
             )
+        needed = 0 if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+        if needed > model.config.vocab_size:
+            raise ValueError(f"`vocab_size` is {model.config.vocab_size}, and the tokenizer's ids need {needed}")
         kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
         super().__init__(model, args, data_collator, **kwargs)
         self._loss_parts = defaultdict(float)
         self._micro_steps = 0
+        self._batches = []
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
         self.add_callback(NewEpochCallback(self))
@@ -114,6 +216,39 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
                 if (value := getattr(outputs, name)) is not None:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Stops at a loss that is no number, or that no number of further steps would mend."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._batches.append(inputs)
+        value = float(loss) * self.current_gradient_accumulation_steps
+        if not value <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
+            self._stop(f"the loss is {value:.4g}")
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Stops before a gradient that is no number reaches the weights. With fp16 that is common, and skipped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16 and not math.isfinite(grad_norm):
+            self._stop(f"the gradients' norm is {float(grad_norm)}")
+        self._batches.clear()
+        return grad_norm
+
+    def _uninformed_loss(self) -> float:
+        """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
+        config = self.model_config
+        return config.generator_weight * math.log(config.vocab_size) + config.discriminator_weight * math.log(2)
+
+    def _stop(self, reason: str):
+        path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
+        path = path.with_suffix(".safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{n}.{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
+        save_file(tensors, path)
+        raise DivergenceError(
+            f"{reason} in step {self.state.global_step + 1}; its batch is in {path}; weights and checkpoints are as "
+            "before it. A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
+        )
 
     def _exit_loss_scale(self) -> torch.Tensor | None:
         """Between 0 and 1 while the exit heads' loss warms up."""

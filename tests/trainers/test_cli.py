@@ -1,13 +1,9 @@
 """The command line as a user meets it: the whole path on tiny data, and every mistake answered in one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from modeling_electra_exit import __version__
 from modeling_electra_exit.trainers import cli, parsing, pretraining
@@ -204,56 +200,24 @@ def test_a_finished_run_is_not_overwritten(recipe, tmp_path, capsys):
     assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
 
 
+def test_a_run_continues_only_as_it_was_and_from_a_checkpoint_that_is_whole(recipe, tmp_path, capsys):
+    path = recipe(max_steps=2)
+    assert run(path) == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert run(path, "--learning_rate", "0.5") == 2
+    assert "unfinished run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
+    (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").unlink()
+    for name, reason in (("checkpoint-2", "optimizer.pt is missing"), ("nowhere", "it has no readable manifest.json")):
+        assert run(path, "--resume_from_checkpoint", str(tmp_path / "run" / name)) == 2
+        assert f"{name}: {reason}" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_not_touched(recipe, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     assert run(recipe()) == 2
     assert "is not empty and holds no run of ours" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-
-
-# Presses Ctrl-C during the ninth step: a process of its own that is told when is never too late to tell.
-INTERRUPTED = """
-import os, signal, sys
-from modeling_electra_exit.trainers import ElectraEarlyExitTrainer, cli
-
-step = ElectraEarlyExitTrainer.training_step
-
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 8:
-        os.kill(os.getpid(), signal.SIGINT)
-    return step(self, *args, **kwargs)
-
-ElectraEarlyExitTrainer.training_step = training_step
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def test_ctrl_c_and_the_same_command_again(recipe, tmp_path, capsys):
-    long = {"max_steps": 20, "save_total_limit": 2}
-    command = [sys.executable, "-c", INTERRUPTED, "pretrain", recipe(**long)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 130, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "the same command continues" in result.stderr
-    assert not (tmp_path / "run" / "metrics.json").exists()
-
-    assert run(command[-1], "--learning_rate", "0.5") == 2
-    assert "unfinished run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
-    assert run(command[-1]) == 0
-    assert run(recipe(**long, output_dir=str(tmp_path / "straight"))) == 0
-    resumed, straight = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "straight"))
-    assert [name for name in straight if not torch.equal(resumed[name], straight[name])] == []
-
-
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path, caplog):
-    for step, complete in ((2, True), (10, True), (12, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if complete:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert pretraining.last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert "checkpoint-12 is incomplete" in caplog.text
-    assert pretraining.last_complete_checkpoint(tmp_path / "checkpoint-2") is None
 
 
 def test_validation_files_are_used(recipe, tmp_path):

@@ -197,3 +197,51 @@ def test_counts_are_logged(tokenizer, caplog):
     with caplog.at_level("INFO", logger="modeling_electra_exit"):
         pack(splits(TEXTS), tokenizer, 16)
     assert "train: 5 documents (2 empty)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["the cat runs " * 5000, "a" * 50_000, " " * 30_000 + "dog", "\n".join(["bird"] * 20_000)]
+)
+def test_a_long_text_is_tokenised_in_pieces_that_change_nothing(tokenizer, text):
+    packed, _ = pack(splits([text, "sings"]), tokenizer, 64, num_proc=1)
+    whole = tokenizer([text, "sings"], add_special_tokens=False)["input_ids"]
+    stream = unpack(packed["train"]["input_ids"], tokenizer)
+    if " " in text or "\n" in text:  # a word without end is unknown, once or piece by piece
+        assert stream == [i for ids in whole for i in [*ids, tokenizer.sep_token_id]]
+    else:
+        assert stream[-2:] == [*whole[1], tokenizer.sep_token_id]
+
+
+GOOD = [{"text": f"the cat {i} runs"} for i in range(20)]
+# What a file may hold, and what is said of it; nothing where it is simply read.
+FILES = {
+    "empty.txt": (b"", "there is no text in"),
+    "nul.txt": (b"\0" * 1000, "there is no text in"),
+    "binary.txt": (bytes(range(128, 256)) * 20, "cannot read .* 'utf-8' codec can't decode"),
+    "invalid.txt": (b"the cat\n\n\xff\xfe runs", "cannot read .* 'utf-8' codec can't decode"),
+    "utf16.txt": ("the cat runs".encode("utf-16"), "cannot read .* 'utf-8' codec can't decode"),
+    "numbers.jsonl": (b'{"text": 1}\n{"text": 2}', "the column `text` of the train data must hold text, got"),
+    "lists.jsonl": (b'{"text": ["a"]}\n{"text": ["b"]}', "the column `text` of the train data must hold text, got"),
+    "other.jsonl": (b'{"txt": "a"}', "has no column `text`, only txt"),
+    "extra.jsonl": ("\n".join(json.dumps({**row, "id": i, "tags": [i]}) for i, row in enumerate(GOOD)).encode(), None),
+    "nulls.jsonl": ("\n".join(json.dumps(row) for row in [{"text": None}, *GOOD]).encode(), None),
+    "emoji.txt": ("\n\n".join(["\U0001f600 \U0001f1e9\U0001f1ea \U0001f469\u200d\U0001f467"] * 20).encode(), None),
+    "rtl.txt": ("\n\n".join(["שלום עולם مرحبا"] * 20).encode(), None),
+    "nul_between.txt": (b"\n\n".join([b"the c\0at runs"] * 20), None),
+    "empties.jsonl": ("\n".join(['{"text": ""}'] * 100_000 + [json.dumps(row) for row in GOOD]).encode(), None),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whatever_a_file_holds_is_read_or_refused_in_one_sentence(tmp_path, name):
+    content, message = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    args = DataArguments(train_files=[str(tmp_path / name)], max_seq_length=16, num_proc=1, validation_last=5)
+    if message is None:
+        packed, tokenizer, counts = prepare(args, 60)
+        assert counts["train"]["sequences"] == len(packed["train"]) > 0
+        assert max(map(max, packed["train"]["input_ids"])) < len(tokenizer)
+    else:
+        with pytest.raises(DataError, match=message) as error:
+            prepare(args, 60)
+        assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from modeling_electra_exit.trainers import (
@@ -12,6 +13,7 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainingArguments,
 )
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
+from modeling_electra_exit.trainers.trainer import DivergenceError
 from tests.conftest import tiny_config, tiny_model
 
 
@@ -322,3 +324,46 @@ def test_the_exit_loss_warms_up(tokenizer, tmp_path):
         rest = (log["loss"] - log["generator_loss"]) / 50 - log["discriminator_loss"]
         scales.append(rest / (config.exit_loss_weight * log["exit_loss"]))
     assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1], abs=0.01)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=1, gradient_accumulation_steps=2)
+    broken, batches = trainer.model.discriminator_predictions.dense.bias, []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: batches.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    step = trainer.training_step
+
+    def training_step(model, inputs, *args):
+        if trainer.state.global_step == 1:
+            broken.data[0] = torch.nan
+        return step(model, inputs, *args)
+
+    trainer.training_step = training_step
+    with pytest.raises(DivergenceError, match=r"the loss is nan in step 2; its batch is in .*diverged-step-2-0"):
+        trainer.train()
+    seen = load_file(tmp_path / "diverged-step-2-0.safetensors")
+    assert set(seen) == {"0.input_ids", "0.mlm_labels"}
+    assert torch.equal(seen["0.input_ids"], batches[-1])
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda model: model.discriminator_predictions.dense_prediction.bias.data.fill_(1e6), "the loss is "),
+        (lambda model: model.electra.embeddings.word_embeddings.weight.register_hook(lambda g: g / 0), "gradients' n"),
+    ],
+)
+def test_an_exploding_loss_and_gradients_without_end_stop_the_run(tokenizer, tmp_path, spoil, reason):
+    trainer = make_trainer(tokenizer, tmp_path)
+    spoil(trainer.model)
+    with pytest.raises(DivergenceError, match=f"{reason}.* in step 1"):
+        trainer.train()
+    assert (tmp_path / "diverged-step-1-0.safetensors").is_file()
+
+
+def test_a_vocabulary_that_the_model_does_not_embed_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=f"`vocab_size` is 20, and the tokenizer's ids need {len(tokenizer)}"):
+        make_trainer(tokenizer, tmp_path, tiny_model(vocab_size=20))

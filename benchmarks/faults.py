@@ -1,0 +1,251 @@
+"""Faults injected into pre-training runs: how often each was tried, and what was lost.
+
+    python -m benchmarks.faults --json benchmarks/results/faults.json
+
+Every case runs the command line on tiny data in processes of their own, breaks something, gives the same command again
+until the run is finished, and compares the weights and the optimizer with those of an undisturbed run, bit by bit.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_electra_exit.trainers import cli
+from tests.conftest import write_corpus
+from tests.trainers.test_cli import RECIPE
+
+
+# Dropout, exits at work and capacities that move: whatever a run has to remember, this one does.
+RUN = {
+    **RECIPE,
+    "max_steps": 12,
+    "save_steps": 3,
+    "save_total_limit": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+    "exit_error_target": 0.001,
+    "exit_flops_budget": 0.95,
+    "exit_adapt_steps": 2,
+    "exit_auc_floor": 0.3,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+TRAINER = "trainer.ElectraEarlyExitTrainer"
+
+
+@dataclass
+class Fault:
+    """A signal at the `call`-th call of a function, before it starts or after it has returned.
+
+    target: the function, below `modeling_electra_exit.trainers`.
+    """
+
+    name: str
+    target: str
+    call: int
+    moment: str = "after"
+    signal: int = signal.SIGKILL
+
+    def inject(self):
+        module, *path = self.target.split(".")
+        owner = functools.reduce(getattr, path[:-1], import_module(f"modeling_electra_exit.trainers.{module}"))
+        original, calls = getattr(owner, path[-1]), itertools.count(1)
+
+        @functools.wraps(original)
+        def faulty(*args, **kwargs):
+            hit = next(calls) == self.call
+            if hit and self.moment == "before":
+                os.kill(os.getpid(), self.signal)
+            result = original(*args, **kwargs)
+            if hit and self.moment == "after":
+                os.kill(os.getpid(), self.signal)
+            return result
+
+        setattr(owner, path[-1], faulty)
+
+
+# A run has 12 steps, a checkpoint every 3, an evaluation of 3 batches every 4 and at the end.
+KILLS = [
+    Fault("SIGKILL: the data is prepared, nothing is written", "pretraining.prepare", 1),
+    Fault("SIGKILL: before any checkpoint", f"{TRAINER}.training_step", 2),
+    Fault("SIGKILL: in a step, gradients computed", f"{TRAINER}.training_step", 8),
+    Fault("SIGKILL: in a step, after the optimizer", "optimization.ElectraAdamW.step", 8),
+    Fault("SIGKILL: in an evaluation", f"{TRAINER}.prediction_step", 5),
+    Fault("SIGKILL: in a checkpoint, weights written", f"{TRAINER}._save", 2),
+    Fault("SIGKILL: in a checkpoint, optimizer written", f"{TRAINER}._save_optimizer_and_scheduler", 2),
+    Fault("SIGKILL: in a checkpoint, its manifest written", "checkpoints.write_json", 2),
+    Fault("SIGKILL: a checkpoint renamed, none removed yet", "trainer.rotate_checkpoints", 3, "before"),
+    Fault("SIGKILL: an old checkpoint just removed", "trainer.rotate_checkpoints", 3),
+    Fault("SIGKILL: in the last evaluation", f"{TRAINER}.prediction_step", 10),
+    Fault("SIGKILL: the final weights written", f"{TRAINER}._save", 5),
+    Fault("SIGKILL: the model card written, the measurements not", "pretraining.write_model_card", 1),
+]
+TERMS = [
+    Fault("SIGTERM: in a step", f"{TRAINER}.training_step", 8, signal=signal.SIGTERM),
+    Fault("SIGTERM: in a step that a checkpoint follows", f"{TRAINER}.training_step", 9, signal=signal.SIGTERM),
+    Fault("SIGTERM: in an evaluation", f"{TRAINER}.prediction_step", 5, signal=signal.SIGTERM),
+    Fault("SIGTERM: in a checkpoint", f"{TRAINER}._save", 2, signal=signal.SIGTERM),
+]
+
+
+def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
+    """In a process of its own: the command line, its output in a file."""
+    torch.set_num_threads(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if prepare is not None:
+        prepare()
+    sys.exit(cli.main(argv))
+
+
+# Forked from a server that has imported everything and done nothing: a fresh process without seconds of imports.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["benchmarks.faults"])
+
+
+class Case:
+    """Runs in one folder, with the corpus they share."""
+
+    def __init__(self, folder: Path, name: str, **changes):
+        folder.mkdir(parents=True, exist_ok=True)
+        corpus = folder / "corpus.txt"
+        if not corpus.exists():
+            write_corpus(corpus)
+        self.output = folder / name
+        self.recipe, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
+        fields = {**RUN, "train_files": [str(corpus)], "output_dir": str(self.output), **changes}
+        self.recipe.write_text(yaml.safe_dump(fields))
+
+    def run(self, prepare: Callable[[], None] | None = None) -> int:
+        """The command once; its exit status, negative for a signal."""
+        process = _PROCESSES.Process(
+            target=_child, args=(["pretrain", str(self.recipe)], prepare, str(self.log)), daemon=True
+        )
+        process.start()
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"{self.output} took more than two minutes")
+        return process.exitcode
+
+    def output_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def differences(self, other: "Case") -> list[str]:
+        """What differs from another finished run: tensors of the final model and of the last optimizer state."""
+        names = []
+        mine, theirs = (load_file(case.output / "model.safetensors") for case in (self, other))
+        names += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
+        last = f"checkpoint-{RUN['max_steps']}"
+        states = [torch.load(case.output / last / "optimizer.pt")["state"] for case in (self, other)]
+        for index, state in states[1].items():
+            names += [f"optimizer {index} {k}" for k, v in state.items() if not torch.equal(states[0][index][k], v)]
+        return names
+
+
+def truncate(path: Path):
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def flip_a_bit(path: Path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {"truncated": truncate, "one bit flipped": flip_a_bit, "removed": Path.unlink}
+
+
+@dataclass
+class LimitFileSize:
+    """No file may grow beyond this many bytes: the kernel refuses the write, as on a full disk."""
+
+    bytes: int
+
+    def __call__(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", help="write the table here as well")
+    parser.add_argument("--repeats", type=int, default=1, help="how often each signal is tried")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = list(measure(Path(temporary), args.repeats))
+    print("\n| fault | tried | ended in other weights | steps done again, at most |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['fault']} | {row['tried']} | {row['lost']} | {row['steps_again']} |")
+    if args.json:
+        records = [
+            {"name": row["fault"], "metric": metric, "value": row[metric], "unit": unit, "baseline": None,
+             "ratio": None, "samples": row["tried"]}
+            for row in rows for metric, unit in (("lost", "runs"), ("steps_again", "steps"))
+        ]  # fmt: skip
+        Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+
+
+def measure(folder: Path, repeats: int):
+    straight = Case(folder, "straight")
+    assert straight.run() == 0, straight.output_text()
+    for number, fault in enumerate(KILLS + TERMS):
+        yield tally(fault.name, [signalled(folder, straight, fault, f"{number}-{i}") for i in range(repeats)])
+    for how, damage in DAMAGES.items():
+        yield tally(f"a file of the newest checkpoint {how}", list(damaged(folder, straight, how, damage)))
+
+
+def tally(name: str, outcomes: list[tuple[bool, int]]) -> dict:
+    print(f"{name}: {outcomes}", flush=True)
+    lost = sum(not same for same, _ in outcomes)
+    return {"fault": name, "tried": len(outcomes), "lost": lost, "steps_again": max(steps for _, steps in outcomes)}
+
+
+def signalled(folder: Path, straight: Case, fault: Fault, name: str) -> tuple[bool, int]:
+    """Whether the run ends as the straight one, and how many steps it did twice."""
+    case = Case(folder, name)
+    status = case.run(fault.inject)
+    expected = os.EX_TEMPFAIL if fault.signal == signal.SIGTERM else -signal.SIGKILL
+    assert status == expected, (fault.name, status, case.output_text())
+    return finish(case, straight, fault.call if fault.target.endswith(("training_step", "AdamW.step")) else 0)
+
+
+def finish(case: Case, straight: Case, reached: int) -> tuple[bool, int]:
+    resumed = max((int(path.name.split("-")[1]) for path in case.output.glob("checkpoint-*")), default=0)
+    assert case.run() == 0, case.output_text()
+    return not case.differences(straight), max(0, reached - resumed)
+
+
+def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], None]):
+    """Every file of the newest of two checkpoints in turn."""
+    fault = Fault("", f"{TRAINER}.training_step", 8)
+    for name in sorted(p.name for p in (straight.output / "checkpoint-12").iterdir()):
+        case = Case(folder, f"{how}-{name}".replace(" ", "-"))
+        case.run(fault.inject)
+        damage(case.output / "checkpoint-6" / name)
+        resumed = finish(case, straight, 6)
+        assert "checkpoint-6 is damaged" in case.output_text(), case.output_text()
+        yield resumed[0], 8 - 3
+
+
+if __name__ == "__main__":
+    started = time.time()
+    main()
+    print(f"{time.time() - started:.0f} s")

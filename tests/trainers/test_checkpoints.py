@@ -1,0 +1,172 @@
+"""A run survives whatever happens to it: real signals and real files, in processes of their own."""
+
+import json
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.faults import DAMAGES, KILLS, TERMS, TRAINER, Case, Fault, LimitFileSize
+from modeling_electra_exit.trainers import checkpoints
+from tests.trainers.test_trainer import make_trainer
+
+
+SOME = [
+    fault
+    for fault in KILLS + TERMS
+    if fault.name.endswith(("gradients computed", "its manifest written", "none removed yet", "the last evaluation",
+                            "SIGTERM: in a step", "SIGTERM: in an evaluation"))
+]  # fmt: skip
+
+
+# One test, because every worker would have to import everything for its own processes; the rest is in the benchmark.
+def test_nothing_is_lost(tmp_path):
+    straight = Case(tmp_path, "straight")
+    assert straight.run() == 0, straight.output_text()
+    measured = json.loads((straight.output / "metrics.json").read_text())
+    assert len(SOME) == 6
+    for number, fault in enumerate([*SOME, Fault("Ctrl-C", f"{TRAINER}.training_step", 8, signal=signal.SIGINT)]):
+        case = Case(tmp_path, f"fault-{number}")
+        status = case.run(fault.inject)
+        expected = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+        assert status == expected[fault.signal], (fault, case.output_text())
+        if fault.signal != signal.SIGKILL:
+            assert "the same command continues" in case.output_text()
+            assert "Traceback" not in case.output_text()
+        if fault.signal == signal.SIGTERM:
+            assert (case.output / "checkpoint-8").is_dir()
+        assert case.run() == 0, (fault, case.output_text())
+        assert case.differences(straight) == [], fault
+        again = json.loads((case.output / "metrics.json").read_text())
+        assert again["flops"] == measured["flops"], fault
+        assert again["training"]["steps"] == 12, fault
+
+    full = Case(tmp_path, "full")
+    assert full.run(LimitFileSize(120_000)) == 1  # no room for the weights
+    errors = [line for line in full.output_text().splitlines() if "could not be written" in line]
+    assert [line.split(" could not")[0] for line in errors] == [
+        *(f"the checkpoint of step {n}" for n in (3, 6, 9, 12)),
+        f"electra-exit pretrain: error: the model in {full.output}",
+    ]
+    assert "Traceback" not in full.output_text()
+    assert not list(full.output.glob("*checkpoint*"))
+    assert full.run() == 0
+    assert full.differences(straight) == []
+
+
+def saved(tokenizer, folder, **arguments):
+    trainer = make_trainer(tokenizer, folder, save_strategy="steps", save_steps=2, **arguments)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tokenizer, tmp_path, caplog, how):
+    saved(tokenizer, tmp_path, max_steps=4)
+    newest = tmp_path / "checkpoint-4"
+    for path in sorted(newest.iterdir()):
+        content = path.read_bytes()
+        DAMAGES[how](path)
+        reason = checkpoints.damage(newest)
+        assert path.name in reason or (path.name == checkpoints.MANIFEST and reason)
+        path.write_bytes(content)
+    assert checkpoints.newest_intact(tmp_path) == str(newest)
+    DAMAGES[how](newest / "model.safetensors")
+    assert checkpoints.newest_intact(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert f"{newest} is damaged (model.safetensors" in caplog.text
+    assert (tmp_path / "_damaged-checkpoint-4").is_dir()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": {"size": 1}}'])
+def test_a_manifest_of_something_else(tmp_path, content):
+    (tmp_path / checkpoints.MANIFEST).write_text(content)
+    assert checkpoints.damage(tmp_path) == "it has no readable manifest.json"
+
+
+def test_the_limit_counts_whole_checkpoints_and_leaves_the_only_good_one(tokenizer, tmp_path, monkeypatch, caplog):
+    first = saved(tokenizer, tmp_path, max_steps=4, save_total_limit=1)
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-4"]
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    second = make_trainer(tokenizer, tmp_path, max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=1)
+    monkeypatch.setattr(second, "_save_rng_state", no_space)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 8
+    assert "checkpoint of step 8 could not be written: [Errno 28] No space left on device" in caplog.text
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-4"]
+    assert checkpoints.damage(tmp_path / "checkpoint-4") is None
+    assert not (tmp_path / checkpoints.INCOMPLETE).exists()
+
+    # Where the newest is damaged, what is saved next is the newest, whatever the numbers say.
+    DAMAGES["truncated"](tmp_path / "checkpoint-4" / "optimizer.pt")
+    third = make_trainer(tokenizer, tmp_path, max_steps=2, save_strategy="steps", save_steps=2, save_total_limit=1)
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        third.train(resume_from_checkpoint=True)
+    third.train()
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-2"]
+    assert first.state.global_step == 4
+
+
+WRITERS = {
+    "text": lambda path: path.write_text("a" * 400_000),
+    "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+    "torch": lambda path: torch.save(torch.zeros(100_000), path),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_way_to_write_names_a_full_disk_in_one_line(writer, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(checkpoints.WriteError) as error, checkpoints.naming_write_errors("this"):
+            WRITERS[writer](tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).startswith("this could not be written: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_bug_while_saving_is_not_taken_for_a_full_disk(tokenizer, tmp_path, monkeypatch):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    monkeypatch.setattr(trainer, "_save_rng_state", lambda folder: [][1])
+    with pytest.raises(IndexError):
+        trainer.train()
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    for content in ("old", "new"):
+        incomplete = tmp_path / checkpoints.INCOMPLETE / "checkpoint-2"
+        incomplete.mkdir(parents=True)
+        (incomplete / "weights").write_text(content)
+        checkpoints.commit(incomplete, tmp_path / "checkpoint-2")
+        assert (tmp_path / "checkpoint-2" / "weights").read_text() == content
+        assert checkpoints.damage(tmp_path / "checkpoint-2") is None
+        assert not (tmp_path / checkpoints.INCOMPLETE).exists()
+
+
+def test_the_best_checkpoint_is_known_by_its_name(tokenizer, tmp_path):
+    trainer = saved(tokenizer, tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2,
+                    metric_for_best_model="loss", load_best_model_at_end=True)  # fmt: skip
+    best = f"{tmp_path}/checkpoint-{trainer.state.best_global_step}"
+    assert trainer.state.best_model_checkpoint == best
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == best
+
+
+def test_resuming_after_the_last_step_takes_no_other(tokenizer, tmp_path):
+    saved(tokenizer, tmp_path, max_steps=6)
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=6)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+
+
+def test_the_handler_of_sigterm_is_given_back(tokenizer, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    saved(tokenizer, tmp_path, max_steps=2)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,115 @@
+"""Checkpoints that are whole or not there: written under another name, renamed when complete, verified before use."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import sort_checkpoints
+
+
+logger = logging.getLogger(__name__)
+
+# What begins with these is not complete yet, or not any more; pushes to the Hub leave out names that begin with `_`.
+INCOMPLETE, DAMAGED = "_incomplete", "_damaged"
+# In every checkpoint: the size in bytes and the SHA-256 of each of its files.
+MANIFEST = "manifest.json"
+
+
+class WriteError(Exception):
+    """A file could not be written; the message is one line."""
+
+
+@contextmanager
+def naming_write_errors(what: str) -> Iterator[None]:
+    """Turn what the libraries raise when a disk is full or not writable into a [`WriteError`] that names `what`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{what} could not be written: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        # What torch.save raises for a failed write does not say why; any other RuntimeError is not about the disk.
+        if "inline_container.cc" not in str(error):
+            raise
+        raise WriteError(f"{what} could not be written: torch.save failed; is the disk full?") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_name(f"{INCOMPLETE}-{path.name}")
+    incomplete.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _flush(incomplete)
+    os.replace(incomplete, path)
+
+
+def commit(incomplete: Path, final: Path) -> None:
+    """Give a checkpoint whose files are all written its manifest and its name. One already there is replaced.
+
+    Everything is flushed to the disk first, so that not even a loss of power leaves the name without the content.
+    """
+    files = sorted(path for path in incomplete.rglob("*") if path.is_file())
+    for path in files:
+        _flush(path)
+    manifest = {
+        str(path.relative_to(incomplete)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    write_json(incomplete / MANIFEST, manifest)
+    if final.exists():
+        final.rename(incomplete.with_name(f"replaced-{final.name}"))
+    incomplete.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(incomplete.parent, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words, or `None` where every file is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"it has no readable {MANIFEST}"
+    for name, (size, checksum) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if _sha256(path) != checksum:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def newest_intact(folder: Path) -> str | None:
+    """The newest undamaged checkpoint in a run's folder.
+
+    A damaged one that is newer is named, with what is wrong, and renamed: else it would count as the newest when
+    `save_total_limit` decides what to delete.
+    """
+    for checkpoint in map(Path, reversed(sort_checkpoints(str(folder)))):
+        if (reason := damage(checkpoint)) is None:
+            return str(checkpoint)
+        aside = checkpoint.with_name(f"{DAMAGED}-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        logger.warning(f"{checkpoint} is damaged ({reason}); it is {aside.name} now, and the one before is used")
+    return None
