@@ -322,7 +322,8 @@ class ConfidenceRule:
 
         Args:
             logits (`torch.FloatTensor` of shape `(..., predictions, classes)`): the exit head's.
-            items (`torch.LongTensor` of shape `(...)`): the number of each item in the batch, from 0.
+            items (`torch.LongTensor` of shape `(...)`): which they are: numbers of sequences `(active,)`, or positions
+                of tokens `(batch, active)`. All of them, in order, at the first exit.
 
         Returns:
             `torch.BoolTensor` of shape `(...)`.
@@ -345,14 +346,14 @@ class PatienceRule(ConfidenceRule):
     def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         predictions = logits.argmax(dim=-1)
         if number == 0:
-            # Everybody reaches the first exit, so these cover every item.
-            self.predictions = predictions.reshape(items.numel(), -1)
-            self.agreements = torch.zeros_like(items.reshape(-1))
+            self.predictions, self.agreements = predictions, torch.zeros_like(items)
             return torch.zeros_like(items, dtype=torch.bool)
-        agrees = (self.predictions[items] == predictions).all(dim=-1)
-        agreements = torch.where(agrees, self.agreements[items] + 1, 0)
-        self.predictions = self.predictions.index_put((items,), predictions)
-        self.agreements = self.agreements.index_put((items,), agreements)
+        rows = torch.arange(len(items), device=items.device).unsqueeze(1)
+        place = (items,) if items.dim() == 1 else (rows, items)
+        agrees = (self.predictions[place] == predictions).all(dim=-1)
+        agreements = torch.where(agrees, self.agreements[place] + 1, 0)
+        self.predictions = self.predictions.index_put(place, predictions)
+        self.agreements = self.agreements.index_put(place, agreements)
         return agreements >= self.thresholds[number]
 
 

@@ -140,8 +140,8 @@ class Exits:
     heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
-    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and the numbers of
-        the items that reached it to which of them leave.
+    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
+        (positions of tokens, or numbers of sequences) to which of them leave.
     rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
     """
 
@@ -162,8 +162,9 @@ class ExitTrace:
 
     logits (list of `torch.FloatTensor` of shape `(batch, active tokens)`): the exit heads' predictions.
     gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, where there are regressors.
-    positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand. Where whole
-        sequences leave, of shape `(active sequences,)`: their numbers in the batch.
+    positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand.
+    answers (dict): for the policies of [`CERTAIN`], by exit layer, where somebody left: who had come so far, positions
+        `(batch, active tokens)` or numbers of sequences `(active,)`, and their logits.
     selections (list of [`Selection`]): who continued, where places are handed out. Empty otherwise.
     exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
         completed when each left; the depth for those that never did. `None` if no policy was at work.
@@ -172,6 +173,7 @@ class ExitTrace:
     logits: list[torch.Tensor] = field(default_factory=list)
     gains: list[torch.Tensor] = field(default_factory=list)
     positions: list[torch.Tensor] = field(default_factory=list)
+    answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
     exit_layers: torch.Tensor | None = None
 
@@ -328,12 +330,12 @@ class ElectraEarlyExitEncoder(nn.Module):
             if index + 1 not in self.config.exit_layers or len(items) == 0:
                 continue
             number = self.config.exit_layers.index(index + 1)
-            trace.logits.append(exits.heads[number](self.norm(active)))
-            trace.positions.append(items)
-            leaves = exits.leaves(number, trace.logits[-1], items)
-            stay = (~leaves).nonzero().squeeze(1)  # how many is known here alone: the one wait for the device
-            if len(stay) == len(items):
+            logits = exits.heads[number](self.norm(active))
+            leaves = exits.leaves(number, logits, items)
+            if not leaves.any():  # waits for the device, and is all that an exit costs where nobody leaves
                 continue
+            stay = (~leaves).nonzero().squeeze(1)
+            trace.answers[index + 1] = (items, logits)
             left_at = torch.where(leaves, index + 1, len(self.layer))
             trace.exit_layers = trace.exit_layers.index_copy(0, items, left_at)
             frozen, active, items = restore(), active[rows_of(stay)], items[stay]
@@ -370,10 +372,11 @@ class ElectraEarlyExitEncoder(nn.Module):
         """Let the policy choose who continues past exit `number`, counted from 0."""
         config, positions = self.config, tokens.positions()
         if exit_policy == "certain_tokens":
-            batch, sequence = tokens.order.shape
-            numbers = positions + sequence * torch.arange(batch, device=positions.device).unsqueeze(1)
-            continues = ~exits.leaves(number, trace.logits[-1], numbers)
-            return self._exit_exactly(tokens, trace, number, token_mask, continues)
+            leaves = exits.leaves(number, trace.logits[-1], positions)
+            after = self._exit_exactly(tokens, trace, number, token_mask, leaves)
+            if after is not tokens:
+                trace.answers[config.exit_layers[number]] = (positions, trace.logits[-1])
+            return after
         num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
         evidence = Evidence(
@@ -384,7 +387,7 @@ class ElectraEarlyExitEncoder(nn.Module):
             padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
         )
         if exit_policy == "threshold" and not self.training:
-            return self._exit_exactly(tokens, trace, number, token_mask, above_threshold(evidence, config))
+            return self._exit_exactly(tokens, trace, number, token_mask, ~above_threshold(evidence, config))
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
             scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
@@ -403,24 +406,21 @@ class ElectraEarlyExitEncoder(nn.Module):
         trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
         return tokens.exit(selection.order, num_kept)
 
-    def _exit_exactly(self, tokens, trace: ExitTrace, number: int, token_mask, continues) -> ActiveTokens:
-        """Let exactly those continue of whom `continues` (batch, active tokens) says so, whatever other rows do: a row
-        must get the result that it gets alone. Places that another row needs more of stay idle."""
-        positions, depth = tokens.positions(), len(self.layer)
-        left_at = trace.exit_layers.gather(1, positions)
-        continues = continues & (left_at == depth)
-        if token_mask is not None:
-            real = token_mask.gather(1, positions) != 0
-            continues = continues & real
-        leaves = ~continues & (left_at == depth)
-        left_at = left_at.masked_fill(leaves, self.config.exit_layers[number])
-        trace.exit_layers = trace.exit_layers.scatter(1, positions, left_at)
-        counts = torch.stack([continues.sum(dim=1).max(), (leaves if token_mask is None else leaves & real).sum()])
-        most, leaving = counts.tolist()  # the one wait for the device
-        if leaving == 0:
+    def _exit_exactly(self, tokens, trace: ExitTrace, number: int, token_mask, leaves) -> ActiveTokens:
+        """Let exactly those leave of whom `leaves` (batch, active tokens) says so, whatever other rows do: a row must
+        get the result that it gets alone. Places that another row needs more of stay idle."""
+        positions = tokens.positions()
+        real = True if token_mask is None else token_mask.gather(1, positions) != 0
+        if not (leaves & real).any():  # waits for the device, and is all that an exit costs where nobody leaves
             return tokens
-        order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
+        left_at = trace.exit_layers.gather(1, positions)
+        there = left_at == len(self.layer)
+        continues = there & ~leaves & real
+        left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
+        trace.exit_layers = trace.exit_layers.scatter(1, positions, left_at)
+        most = int(continues.sum(dim=1).max())
         num_kept = min(round_up(most), positions.shape[1]) if most else 0
+        order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
         return tokens.exit(order, num_kept, continues.gather(1, order[:, :num_kept]))
 
     def _token_losses(self, state, input_ids, positions) -> torch.Tensor | None:
@@ -496,6 +496,7 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head.
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
     exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
+    exit_answers (dict): what those that left a fine-tuned model were told; see [`ExitTrace`].
     exit_selections (tuple of [`Selection`]): who continued at each exit, where places were handed out.
     exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
         completed when each left.
@@ -507,6 +508,7 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
     exit_positions: tuple[torch.LongTensor, ...] | None = None
     exit_gains: tuple[torch.FloatTensor, ...] | None = None
+    exit_answers: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     exit_selections: tuple[Selection, ...] | None = None
     exit_layers: torch.LongTensor | None = None
 
@@ -631,6 +633,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_logits=tuple(trace.logits) or None,
             exit_positions=tuple(trace.positions) or None,
             exit_gains=tuple(trace.gains) or None,
+            exit_answers=trace.answers or None,
             exit_selections=tuple(trace.selections) or None,
             exit_layers=trace.exit_layers,
         )

@@ -175,14 +175,13 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         }
 
     def _answers(self, logits: torch.Tensor, outputs) -> torch.Tensor:
-        """The final head's logits where nobody left, and elsewhere those of the exit."""
-        exits = zip(self.config.exit_layers, outputs.exit_logits, outputs.exit_positions, strict=False)
-        for layer, exit_logits, positions in exits:
-            left = outputs.exit_layers == layer
-            if positions.dim() == 1:
-                said = logits.index_copy(0, positions, exit_logits)
+        """The final head's logits of those that stayed, and of those that left, what the exit's head said."""
+        for layer, (items, exit_logits) in (outputs.exit_answers or {}).items():
+            if items.dim() == 1:
+                said = logits.index_copy(0, items, exit_logits)
             else:
-                said = logits.scatter(1, positions.unsqueeze(-1).expand_as(exit_logits), exit_logits)
+                said = logits.scatter(1, items.unsqueeze(-1).expand_as(exit_logits), exit_logits)
+            left = outputs.exit_layers == layer
             logits = torch.where(left.view(*left.shape, *[1] * (logits.dim() - left.dim())), said, logits)
         return logits
 
