@@ -1,4 +1,4 @@
-"""The command line: `electra-exit pretrain RECIPE [--field value ...]` and `electra-exit study NAME`."""
+"""The command line: `electra-exit pretrain RECIPE [--field value ...]`, `study NAME`, `calibrate FOLDER EXAMPLES`."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ import transformers
 
 from modeling_electra_exit import __version__
 
+from .calibration import calibrate_command
 from .data import DataError
 from .parsing import UsageError, parse
 from .pretraining import pretrain
@@ -24,12 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("pretrain", help="pre-train a model from a recipe (pretrain --help for more)", add_help=False)
     commands.add_parser("study", help="run a matrix of pre-trainings and judge them (study --help for more)",
                         add_help=False)  # fmt: skip
+    commands.add_parser("calibrate", help="pick a fine-tuned model's thresholds (calibrate --help for more)",
+                        add_help=False)  # fmt: skip
     arguments = parser.parse_args(argv[:1])
     logging.basicConfig(format="%(message)s")
     logging.getLogger("modeling_electra_exit").setLevel(logging.INFO)  # counts and what is going on
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
     try:
-        return {"pretrain": pretrain_command, "study": study_command}[arguments.command](argv[1:])
+        run = {"pretrain": pretrain_command, "study": study_command, "calibrate": calibrate_command}
+        return run[arguments.command](argv[1:])
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
