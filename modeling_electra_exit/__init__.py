@@ -2,18 +2,17 @@
 
 import transformers
 
-from . import modeling_electra_exit
+from . import modeling_electra_exit, modeling_heads
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig, __version__
 from .modeling_electra_exit import *  # noqa: F403  what it exports is listed there
+from .modeling_heads import *  # noqa: F403
 
+
+__all__ = ["ElectraEarlyExitConfig", "__version__", *modeling_electra_exit.__all__, *modeling_heads.__all__]
 
 for _auto_class, _reference in AUTO_MAP.items():
-    _name = _reference.split(".")[1]
     if _auto_class == "AutoConfig":
         transformers.AutoConfig.register(ElectraEarlyExitConfig.model_type, ElectraEarlyExitConfig, exist_ok=True)
     else:
-        getattr(transformers, _auto_class).register(
-            ElectraEarlyExitConfig, getattr(modeling_electra_exit, _name), exist_ok=True
-        )
-
-__all__ = ["ElectraEarlyExitConfig", "__version__", *modeling_electra_exit.__all__]
+        _model_class = globals()[_reference.split(".")[1]]
+        getattr(transformers, _auto_class).register(ElectraEarlyExitConfig, _model_class, exist_ok=True)

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import ElectraConfig
 from transformers.activations import ACT2FN
 
-from .exit_policy import POLICIES, SIGNALS
+from .exit_policy import CRITERIA, POLICIES, SIGNALS
 
 
 # The package's version too: it stands here because this file travels with checkpoints.
@@ -23,10 +23,10 @@ AUTO_MAP = {
     "AutoConfig": "configuration_electra_exit.ElectraEarlyExitConfig",
     "AutoModel": "modeling_electra_exit.ElectraEarlyExitModel",
     "AutoModelForPreTraining": "modeling_electra_exit.ElectraEarlyExitForPreTraining",
-    "AutoModelForSequenceClassification": "modeling_electra_exit.ElectraEarlyExitForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_electra_exit.ElectraEarlyExitForTokenClassification",
-    "AutoModelForQuestionAnswering": "modeling_electra_exit.ElectraEarlyExitForQuestionAnswering",
-    "AutoModelForMultipleChoice": "modeling_electra_exit.ElectraEarlyExitForMultipleChoice",
+    "AutoModelForSequenceClassification": "modeling_heads.ElectraEarlyExitForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_heads.ElectraEarlyExitForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_heads.ElectraEarlyExitForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_heads.ElectraEarlyExitForMultipleChoice",
 }
 
 
@@ -45,6 +45,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
             by `exit_signal`), `"random"` (as many, at random; the control), `"threshold"` (all whose entropy exceeds
             `exit_threshold`) or `"none"` (no exits, no exit heads: plain ELECTRA). In evaluation mode the encoder runs
             at full depth unless a policy is asked for.
+
+            In the fine-tuning heads the policy only says whether there are exits: with any but `"none"`, whatever the
+            model was pre-trained with, there is a task head at each exit layer, and all of them learn together, every
+            token at full depth. Inference runs at full depth too unless there are `inference_exit_thresholds`.
+            `from_pretrained(folder, exit_policy="none")` makes fine-tuning plain.
         exit_signal (`str`, defaults to `"expected_gain"`):
             What the `"budget"` policy ranks by: `"entropy"` of the exit head's prediction; `"sampled_entropy"`,
             sampling in proportion to it; `"expected_gain"`, how much a small regressor, trained on audit tokens,
@@ -69,7 +74,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         exit_head (`str`, defaults to `"separate"`):
             `"separate"`: each exit has a head of its own; `"shared"`: exits use the discriminator's.
         exit_loss_weight (`float`, defaults to 0.2):
-            Weight of the exit heads' loss, averaged over the exits, relative to the discriminator's own loss.
+            Weight of the exit heads' loss, averaged over the exits, relative to the final head's own loss.
         exit_importance_weights (`bool`, defaults to `False`):
             Weight the tokens in the loss of a later exit's head by the inverse of their probability to get there, so
             that it is an estimate of the loss over all tokens. For `"sampled_entropy"` alone.
@@ -83,6 +88,15 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
         audit_fraction (`float`, defaults to 0.2):
             Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
+        inference_exit_criterion (`str`, defaults to `"confidence"`):
+            When a sequence (classification, multiple choice, question answering) or a token (token classification)
+            leaves a fine-tuned model in evaluation mode: when its largest probability is above the threshold
+            (`"confidence"`), its entropy in nats below it (`"entropy"`), or when that many exits in a row agreed with
+            the one before them (`"patience"`).
+        inference_exit_thresholds (`list[float]`, *optional*):
+            One for each exit layer. At a confidence of 1 or an entropy of 0 nobody leaves. Left out: full depth.
+        inference_exit_temperatures (`list[float]`, *optional*):
+            For each exit layer, what the exit head's logits are divided by in evaluation mode. Left out: 1.
         generator_type (`str`, defaults to `"mlm"`):
             `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"uniform"` and
             `"unigram"`: the data collator replaces tokens by random ones, all alike or as frequent as in the training
@@ -118,6 +132,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
     """
 
     model_type = "electra_early_exit"
+    # Trainer gathers everything else that a head returns as predictions.
+    keys_to_ignore_at_inference = ["exit_loss", "exit_logits", "exit_layers"]
 
     norm_position: str = "post"
     exit_policy: str = "budget"
@@ -135,6 +151,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_error_target: float | int | None = None
     exit_flops_budget: float | int | None = None
     audit_fraction: float | int = 0.2
+    inference_exit_criterion: str = "confidence"
+    inference_exit_thresholds: list[float | int] | None = None
+    inference_exit_temperatures: list[float | int] | None = None
     generator_type: str = "mlm"
     generator_alpha: float | int = 1.0
     generator_size: float | int = 0.25
@@ -175,6 +194,17 @@ class ElectraEarlyExitConfig(ElectraConfig):
         thirds = {self.num_hidden_layers // 3, 2 * self.num_hidden_layers // 3}
         return sorted(layer for layer in thirds if 1 <= layer <= last)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As everywhere in Transformers, but overrides are checked together with the rest, and where one leaves other
+        fields behind, those follow: fewer layers keep the exits that fit, other exit layers take their own defaults.
+        """
+        changes = {
+            name: value for name, value in kwargs.items() if name in (*cls.__annotations__, "num_hidden_layers")
+        }
+        config_dict = _follow({**config_dict, **changes}, changes)
+        return super().from_dict(config_dict, **{name: v for name, v in kwargs.items() if name not in changes})
+
     @property
     def has_exit_heads(self) -> bool:
         """Whether the model has an exit head at each exit layer (it has none without a policy that drops tokens)."""
@@ -184,6 +214,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
     def has_gain_heads(self) -> bool:
         """Whether each exit has a regressor of the expected gain beside its head."""
         return self.has_exit_heads and self.exit_policy == "budget" and self.exit_signal == "expected_gain"
+
+    @property
+    def has_inference_exits(self) -> bool:
+        """Whether a fine-tuned model lets anybody leave early in evaluation mode."""
+        return self.has_exit_heads and self.inference_exit_thresholds is not None
 
     def generator_config(self) -> "ElectraEarlyExitConfig":
         """Configuration of the generator's encoder: narrower, without exits, and with the embeddings of this one."""
@@ -224,6 +259,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             ("exit_context", EXIT_CONTEXTS),
             ("exit_head", EXIT_HEADS),
             ("norm_position", NORM_POSITIONS),
+            ("inference_exit_criterion", tuple(CRITERIA)),
         ):
             self._check(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         depth = self.num_hidden_layers
@@ -248,6 +284,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             "with depth",
         )
         self._check_exit_rule()
+        self._check_inference_exits()
         self._check("is_decoder", not self.is_decoder, "False: early exits need an encoder")
         self._check(
             "num_attention_heads",
@@ -275,6 +312,17 @@ class ElectraEarlyExitConfig(ElectraConfig):
                     "None or a share in (0, 1]")  # fmt: skip
         if self.exit_policy != "none":  # so that switching the policy off is enough to make a control run
             self._check_exit_combinations()
+
+    def _check_inference_exits(self):
+        each = f"one number for each of the {len(self.exit_layers)} exit layers {self.exit_layers}"
+        patience = self.inference_exit_criterion == "patience"
+        for name, legal, legal_values in (
+            ("inference_exit_thresholds", lambda value: value >= patience, f"at least {patience:d}"),
+            ("inference_exit_temperatures", lambda value: value > 0, "above 0"),
+        ):
+            values = getattr(self, name)
+            fits = values is None or (len(values) == len(self.exit_layers) and all(map(legal, values)))
+            self._check(name, fits, f"None or {each}, {legal_values}")
 
     def _check_exit_combinations(self):
         adapts = self.exit_error_target is not None
@@ -324,6 +372,26 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
 def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split(".")[:2])
+
+
+# Fields with one entry an exit layer.
+_PER_EXIT = ("exit_keep", "inference_exit_thresholds", "inference_exit_temperatures")
+
+
+def _follow(fields: dict, changes: dict) -> dict:
+    """The fields of a config some of which were changed, without what no longer fits and was not changed itself."""
+    fields, depth = dict(fields), fields.get("num_hidden_layers")
+    if "exit_layers" in changes:
+        return {name: value for name, value in fields.items() if name not in _PER_EXIT or name in changes}
+    if "num_hidden_layers" in changes and fields.get("exit_layers") is not None:
+        reentry = fields.get("exit_reentry_layers", 1)
+        if "exit_reentry_layers" not in changes:
+            reentry = fields["exit_reentry_layers"] = min(reentry, max(depth - 1, 1))
+        fields["exit_layers"] = [layer for layer in fields["exit_layers"] if layer <= depth - reentry - 1]
+        for name in _PER_EXIT:
+            if fields.get(name) is not None and name not in changes:
+                fields[name] = fields[name][: len(fields["exit_layers"])]
+    return fields
 
 
 ElectraEarlyExitConfig.register_for_auto_class()

@@ -10,7 +10,7 @@ Add a signal or a policy of your own before the config that names it is made:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,24 +118,33 @@ def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
     return Ranking(torch.rand_like(evidence.logits, dtype=torch.float32), num_kept)
 
 
-def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
-    """All whose entropy exceeds `config.exit_threshold` (one number, or one each for tokens called original and
-    replaced), and as many more as make the number a multiple of [`CAPACITY_MULTIPLE`], the same for every row.
-
-    The number depends on the data, so this policy waits for the device once an exit.
-    """
+def entropy_excess(evidence: Evidence, config) -> torch.Tensor:
+    """How far the entropy is above `config.exit_threshold`: one number, or one each for tokens called original and
+    replaced."""
     threshold = config.exit_threshold
     original, replaced = threshold if isinstance(threshold, list | tuple) else (threshold, threshold)
-    limit = torch.where(evidence.logits > 0, replaced, original)
-    # Scored by the excess, so that the places that rounding up leaves free go to the nearest.
-    scores = binary_entropy(evidence.logits) - limit
-    continues = scores > 0
+    return binary_entropy(evidence.logits) - torch.where(evidence.logits > 0, replaced, original)
+
+
+def above_threshold(evidence: Evidence, config) -> torch.Tensor:
+    """Which tokens continue under a threshold, (batch, tokens): the unsure and the protected, never padding."""
+    continues = entropy_excess(evidence, config) > 0
     if evidence.protected is not None:
         continues = continues | evidence.protected
     if evidence.padding is not None:
         continues = continues & ~evidence.padding
-    wanted = int(continues.sum(dim=1).max())
-    return Ranking(scores, min(_round_up(wanted), evidence.logits.shape[1]))
+    return continues
+
+
+def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
+    """All [`above_threshold`], and as many more as make the number a multiple of [`CAPACITY_MULTIPLE`], the same for
+    every row.
+
+    The number depends on the data, so this policy waits for the device once an exit.
+    """
+    wanted = int(above_threshold(evidence, config).sum(dim=1).max())
+    # Scored by the excess, so that the places that rounding up leaves free go to the nearest.
+    return Ranking(entropy_excess(evidence, config), min(round_up(wanted), evidence.logits.shape[1]))
 
 
 # The policies that drop tokens: name -> function(Evidence, num_kept that the capacity allows, config) -> Ranking.
@@ -147,7 +156,8 @@ POLICIES: dict[str, Callable[..., Ranking]] = {
 }
 
 
-def _round_up(tokens: float) -> int:
+def round_up(tokens: float) -> int:
+    """The next multiple of [`CAPACITY_MULTIPLE`]."""
     # The tiny tolerance keeps 0.1 * 160 = 16.000000000000004 from costing another 16 tokens.
     return max(1, math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)) * CAPACITY_MULTIPLE
 
@@ -162,7 +172,7 @@ def capacity(keep: float, sequence_length: int) -> int:
     Returns:
         `int`: between 1 and `sequence_length`.
     """
-    return min(sequence_length, _round_up(keep * sequence_length))
+    return min(sequence_length, round_up(keep * sequence_length))
 
 
 # An error this close to its target, as a share of it, leaves the capacity alone.
@@ -282,3 +292,74 @@ def select(
         chance = (audit_chance + (1 - audit_chance) * chance).masked_fill(protected, 1.0)
         inverse = chance.clamp_min(1e-6).reciprocal().gather(1, survivors)
     return Selection(order, audited.gather(1, survivors), refused.gather(1, survivors), inverse)
+
+
+# ---- Inference with fine-tuned heads: whoever is certain enough leaves ----
+# An item (a sequence or a token) gets one or more categorical predictions: one of a classifier, one a label of a
+# multi-label task, two (start and end) of a span. It is as certain as the least certain of them.
+
+
+def confidence(logits: torch.Tensor) -> torch.Tensor:
+    """The largest probability of each prediction, and the smallest of these; from logits (..., predictions, classes)
+    to (...), fp32."""
+    return logits.float().softmax(dim=-1).amax(dim=-1).amin(dim=-1)
+
+
+def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The entropy of each prediction, in nats, and the largest of these; from logits (..., predictions, classes) to
+    (...), fp32."""
+    return torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1).amax(dim=-1)
+
+
+class ConfidenceRule:
+    """Leave with a confidence above the exit's threshold."""
+
+    def __init__(self, thresholds: Sequence[float]):
+        self.thresholds = thresholds
+
+    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Which of the items that reach exit `number` leave there.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(..., predictions, classes)`): the exit head's.
+            items (`torch.LongTensor` of shape `(...)`): which they are: numbers of sequences `(active,)`, or positions
+                of tokens `(batch, active)`. All of them, in order, at the first exit.
+
+        Returns:
+            `torch.BoolTensor` of shape `(...)`.
+        """
+        return confidence(logits) > self.thresholds[number]
+
+
+class EntropyRule(ConfidenceRule):
+    """Leave with an entropy below the exit's threshold (DeeBERT, Xin et al., 2020, arXiv 2004.12993)."""
+
+    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return prediction_entropy(logits) < self.thresholds[number]
+
+
+class PatienceRule(ConfidenceRule):
+    """Leave when as many exits in a row as the threshold says have agreed with the one before them (PABEE, Zhou et
+    al., 2020, arXiv 2006.04152). One object serves one forward pass: it remembers what each item was predicted to be.
+    """
+
+    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        predictions = logits.argmax(dim=-1)
+        if number == 0:
+            self.predictions, self.agreements = predictions, torch.zeros_like(items)
+            return torch.zeros_like(items, dtype=torch.bool)
+        rows = torch.arange(len(items), device=items.device).unsqueeze(1)
+        place = (items,) if items.dim() == 1 else (rows, items)
+        agrees = (self.predictions[place] == predictions).all(dim=-1)
+        agreements = torch.where(agrees, self.agreements[place] + 1, 0)
+        self.predictions = self.predictions.index_put(place, predictions)
+        self.agreements = self.agreements.index_put(place, agreements)
+        return agreements >= self.thresholds[number]
+
+
+# Who leaves a fine-tuned model: name -> class of rules, made for one forward pass from one threshold an exit.
+CRITERIA: dict[str, type[ConfidenceRule]] = {
+    "confidence": ConfidenceRule,
+    "entropy": EntropyRule,
+    "patience": PatienceRule,
+}

@@ -2,11 +2,13 @@
 
 A training step reads top to bottom in `ElectraEarlyExitForPreTraining.forward`: the generator corrupts, the encoder
 discriminates, and after an exit layer only the surviving tokens are computed (`ElectraEarlyExitEncoder.forward`).
+The fine-tuning heads are in `modeling_heads.py`.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,35 +16,33 @@ from transformers import (
     AutoConfig,
     ElectraConfig,
     ElectraForMaskedLM,
-    ElectraForMultipleChoice,
     ElectraForPreTraining,
-    ElectraForQuestionAnswering,
-    ElectraForSequenceClassification,
-    ElectraForTokenClassification,
     PreTrainedConfig,
 )
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.electra.modeling_electra import (
-    ElectraClassificationHead,
     ElectraDiscriminatorPredictions,
     ElectraEmbeddings,
     ElectraGeneratorPredictions,
     ElectraLayer,
     ElectraPreTrainedModel,
     ElectraSelfAttention,
-    ElectraSequenceSummary,
     eager_attention_forward,
 )
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
-from .exit_policy import POLICIES, Evidence, Selection, capacity, select
+from .configuration_electra_exit import ElectraEarlyExitConfig
+from .exit_policy import POLICIES, Evidence, Selection, above_threshold, capacity, round_up, select
 from .exit_state import ElectraEarlyExitState, token_losses
 from .generator_head import PredictMaskedTokens
+
+
+if TYPE_CHECKING:  # never imported here: named, so that the heads' file is copied into every checkpoint
+    from .modeling_heads import ElectraEarlyExitForSequenceClassification  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -139,14 +139,23 @@ class ElectraEarlyExitLayer(ElectraLayer):
 class Exits:
     """What a model lends its encoder to decide about exits: one entry an exit layer.
 
-    heads: map states (batch, tokens, hidden) to logits (batch, tokens).
+    heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
+    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
+        (positions of tokens, or numbers of sequences) to which of them leave.
+    rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
     """
 
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor]]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
+    leaves: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    rows_per_item: int = 1
+
+
+# At inference, fine-tuned models let those leave who are certain: beside the policies of the config.
+CERTAIN = ("certain_tokens", "certain_sequences")
 
 
 @dataclass
@@ -156,14 +165,17 @@ class ExitTrace:
     logits (list of `torch.FloatTensor` of shape `(batch, active tokens)`): the exit heads' predictions.
     gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, where there are regressors.
     positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand.
-    selections (list of [`Selection`]): who continued. Empty if no policy was at work.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`): layers completed when each token left; the depth for
-        tokens that never did. `None` if no policy was at work.
+    answers (dict): for the policies of [`CERTAIN`], by exit layer, where somebody left: who had come so far, positions
+        `(batch, active tokens)` or numbers of sequences `(active,)`, and their logits.
+    selections (list of [`Selection`]): who continued, where places are handed out. Empty otherwise.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
+        completed when each left; the depth for those that never did. `None` if no policy was at work.
     """
 
     logits: list[torch.Tensor] = field(default_factory=list)
     gains: list[torch.Tensor] = field(default_factory=list)
     positions: list[torch.Tensor] = field(default_factory=list)
+    answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
     exit_layers: torch.Tensor | None = None
 
@@ -175,11 +187,14 @@ class ActiveTokens:
     active (`torch.FloatTensor` of shape `(batch, active tokens, hidden)`): states that the next layer updates.
     frozen (`torch.FloatTensor` of shape `(batch, frozen tokens, hidden)`): states of the tokens that left.
     order (`torch.LongTensor` of shape `(batch, sequence)`): where in the sequence each token of this order stands.
+    alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer tokens left
+        than there are places, and one that left fills it: its state stays as it was. Left out: all true.
     """
 
     active: torch.Tensor
     frozen: torch.Tensor
     order: torch.Tensor
+    alive: torch.Tensor | None = None
 
     @classmethod
     def all_of(cls, hidden_states: torch.Tensor) -> "ActiveTokens":
@@ -187,19 +202,34 @@ class ActiveTokens:
         order = torch.arange(sequence, device=hidden_states.device).expand(batch, -1)
         return cls(hidden_states, hidden_states[:, :0], order)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every token is still there."""
+        return self.frozen.shape[1] == 0 and self.alive is None
+
     def positions(self) -> torch.Tensor:
         """Positions of the active tokens, (batch, active tokens)."""
         return self.order[:, : self.active.shape[1]]
 
-    def exit(self, local_order: torch.Tensor, num_kept: int) -> "ActiveTokens":
+    def exit(self, local_order: torch.Tensor, num_kept: int, alive: torch.Tensor | None = None) -> "ActiveTokens":
         """Freeze all but the first `num_kept` of the active tokens, taken in `local_order` (batch, active tokens)."""
         tokens = PermuteTokens.apply(self.active, local_order)
         order = torch.cat([self.positions().gather(1, local_order), self.order[:, local_order.shape[1] :]], dim=1)
-        return ActiveTokens(tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1), order)
+        return ActiveTokens(tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1), order, alive)
 
     def restore(self) -> torch.Tensor:
         """All tokens in the order of the text, (batch, sequence, hidden)."""
+        if self.complete:
+            return self.active
         return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), self.order.argsort(dim=1))
+
+
+class LayerOutput(nn.Module):
+    """Where `output_hidden_states` listens: the states of all tokens, in the order of the text, before and after a
+    layer, whoever the layer has computed."""
+
+    def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return after
 
 
 class ElectraEarlyExitEncoder(nn.Module):
@@ -212,6 +242,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         pre = config.norm_position == "pre"
         # After the last layer, and before every exit head: heads read what the last head would read.
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
+        self.layer_output = LayerOutput()
 
     def forward(
         self,
@@ -222,67 +253,132 @@ class ElectraEarlyExitEncoder(nn.Module):
         exit_policy: str = "none",
         exits: Exits | None = None,
         input_ids: torch.Tensor | None = None,
+        exit_layer: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, ExitTrace]:
-        """Run the layers, and after each exit layer only on the tokens that continue.
+        """Run the layers, and after each exit layer only on those that continue.
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
             attention_mask: what the attention implementation wants for full-length layers.
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             protected (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): tokens that never exit.
-            exit_policy (`str`): a key of `POLICIES`, or "none".
+            exit_policy (`str`): a key of `POLICIES`, one of [`CERTAIN`], or "none".
             exits ([`Exits`], *optional*): the heads, and what else decides.
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): for signals by vocabulary id.
+            exit_layer (`int`, *optional*): stop after this many layers.
         """
+        if exit_policy == "certain_sequences":
+            return self._run_sequences(hidden_states, attention_mask, token_mask, exits, **kwargs)
         tokens = ActiveTokens.all_of(hidden_states)
         trace = ExitTrace()
         if exit_policy != "none":
             trace.exit_layers = torch.full_like(tokens.order, len(self.layer)).contiguous()
         exit_layers = [] if exits is None else self.config.exit_layers
+        # What a token's head said when it left is a fine-tuned model's answer; there is nothing to come back for.
+        reentry_layers = 0 if exit_policy in CERTAIN else self.config.exit_reentry_layers
         since_exit = 0
         for index, layer in enumerate(self.layer):
-            if index == len(self.layer) - self.config.exit_reentry_layers and tokens.frozen.shape[1]:
+            if index == exit_layer:
+                break
+            if index == len(self.layer) - reentry_layers and not tokens.complete:
                 tokens = ActiveTokens.all_of(tokens.restore())
-            if tokens.frozen.shape[1] == 0:
+            if tokens.complete:
                 tokens.active = layer(tokens.active, attention_mask, **kwargs)
-            else:
+            elif tokens.active.shape[1]:
                 tokens.active = self._run_on_survivors(layer, tokens, token_mask, since_exit, **kwargs)
                 since_exit += 1
+            if self._listening(kwargs):
+                hidden_states = self.layer_output(hidden_states, tokens.restore())
 
-            if index + 1 in exit_layers:
+            if index + 1 in exit_layers and tokens.active.shape[1]:
                 number = exit_layers.index(index + 1)
                 normed = self.norm(tokens.active)
                 trace.logits.append(exits.heads[number](normed))
                 trace.positions.append(tokens.positions())
-                if exits.gain_heads is not None:
+                if exits.gain_heads is not None and (self.training or exit_policy != "threshold"):
                     # Detached: the regressor watches the encoder and must not bend it.
                     trace.gains.append(exits.gain_heads[number](normed.detach()))
                 if exit_policy != "none":
                     tokens = self._exit(tokens, trace, number, token_mask, protected, exit_policy, exits, input_ids)
                     since_exit = 0
-        return self.norm(tokens.restore() if tokens.frozen.shape[1] else tokens.active), trace
+        return self.norm(tokens.restore()), trace
+
+    def _listening(self, kwargs) -> bool:
+        """Whether somebody wants hidden states; 0 asks for the first."""
+        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        return wanted is not None and wanted is not False
+
+    def _run_sequences(
+        self, hidden_states, attention_mask, token_mask, exits: Exits, position_ids=None, **kwargs
+    ) -> tuple[torch.Tensor, ExitTrace]:
+        """As `forward`, where whole sequences leave: the batch shrinks."""
+        items = torch.arange(len(hidden_states) // exits.rows_per_item, device=hidden_states.device)
+        trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
+        active, rows, frozen, before = hidden_states, None, None, hidden_states
+
+        def restore():
+            return active if frozen is None else frozen.index_copy(0, rows, active)
+
+        def rows_of(items):
+            each = torch.arange(exits.rows_per_item, device=items.device)
+            return (items[:, None] * exits.rows_per_item + each).view(-1)
+
+        for index, layer in enumerate(self.layer):
+            if len(items):
+                active = layer(active, attention_mask, position_ids=position_ids, **kwargs)
+            if self._listening(kwargs):
+                before = self.layer_output(before, restore())
+            if index + 1 not in self.config.exit_layers or len(items) == 0:
+                continue
+            number = self.config.exit_layers.index(index + 1)
+            logits = exits.heads[number](self.norm(active))
+            leaves = exits.leaves(number, logits, items)
+            if not leaves.any():  # waits for the device, and is all that an exit costs where nobody leaves
+                continue
+            stay = (~leaves).nonzero().squeeze(1)
+            trace.answers[index + 1] = (items, logits)
+            left_at = torch.where(leaves, index + 1, len(self.layer))
+            trace.exit_layers = trace.exit_layers.index_copy(0, items, left_at)
+            frozen, active, items = restore(), active[rows_of(stay)], items[stay]
+            rows = rows_of(items)
+            if len(items):
+                mask = None if token_mask is None else token_mask[rows]
+                attention_mask = create_bidirectional_mask(self.config, active, mask)
+                if position_ids is not None and len(position_ids) > 1:
+                    position_ids = position_ids[rows_of(stay)]
+        return self.norm(restore()), trace
 
     def _run_on_survivors(self, layer, tokens: ActiveTokens, token_mask, since_exit: int, **kwargs) -> torch.Tensor:
         """One layer with the active tokens as queries and, as `exit_context` says, more tokens as keys and values."""
         context = self.config.exit_context
-        visible = tokens.frozen if context == "all" or (context == "first" and since_exit == 0) else None
+        sees_all = context == "all" or (context == "first" and since_exit == 0)
+        visible = tokens.frozen if sees_all and tokens.frozen.shape[1] else None
         # Flash and flex attention take their masks in forms that assume as many queries as keys; sdpa does not.
         eager = self.config._attn_implementation == "eager"
-        mask = None
+        keys = None
         if token_mask is not None:
-            keys = tokens.order if visible is not None else tokens.positions()
-            mask = token_mask.bool().gather(1, keys)[:, None, None, :]
-            if eager:
-                lowest = torch.finfo(tokens.active.dtype).min
-                mask = torch.zeros_like(mask, dtype=tokens.active.dtype).masked_fill(~mask, lowest)
-        return layer(tokens.active, mask, visible, attn_implementation="eager" if eager else "sdpa", **kwargs)
+            keys = token_mask.bool().gather(1, tokens.order if visible is not None else tokens.positions())
+        if tokens.alive is not None and not sees_all:
+            keys = tokens.alive if keys is None else keys & tokens.alive
+        mask = None if keys is None else keys[:, None, None, :]
+        if mask is not None and eager:
+            lowest = torch.finfo(tokens.active.dtype).min
+            mask = torch.zeros_like(mask, dtype=tokens.active.dtype).masked_fill(~mask, lowest)
+        updated = layer(tokens.active, mask, visible, attn_implementation="eager" if eager else "sdpa", **kwargs)
+        return updated if tokens.alive is None else torch.where(tokens.alive.unsqueeze(-1), updated, tokens.active)
 
     def _exit(
         self, tokens, trace: ExitTrace, number: int, token_mask, protected, exit_policy, exits: Exits, input_ids
     ) -> ActiveTokens:
         """Let the policy choose who continues past exit `number`, counted from 0."""
         config, positions = self.config, tokens.positions()
+        if exit_policy == "certain_tokens":
+            leaves = exits.leaves(number, trace.logits[-1], positions)
+            after = self._exit_exactly(tokens, trace, number, token_mask, leaves)
+            if after is not tokens:
+                trace.answers[config.exit_layers[number]] = (positions, trace.logits[-1])
+            return after
         num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
         evidence = Evidence(
@@ -292,6 +388,8 @@ class ElectraEarlyExitEncoder(nn.Module):
             protected=None if protected is None else protected.gather(1, positions),
             padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
         )
+        if exit_policy == "threshold" and not self.training:
+            return self._exit_exactly(tokens, trace, number, token_mask, ~above_threshold(evidence, config))
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
             scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
@@ -309,6 +407,23 @@ class ElectraEarlyExitEncoder(nn.Module):
         exited = positions.gather(1, selection.order[:, num_kept:])
         trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
         return tokens.exit(selection.order, num_kept)
+
+    def _exit_exactly(self, tokens, trace: ExitTrace, number: int, token_mask, leaves) -> ActiveTokens:
+        """Let exactly those leave of whom `leaves` (batch, active tokens) says so, whatever other rows do: a row must
+        get the result that it gets alone. Places that another row needs more of stay idle."""
+        positions = tokens.positions()
+        real = True if token_mask is None else token_mask.gather(1, positions) != 0
+        if not (leaves & real).any():  # waits for the device, and is all that an exit costs where nobody leaves
+            return tokens
+        left_at = trace.exit_layers.gather(1, positions)
+        there = left_at == len(self.layer)
+        continues = there & ~leaves & real
+        left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
+        trace.exit_layers = trace.exit_layers.scatter(1, positions, left_at)
+        most = int(continues.sum(dim=1).max())
+        num_kept = min(round_up(most), positions.shape[1]) if most else 0
+        order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
+        return tokens.exit(order, num_kept, continues.gather(1, order[:, :num_kept]))
 
     def _token_losses(self, state, input_ids, positions) -> torch.Tensor | None:
         if getattr(state, "token_loss", None) is None:
@@ -366,13 +481,15 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     Output of [`ElectraEarlyExitModel`].
 
     last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
-    hidden_states, attentions: as everywhere in Transformers. Where tokens have exited, a layer's entry has one row a
-        token that was still there, in active-first order.
+    hidden_states, attentions: as everywhere in Transformers. A token that has exited keeps its state in the later
+        layers' `hidden_states`; `attentions` have entries for those alone that a layer computed, active first.
     exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head.
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
     exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
-    exit_selections (tuple of [`Selection`]): who continued at each exit, where a policy was at work.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`): layers completed when each token left.
+    exit_answers (dict): what those that left a fine-tuned model were told; see [`ExitTrace`].
+    exit_selections (tuple of [`Selection`]): who continued at each exit, where places were handed out.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
+        completed when each left.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -381,6 +498,7 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
     exit_positions: tuple[torch.LongTensor, ...] | None = None
     exit_gains: tuple[torch.FloatTensor, ...] | None = None
+    exit_answers: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     exit_selections: tuple[Selection, ...] | None = None
     exit_layers: torch.LongTensor | None = None
 
@@ -418,11 +536,13 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
     config: ElectraEarlyExitConfig
     config_class = ElectraEarlyExitConfig
     # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
+    # Nor is taking fewer layers than it has.
     _keys_to_ignore_on_load_unexpected = [
         r"^generator(_\w+)?\.", r"^exit_\w+\.", r"^discriminator_predictions\.", r"^cls\.", r"^(electra\.)?pooler\.",
+        r"encoder\.layer\.\d+\.",
     ]  # fmt: skip
     _no_split_modules = ["ElectraEarlyExitLayer"]
-    _can_record_outputs = {"hidden_states": ElectraEarlyExitLayer, "attentions": ElectraEarlyExitSelfAttention}
+    _can_record_outputs = {"hidden_states": LayerOutput, "attentions": ElectraEarlyExitSelfAttention}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -516,6 +636,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exits: Exits | None = None,
+        exit_layer: int | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitModelOutput:
         r"""
@@ -526,18 +647,20 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_policy (`str`, *optional*): who leaves at `config.exit_layers`: `"none"` (the default here), or one of
                 the policies the config knows.
             exits ([`Exits`], *optional*): the exits' heads. Needed for any policy but `"none"`.
+            exit_layer (`int`, *optional*): stop after this many layers: a shallower and cheaper `last_hidden_state`.
 
         Raises:
             ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, for an unknown policy, a
-                policy without heads, or a policy with an attention mask that is not (batch, sequence).
+                policy without heads, a policy with an attention mask that is not (batch, sequence), or an `exit_layer`
+                that there is not, or beside a policy.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         exit_policy = "none" if exit_policy is None else exit_policy
-        self._check_exit_arguments(exit_policy, exits, attention_mask)
+        self._check_exit_arguments(exit_policy, exits, attention_mask, exit_layer)
 
         embedding_output = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        protected = None if exit_policy == "none" else self._protected_tokens(embedding_output, input_ids)
+        protected = None if exit_policy in ("none", *CERTAIN) else self._protected_tokens(embedding_output, input_ids)
         if hasattr(self, "embeddings_project"):
             embedding_output = self.embeddings_project(embedding_output)
         hidden_states, trace = self.encoder(
@@ -548,6 +671,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_policy=exit_policy,
             exits=exits,
             input_ids=input_ids,
+            exit_layer=exit_layer,
             position_ids=position_ids,
             **kwargs,
         )
@@ -556,14 +680,21 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_logits=tuple(trace.logits) or None,
             exit_positions=tuple(trace.positions) or None,
             exit_gains=tuple(trace.gains) or None,
+            exit_answers=trace.answers or None,
             exit_selections=tuple(trace.selections) or None,
             exit_layers=trace.exit_layers,
         )
 
-    def _check_exit_arguments(self, exit_policy, exits, attention_mask):
+    def _check_exit_arguments(self, exit_policy, exits, attention_mask, exit_layer):
+        depth = self.config.num_hidden_layers
+        if exit_layer is not None and (exit_policy != "none" or not 1 <= exit_layer <= depth):
+            raise ValueError(
+                f"`exit_layer` must be between 1 and num_hidden_layers ({depth}), and go with `exit_policy='none'`; "
+                f"got {exit_layer!r} with {exit_policy!r}"
+            )
         if exit_policy == "none":
             return
-        if exit_policy not in POLICIES:
+        if exit_policy not in (*POLICIES, *CERTAIN):
             raise ValueError(f"`exit_policy` must be one of {['none', *POLICIES]}, got {exit_policy!r}")
         if exits is None:
             raise ValueError(
@@ -790,6 +921,9 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         losses, weights = [], None
         for number, (logits, positions) in enumerate(zip(outputs.exit_logits, outputs.exit_positions, strict=True)):
             mask = None if token_mask is None else token_mask.gather(1, positions)
+            if outputs.exit_layers is not None and not self.training:  # idle places hold tokens that left before
+                here = outputs.exit_layers.gather(1, positions) >= self.config.exit_layers[number]
+                mask = here.long() if mask is None else mask * here
             loss = self._detection_loss(logits, labels.gather(1, positions), mask, weights)
             if outputs.exit_selections is not None:
                 selection = outputs.exit_selections[number]
@@ -910,48 +1044,6 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         return written
 
 
-# ---- Fine-tuning: ELECTRA's own heads and forward passes, on this encoder at full depth ----
-# Their constructors are passed over, because they would build a plain encoder first.
-
-
-class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitPreTrainedModel, ElectraForSequenceClassification):
-    def __init__(self, config: ElectraEarlyExitConfig):
-        super(ElectraForSequenceClassification, self).__init__(config)
-        self.num_labels = config.num_labels
-        self.electra = ElectraEarlyExitModel(config)
-        self.classifier = ElectraClassificationHead(config)
-        self.post_init()
-
-
-class ElectraEarlyExitForTokenClassification(ElectraEarlyExitPreTrainedModel, ElectraForTokenClassification):
-    def __init__(self, config: ElectraEarlyExitConfig):
-        super(ElectraForTokenClassification, self).__init__(config)
-        self.num_labels = config.num_labels
-        self.electra = ElectraEarlyExitModel(config)
-        dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-
-class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitPreTrainedModel, ElectraForQuestionAnswering):
-    def __init__(self, config: ElectraEarlyExitConfig):
-        super(ElectraForQuestionAnswering, self).__init__(config)
-        self.num_labels = config.num_labels
-        self.electra = ElectraEarlyExitModel(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-
-class ElectraEarlyExitForMultipleChoice(ElectraEarlyExitPreTrainedModel, ElectraForMultipleChoice):
-    def __init__(self, config: ElectraEarlyExitConfig):
-        super(ElectraForMultipleChoice, self).__init__(config)
-        self.electra = ElectraEarlyExitModel(config)
-        self.sequence_summary = ElectraSequenceSummary(config)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
-
 def _generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -> dict:
     """The fields of our config that describe a given generator of a given discriminator."""
     for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "hidden_act"):
@@ -1000,17 +1092,12 @@ def _plain_config(config: ElectraEarlyExitConfig) -> ElectraConfig:
     return ElectraConfig(**_electra_settings(config))
 
 
-for _auto_class, _reference in AUTO_MAP.items():
-    if (_model_class := globals().get(_reference.split(".")[-1])) is not None and _auto_class != "AutoConfig":
-        _model_class.register_for_auto_class(_auto_class)
+ElectraEarlyExitModel.register_for_auto_class("AutoModel")
+ElectraEarlyExitForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 
 __all__ = [
-    "ElectraEarlyExitForMultipleChoice",
     "ElectraEarlyExitForPreTraining",
     "ElectraEarlyExitForPreTrainingOutput",
-    "ElectraEarlyExitForQuestionAnswering",
-    "ElectraEarlyExitForSequenceClassification",
-    "ElectraEarlyExitForTokenClassification",
     "ElectraEarlyExitModel",
     "ElectraEarlyExitModelOutput",
     "ElectraEarlyExitPreTrainedModel",

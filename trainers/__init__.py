@@ -2,6 +2,7 @@
 `modeling_electra_exit.trainers`."""
 
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
+from .calibration import calibrate_exits
 from .collator import DataCollatorForReplacedTokenDetection
 from .optimization import ElectraAdamW
 from .trainer import ElectraEarlyExitTrainer
@@ -13,4 +14,5 @@ __all__ = [
     "ElectraAdamW",
     "ElectraEarlyExitTrainer",
     "ElectraEarlyExitTrainingArguments",
+    "calibrate_exits",
 ]

@@ -227,11 +227,12 @@ class DataArguments:
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise. Left out: one a core."})
 
 
-# Set from the tokenizer, from the class or by transformers itself; a flag for them could only contradict.
+# Set from the tokenizer, from the class, by calibration or by transformers itself; a flag could only contradict.
 _NOT_A_FLAG = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "is_encoder_decoder",
     "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id",
     "sep_token_id", "is_decoder", "add_cross_attention", "use_cache", "electra_exit_version",
+    "inference_exit_criterion", "inference_exit_thresholds", "inference_exit_temperatures",
 }  # fmt: skip
 
 

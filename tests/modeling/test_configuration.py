@@ -46,6 +46,15 @@ def test_generator_is_narrower_and_as_deep():
     assert not generator.has_exit_heads
 
 
+def test_overrides_while_loading_are_checked(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError):
+        AutoConfig.from_pretrained(tmp_path, exit_layers=[4, 2])
+    config, unused = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=4, other=1, return_unused_kwargs=True)
+    assert (config.num_hidden_layers, config.exit_layers, config.exit_keep) == (4, [2], [0.5])
+    assert unused == {"other": 1}
+
+
 # (fields, what the message must say: the field, the value, and a legal value)
 INVALID = [
     ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'budget'", "'random'", "'none'"]),
@@ -70,6 +79,14 @@ INVALID = [
     ({"num_attention_heads": 5}, ["num_attention_heads", "5", "divisor of hidden_size (32)"]),
     ({"is_decoder": True}, ["is_decoder", "encoder"]),
     ({"exit_layers": "2,4"}, ["exit_layers"]),
+    ({"inference_exit_criterion": "luck"}, ["inference_exit_criterion", "'luck'", "'confidence'", "'patience'"]),
+    ({"inference_exit_thresholds": [0.9]}, ["inference_exit_thresholds", "[0.9]", "each of the 2 exit layers [2, 4]"]),
+    ({"inference_exit_thresholds": [0.9, -1]}, ["inference_exit_thresholds", "at least 0"]),
+    (
+        {"inference_exit_criterion": "patience", "inference_exit_thresholds": [1, 0]},
+        ["inference_exit_thresholds", "at least 1"],
+    ),
+    ({"inference_exit_temperatures": [1.0, 0.0]}, ["inference_exit_temperatures", "[1.0, 0.0]", "above 0"]),
     ({"exit_reentry_layers": 1.5}, ["exit_reentry_layers"]),
 ]
 

@@ -1,0 +1,199 @@
+"""Thresholds on data whose answer is known, and the command as a user meets it."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, DataCollatorForTokenClassification, default_data_collator
+
+from modeling_electra_exit import (
+    ElectraEarlyExitForMultipleChoice,
+    ElectraEarlyExitForSequenceClassification,
+    ElectraEarlyExitForTokenClassification,
+)
+from modeling_electra_exit.trainers import calibrate_exits, calibration, cli
+from tests.conftest import WORDS, tiny_config
+
+
+def trained_classifier(tokenizer, steps=60):
+    """Told to find the word "cat"; two exits, and a few steps."""
+    torch.manual_seed(0)
+    model = ElectraEarlyExitForSequenceClassification(
+        tiny_config(vocab_size=len(tokenizer), num_labels=2, exit_loss_weight=1.0, initializer_range=0.1)
+    )
+    model.config.label2id = {"no": 0, "yes": 1}
+    model.config.id2label = {0: "no", 1: "yes"}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        texts, labels = made_up(32, seed=step + 100)
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        model.train()(**batch, labels=torch.tensor(labels)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def made_up(count, seed=0):
+    choose = random.Random(seed)
+    texts = [choose.choices(WORDS, k=choose.randint(3, 12)) for _ in range(count)]
+    return [" ".join(words) for words in texts], [int("cat" in words) for words in texts]
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fine-tuned")
+    trained_classifier(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def encoded(tokenizer, count=96):
+    texts, labels = made_up(count)
+    return Dataset.from_dict({**tokenizer(texts), "labels": labels})
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
+@pytest.mark.parametrize("one_for_all", [False, True])
+def test_calibration_keeps_accuracy_and_is_saved(folder, tokenizer, tmp_path, criterion, one_for_all):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    data = encoded(tokenizer)
+    found = calibrate_exits(model, data, max_accuracy_drop=0.02, criterion=criterion, one_for_all=one_for_all)
+    assert found.accuracy >= found.full_accuracy - 0.02
+    assert found.full_accuracy > 0.6
+    assert found.depth < 1
+    assert found.examples_per_second > 0
+    if one_for_all or criterion == "patience":
+        assert len(set(found.thresholds)) == 1
+    for error in (*found.calibration_error_before, *found.calibration_error_after):
+        assert 0 <= error <= 1
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.inference_exit_criterion == criterion
+    assert loaded.config.inference_exit_thresholds == found.thresholds
+    assert loaded.config.inference_exit_temperatures == found.temperatures
+    # What was predicted from the full depth's logits is what the exits do.
+    texts, labels = made_up(96)
+    outputs = loaded.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
+    assert (outputs.logits.argmax(-1) == torch.tensor(labels)).float().mean().item() == pytest.approx(found.accuracy)
+    assert outputs.exit_layers.float().mean().item() / 6 == pytest.approx(found.depth)
+
+
+def test_the_curve_runs_from_full_depth_to_the_first_exit(folder, tokenizer):
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    curve = calibrate_exits(model, encoded(tokenizer)).curve
+    assert (curve[0].thresholds, curve[0].depth) == ([1.0, 1.0], 1.0)
+    assert curve[-1].depth == pytest.approx(2 / 6)
+    depths = [point.depth for point in curve]
+    assert depths == sorted(depths, reverse=True)
+
+
+def test_without_a_drop_to_spare_a_useless_exit_stays_closed():
+    # Exit 0 is certain and wrong, exit 1 certain and right.
+    certainty = np.array([[0.9, 0.95, 0.99, 0.97], [0.8, 0.9, 0.95, 0.99]])
+    right = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
+    curve = calibration.speed_accuracy_curve("confidence", certainty, right, np.array([0.25, 0.5, 1.0]), False)
+    cuts, accuracy, depth = min((point for point in curve if point[1] == 1), key=lambda point: point[2])
+    assert (cuts[0], accuracy, depth) == (1.0, 1.0, 0.5)
+    assert curve[-1][1:] == (0.0, 0.25)
+
+
+def test_temperature_undoes_a_scale():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 1, 3, generator=generator)
+    labels = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1, generator=generator)
+    assert calibration.best_temperature(logits * 4, labels) == pytest.approx(4, rel=0.1)
+    before, after = (calibration.expected_calibration_error(each, labels) for each in (logits * 4, logits))
+    assert after < 0.05 < before
+
+
+def test_agreements_count_in_a_row():
+    exits = [F.one_hot(torch.tensor(answers), 3)[:, None].float() for answers in ([0, 1], [0, 2], [0, 2], [1, 2])]
+    counts = calibration.certainties("patience", exits)
+    assert counts.tolist() == [[0, 0], [1, 0], [2, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("model_class", [ElectraEarlyExitForTokenClassification, ElectraEarlyExitForMultipleChoice])
+def test_other_tasks(model_class, tokenizer):
+    torch.manual_seed(0)
+    model = model_class(tiny_config(num_labels=3)).eval()
+    if model_class is ElectraEarlyExitForMultipleChoice:
+        data = Dataset.from_dict({"input_ids": torch.randint(5, 99, (24, 3, 9)).tolist(), "labels": [0, 1, 2] * 8})
+        collate = default_data_collator
+    else:
+        ids = [torch.randint(5, 99, (length,)).tolist() for length in (9, 20, 5, 13) * 4]
+        data = Dataset.from_dict({"input_ids": ids, "labels": [[-100] + [i % 3 for i in row[1:]] for row in ids]})
+        collate = DataCollatorForTokenClassification(tokenizer)
+    found = calibrate_exits(model, data, max_accuracy_drop=0.1, data_collator=collate)
+    assert found.accuracy >= found.full_accuracy - 0.1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        ({"exit_policy": "none"}, {}, "no exits"),
+        ({}, {"criterion": "luck"}, "'patience'"),
+        ({"num_labels": 1}, {}, "regression"),
+    ],
+)
+def test_misuse(tokenizer, overrides, options, message):
+    model = ElectraEarlyExitForSequenceClassification(tiny_config(**{"num_labels": 2, **overrides}))
+    data = Dataset.from_dict(
+        {"input_ids": [[5, 6, 7]] * 4, "labels": [0.0] * 4 if "num_labels" in overrides else [0] * 4}
+    )
+    with pytest.raises(ValueError, match=message):
+        calibrate_exits(model, data, data_collator=default_data_collator, **options)
+
+
+# ---- The command ----
+
+
+def write_examples(path, **columns):
+    texts, labels = made_up(48)
+    rows = [
+        {"sentence": text, "label": label, "idx": i} for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+    path.write_text("\n".join(json.dumps({**row, **columns}) for row in rows))
+    return path
+
+
+def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    examples = write_examples(tmp_path / "held_out.jsonl")
+    assert cli.main(["calibrate", str(folder), str(examples), "--max_accuracy_drop", "0.05"]) == 0
+    assert "examples/s" in capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())
+    found = json.loads((folder / "calibration.json").read_text())
+    assert config["inference_exit_thresholds"] == found["thresholds"]
+    assert (folder / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags", "message"),
+    [
+        ({}, ["--label_column", "gold"], "no column gold; it has sentence, label, idx"),
+        ({"label": 7}, [], "labels that the model has not: [7]"),
+        ({"label": "maybe"}, [], "labels that the model has not: ['maybe']"),
+        ({"a": "x", "b": "y"}, [], "one or two of the columns"),
+        ({}, ["--max_accuracy_drop", "2"], "must be in [0, 1)"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(folder, tmp_path, capsys, columns, flags, message):
+    pytest.importorskip("matplotlib")
+    examples = write_examples(tmp_path / "held_out.jsonl", **columns)
+    assert cli.main(["calibrate", str(folder), str(examples), *flags]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]  # the lines before are progress bars
+    assert error.startswith("electra-exit calibrate: error: ")
+    assert message in error
+
+
+def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
+    assert "no model in" in capsys.readouterr().err
+    ElectraEarlyExitForTokenClassification(tiny_config()).save_pretrained(tmp_path)
+    assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
+    assert "ElectraEarlyExitForTokenClassification" in capsys.readouterr().err

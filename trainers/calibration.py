@@ -1,0 +1,418 @@
+"""How certain must an exit head be? Temperatures and thresholds of a fine-tuned model, picked on held-out examples.
+
+    from modeling_electra_exit.trainers.calibration import calibrate_exits
+    calibrate_exits(model, held_out, max_accuracy_drop=0.005)
+    model.save_pretrained(folder)  # or push_to_hub: the thresholds are in the config
+
+and, for text classification on the command line, `electra-exit calibrate`.
+"""
+
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from modeling_electra_exit.exit_policy import CRITERIA, confidence, prediction_entropy
+
+from . import metrics
+from .parsing import Parser, UsageError
+
+
+CUTS = 20  # quantiles of an exit's certainty that are tried as its threshold
+TIMED_PASSES = 3
+
+
+@dataclass
+class Point:
+    """What thresholds do on the examples.
+
+    thresholds (`list[float]`): one an exit.
+    accuracy (`float`): share of right predictions.
+    depth (`float`): layers that an item takes, the mean, as a share of all.
+    """
+
+    thresholds: list[float]
+    accuracy: float
+    depth: float
+
+
+@dataclass
+class Calibration:
+    """What [`calibrate_exits`] found; the first five fields are in the model's config too.
+
+    criterion, exit_layers, num_hidden_layers, thresholds, temperatures: see [`ElectraEarlyExitConfig`].
+    calibration_error_before, calibration_error_after (`list[float]`): expected calibration error of each exit head,
+        over 15 bins, without and with its temperature.
+    exit_accuracy (`list[float]`): of each exit head, had everybody left there.
+    full_accuracy, accuracy (`float`): of the full depth and of the exits, as run.
+    depth (`float`): layers that an item takes, the mean, as a share of all.
+    full_examples_per_second, examples_per_second (`float`): medians of passes over the examples, in turn.
+    curve (`list[Point]`): from full depth to everybody leaving at the first exit, predicted from the full depth's
+        logits. For tokens that is an approximation, since those that stay see frozen neighbours; `accuracy` is not.
+    """
+
+    criterion: str
+    exit_layers: list[int]
+    num_hidden_layers: int
+    thresholds: list[float]
+    temperatures: list[float]
+    calibration_error_before: list[float]
+    calibration_error_after: list[float]
+    exit_accuracy: list[float]
+    full_accuracy: float
+    accuracy: float
+    depth: float
+    full_examples_per_second: float
+    examples_per_second: float
+    curve: list[Point]
+
+
+def calibrate_exits(
+    model,
+    dataset: Dataset,
+    max_accuracy_drop: float = 0.005,
+    criterion: str = "confidence",
+    data_collator: Callable | None = None,
+    batch_size: int = 32,
+    one_for_all: bool = False,
+) -> Calibration:
+    """Pick temperatures and thresholds for a fine-tuned model's exits and set them in its config.
+
+    Each exit head gets the temperature with the lowest cross-entropy (Guo et al., 2017, arXiv 1706.04599). Thresholds
+    start where nobody leaves, and step by step that one falls which saves most layers for the accuracy it costs.
+
+    Args:
+        model: for sequence classification (one label or several), token classification or multiple choice, with exits.
+        dataset (`Dataset`): held-out examples as `Trainer` takes them, with `labels`. Never those trained on.
+        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost on these examples. For several
+            labels and for tokens, the accuracy of the single labels.
+        criterion (`str`): a key of `CRITERIA`.
+        data_collator (*optional*): left out, pads with the tokenizer of the folder that the model came from.
+        one_for_all (`bool`): one threshold for all exits, as DeeBERT has; with patience it is always so.
+
+    Raises:
+        ValueError: for a model without exits, a regression, a task without `labels`, or an unknown criterion.
+    """
+    config = model.config
+    if not config.has_exit_heads:
+        raise ValueError(f"the model has no exits (`exit_policy={config.exit_policy!r}`, {config.exit_layers=})")
+    if criterion not in CRITERIA:
+        raise ValueError(f"`criterion` must be one of {list(CRITERIA)}, got {criterion!r}")
+    if data_collator is None:
+        data_collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(model.name_or_path))
+    config.inference_exit_thresholds = config.inference_exit_temperatures = None
+    config.inference_exit_criterion = criterion
+    model.eval()
+    batches = list(DataLoader(dataset, batch_size, collate_fn=data_collator))
+    *exits, final, labels = answers_of(model, batches)
+
+    temperatures = [best_temperature(logits, labels) for logits in exits]
+    scaled = [logits / t for logits, t in zip(exits, temperatures, strict=True)]
+    right = np.stack([is_right(logits, labels) for logits in (*exits, final)])
+    certainty = certainties(criterion, scaled)
+    layers = np.array([*config.exit_layers, config.num_hidden_layers])
+    curve = speed_accuracy_curve(criterion, certainty, right, layers / layers[-1], one_for_all)
+    points = [Point([float(threshold_of(criterion, cut)) for cut in cuts], a, d) for cuts, a, d in curve]
+
+    config.inference_exit_temperatures = temperatures
+    bound = right[-1].mean() - max_accuracy_drop
+    chosen, accuracy = choose(model, batches, points, bound)
+    seconds = time_in_turn(model, batches, chosen.thresholds)
+    config.inference_exit_thresholds = chosen.thresholds
+    return Calibration(
+        criterion,
+        list(config.exit_layers),
+        config.num_hidden_layers,
+        chosen.thresholds,
+        temperatures,
+        [expected_calibration_error(logits, labels) for logits in exits],
+        [expected_calibration_error(logits, labels) for logits in scaled],
+        right[:-1].mean(axis=1).tolist(),
+        float(right[-1].mean()),
+        accuracy,
+        chosen.depth,
+        *(len(dataset) / each for each in seconds),
+        points,
+    )
+
+
+@torch.inference_mode()
+def answers_of(model, batches: list[dict]) -> list[torch.Tensor]:
+    """Logits of each exit head and of the final head, (items, predictions, classes), and labels, (items, predictions),
+    of everything that has a label."""
+    found = []
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        if "labels" not in batch:
+            raise ValueError("calibration needs examples with `labels`")
+        outputs = model(**batch)
+        labels = batch["labels"].long()
+        heads = [model.predictions(logits.float()) for logits in (*outputs.exit_logits, outputs.logits)]
+        labels = labels.unsqueeze(-1) if labels.dim() < heads[0].dim() - 1 else labels
+        labelled = (labels != -100).all(dim=-1)
+        found.append([part[labelled].cpu() for part in (*heads, labels)])
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def is_right(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Share of an item's predictions that are right, (items,)."""
+    return (logits.argmax(dim=-1) == labels).float().mean(dim=-1).numpy()
+
+
+def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """What the logits are to be divided by for the lowest cross-entropy, between e^-3 and e^3."""
+
+    def loss(log_temperature):
+        scaled = logits.flatten(0, 1) / np.exp(log_temperature)
+        return F.cross_entropy(scaled, labels.flatten()).item()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Over 15 bins of the largest probability: "is the prediction right?" is a question with two answers, too."""
+    probabilities, predictions = logits.softmax(dim=-1).max(dim=-1)
+    metric = metrics.load("replaced_token_detection")
+    right = (predictions == labels).long()
+    found = metric.compute(predictions=probabilities.flatten(), references=right.flatten(), from_logits=False)
+    return found["calibration_error"]
+
+
+def certainties(criterion: str, exits: list[torch.Tensor]) -> np.ndarray:
+    """How certain each exit is of each item, larger is surer, (exits, items): an item leaves above the exit's cut."""
+    if criterion == "confidence":
+        return torch.stack([confidence(logits) for logits in exits]).numpy()
+    if criterion == "entropy":
+        return -torch.stack([prediction_entropy(logits) for logits in exits]).numpy()
+    predictions = torch.stack([logits.argmax(dim=-1) for logits in exits])
+    agreements = [torch.zeros(predictions.shape[1])]
+    for before, now in pairwise(predictions):
+        agreements.append(torch.where((before == now).all(dim=-1), agreements[-1] + 1, 0))
+    return torch.stack(agreements).numpy()
+
+
+def threshold_of(criterion: str, cut: float) -> float:
+    """The config's threshold that lets those leave whose certainty is above `cut`."""
+    return {"confidence": cut, "entropy": abs(cut), "patience": cut + 1}[criterion]
+
+
+def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
+    """The cuts worth trying, from where nobody ever leaves to where all do that can."""
+    if criterion == "patience":
+        return np.arange(certainty.max() + 1, -1, -1)
+    never = {"confidence": 1.0, "entropy": 0.0}[criterion]
+    quantiles = np.quantile(certainty, np.linspace(1, 0, CUTS + 1), method="higher")
+    return np.unique([never, *quantiles, certainty.min() - 1e-3])[::-1]
+
+
+def outcome(certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, cuts: Sequence[float]):
+    """Accuracy and mean depth where items leave at the first exit that is certain above its cut."""
+    leaves = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
+    exit_taken = leaves.argmax(axis=0)
+    return float(right[exit_taken, np.arange(right.shape[1])].mean()), float(depths[exit_taken].mean())
+
+
+def speed_accuracy_curve(
+    criterion: str, certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, one_for_all: bool
+) -> list:
+    """(cuts, accuracy, depth) from full depth down. Arguments (exits, items), (exits + 1, items), (exits + 1,)."""
+    if one_for_all or criterion == "patience":
+        cuts = cuts_of(criterion, certainty.reshape(-1))
+        return [(each, *outcome(certainty, right, depths, each)) for each in ([cut] * len(certainty) for cut in cuts)]
+    candidates = [cuts_of(criterion, row) for row in certainty]
+    cuts = [float(row[0]) for row in candidates]
+    curve = [(cuts, *outcome(certainty, right, depths, cuts))]
+    while True:
+        _, accuracy, depth = curve[-1]
+        best, best_rate = None, 0.0
+        for number, row in enumerate(candidates):
+            for cut in row[row < cuts[number]]:
+                moved = [*cuts[:number], float(cut), *cuts[number + 1 :]]
+                new_accuracy, new_depth = outcome(certainty, right, depths, moved)
+                # One item wrong is the least that an error can cost; what costs nothing goes by what it saves.
+                rate = (depth - new_depth) / max(accuracy - new_accuracy, 1 / right.shape[1])
+                if rate > best_rate:
+                    best, best_rate = (moved, new_accuracy, new_depth), rate
+        if best is None:
+            return curve
+        curve.append(best)
+        cuts = best[0]
+
+
+def choose(model, batches, points: list[Point], bound: float) -> tuple[Point, float]:
+    """The fastest point whose accuracy, run and not predicted, is at least `bound`, and that accuracy."""
+    for point in sorted(points, key=lambda point: point.depth):
+        if point.accuracy >= bound - 1e-9 or point is points[0]:
+            accuracy = run(model, batches, point.thresholds)
+            if accuracy >= bound - 1e-9 or point is points[0]:
+                return point, accuracy
+    raise AssertionError("the first point is full depth")
+
+
+@torch.inference_mode()
+def run(model, batches, thresholds: list[float] | None) -> float:
+    """Accuracy with these thresholds, as run."""
+    model.config.inference_exit_thresholds = thresholds
+    right = []
+    for batch in batches:
+        labels = batch["labels"].long()
+        inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+        logits = model.predictions(model(**inputs).logits.float()).cpu()
+        labels = labels.unsqueeze(-1) if labels.dim() < logits.dim() - 1 else labels
+        labelled = (labels != -100).all(dim=-1)
+        right.append(is_right(logits[labelled], labels[labelled]))
+    return float(np.concatenate(right).mean())
+
+
+def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
+    """Seconds of a pass at full depth and of one with exits, the medians of passes in turn."""
+    seconds = {None: [], tuple(thresholds): []}
+    for _ in range(TIMED_PASSES):
+        for each, times in seconds.items():
+            start = time.perf_counter()
+            run(model, batches, None if each is None else list(each))
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds.values()]
+
+
+# ---- The command line ----
+
+
+def calibrate_command(argv: Sequence[str]) -> int:
+    args = calibrate_parser().parse_args(list(argv))
+    if not 0 <= args.max_accuracy_drop < 1:
+        raise UsageError(f"--max_accuracy_drop must be in [0, 1), got {args.max_accuracy_drop}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("the figure needs matplotlib: pip install 'electra-early-exit[study]'")
+    model, tokenizer = load_classifier(args.folder)
+    examples = load_examples(args.examples, tokenizer, model.config, args.text_columns, args.label_column)
+    try:
+        found = calibrate_exits(
+            model, examples, args.max_accuracy_drop, args.criterion, DataCollatorWithPadding(tokenizer),
+            args.batch_size,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    model.config.save_pretrained(args.folder)
+    (args.folder / "calibration.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    draw_curve(found, args.folder / "calibration.png")
+    print(summary(found))
+    return 0
+
+
+def calibrate_parser() -> Parser:
+    parser = Parser(
+        prog="electra-exit calibrate",
+        description="Pick temperatures and thresholds for the exits of a fine-tuned text classifier on held-out "
+        "examples and store them in its config.json. Writes calibration.json and calibration.png beside it.",
+    )
+    parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
+    parser.add_argument("examples", type=Path, help="held-out examples as JSON Lines")
+    parser.add_argument("--max_accuracy_drop", type=float, default=0.005, help="absolute (default: %(default)s)")
+    parser.add_argument("--criterion", choices=list(CRITERIA), default="confidence", help="default: %(default)s")
+    parser.add_argument("--text_columns", nargs="+", help="one or two (default: all columns of strings)")
+    parser.add_argument("--label_column", default="label", help="default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
+    return parser
+
+
+def load_classifier(folder: Path):
+    """A fine-tuned text classifier with exits, and its tokenizer.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not (folder / "config.json").exists():
+        raise UsageError(f"no model in {folder}: it has no config.json")
+    config = AutoConfig.from_pretrained(folder)
+    kind = (config.architectures or ["a model of no known class"])[0]
+    if config.model_type != "electra_early_exit" or not kind.endswith("ForSequenceClassification"):
+        raise UsageError(f"{folder} holds {kind}; give a fine-tuned ElectraEarlyExitForSequenceClassification")
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def load_examples(
+    path: Path, tokenizer, config, text_columns: list[str] | None = None, label_column: str = "label"
+) -> Dataset:
+    """Labelled texts of a JSON Lines file as the model takes them.
+
+    Args:
+        text_columns (`list[str]`, *optional*): one or two. Left out: all columns of strings but the label's.
+        label_column (`str`): numbers of classes, or their names.
+
+    Raises:
+        UsageError: for a file, column or label that is not there.
+    """
+    if not path.exists():
+        raise UsageError(f"no such file: {path}")
+    data = load_dataset("json", data_files=str(path), split="train")
+    strings = [name for name, kind in data.features.items() if "string" in getattr(kind, "dtype", "")]
+    texts = text_columns or [name for name in strings if name != label_column]
+    if missing := [name for name in (*texts, label_column) if name not in data.column_names]:
+        raise UsageError(f"{path} has no column {', '.join(missing)}; it has {', '.join(data.column_names)}")
+    if len(texts) not in (1, 2):
+        raise UsageError(f"name one or two of the columns of {path} with --text_columns; it has {', '.join(strings)}")
+    names = config.label2id
+
+    def encode(batch):
+        encoded = tokenizer(
+            *(batch[name] for name in texts), truncation=True, max_length=config.max_position_embeddings
+        )
+        return {**encoded, "labels": [names.get(label, label) for label in batch[label_column]]}
+
+    data = data.map(encode, batched=True, remove_columns=data.column_names)
+    if unknown := {label for label in data["labels"] if label not in range(config.num_labels)}:
+        raise UsageError(f"column {label_column} of {path} has labels that the model has not: {sorted(unknown)[:5]}")
+    return data
+
+
+def summary(found: Calibration) -> str:
+    """The calibration as a table and two lines."""
+    lines = [
+        "| exit after layer | threshold | temperature | calibration error before | after | accuracy of the head |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = zip(
+        found.exit_layers, found.thresholds, found.temperatures, found.calibration_error_before,
+        found.calibration_error_after, found.exit_accuracy, strict=True,
+    )  # fmt: skip
+    lines += [f"| {layer} | " + " | ".join(f"{value:.4f}" for value in values) + " |" for layer, *values in rows]
+    speed = found.examples_per_second / found.full_examples_per_second
+    return "\n".join([
+        *lines,
+        "",
+        f"full depth: accuracy {found.full_accuracy:.4f}, {found.full_examples_per_second:.1f} examples/s",
+        f"with exits: accuracy {found.accuracy:.4f}, {found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
+        f"{found.depth:.0%} of the layers",
+    ])  # fmt: skip
+
+
+def draw_curve(found: Calibration, path: Path) -> None:
+    """Accuracy against depth: the thresholds' curve, every exit head alone, and the point chosen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, plot = pyplot.subplots(figsize=(5.5, 4.2), layout="constrained")
+    plot.plot([p.depth for p in found.curve], [p.accuracy for p in found.curve], ".-", label=found.criterion)
+    alone = [layer / found.num_hidden_layers for layer in found.exit_layers]
+    plot.plot(alone, found.exit_accuracy, "x", label="everybody leaves at an exit")
+    plot.plot(found.depth, found.accuracy, "o", fillstyle="none", markersize=10, label="chosen")
+    plot.axhline(found.full_accuracy, color="k", linewidth=1, linestyle=":", label="full depth")
+    plot.set(xlabel="mean share of the layers", ylabel="accuracy on the held-out examples")
+    plot.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
