@@ -1,5 +1,7 @@
 """Configuration of ELECTRA with adaptive early exits."""
 
+import re
+
 from huggingface_hub.dataclasses import strict
 from transformers import ElectraConfig
 
@@ -9,7 +11,9 @@ from .exit_policy import POLICIES, SIGNALS
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 EXIT_HEADS = ("separate", "shared")
-GENERATOR_TYPES = ("mlm", "uniform", "unigram", "none")
+GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "none")
+# A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
+USER_GENERATOR = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 # Every Auto class this plugin serves. Written into each config, so that a saved folder loads with
 # `trust_remote_code=True` through all of them, whichever class it was saved from.
@@ -78,11 +82,19 @@ class ElectraEarlyExitConfig(ElectraConfig):
         audit_fraction (`float`, defaults to 0.2):
             Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
         generator_type (`str`, defaults to `"mlm"`):
-            `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"uniform"` and
-            `"unigram"`: the data collator replaces tokens by random ones, all alike or as frequent as in the training
-            text. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            What replaces tokens. `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this
+            checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text; `"unigram"`, as
+            frequent as there; `"bigram"`, as frequent as there after the token to the left; `"shuffle"`, the chosen
+            tokens of a sequence change places. `"neighbor"`: one of the tokens nearest in the discriminator's own
+            embeddings. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            `"module:attribute"`: your own, imported when training starts and not when a checkpoint is loaded.
         generator_alpha (`float`, defaults to 1.0):
-            Power of the frequency in `"unigram"`: below 1, rare tokens are drawn more often than they occur.
+            Power of the frequency in `"unigram"`, and where `"bigram"` backs off to it: below 1, rare tokens are drawn
+            more often than they occur.
+        generator_neighbors (`int`, defaults to 8):
+            How many of the nearest tokens `"neighbor"` draws from, all alike.
+        generator_refresh_steps (`int`, defaults to 500):
+            Steps after which `"neighbor"` looks again which tokens are nearest.
         generator_size (`float`, defaults to 0.25):
             Width of the generator relative to the discriminator.
         generator_num_hidden_layers (`int`, *optional*):
@@ -128,6 +140,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
     audit_fraction: float | int = 0.2
     generator_type: str = "mlm"
     generator_alpha: float | int = 1.0
+    generator_neighbors: int = 8
+    generator_refresh_steps: int = 500
     generator_size: float | int = 0.25
     generator_num_hidden_layers: int | None = None
     generator_num_attention_heads: int | None = None
@@ -264,12 +278,15 @@ class ElectraEarlyExitConfig(ElectraConfig):
         """Part of `@strict`-powered validation: everything about the generator and the objective."""
         self._check(
             "generator_type",
-            self.generator_type in GENERATOR_TYPES,
-            f"one of {', '.join(map(repr, GENERATOR_TYPES))}",
+            self.generator_type in GENERATOR_TYPES or USER_GENERATOR.fullmatch(self.generator_type) is not None,
+            f"one of {', '.join(map(repr, GENERATOR_TYPES))}, or `module:attribute`",
         )
         self._check("generator_weight", self.generator_weight >= 0, "at least 0")
         self._check("discriminator_weight", self.discriminator_weight >= 0, "at least 0")
         self._check("generator_alpha", self.generator_alpha >= 0, "at least 0")
+        self._check("generator_refresh_steps", self.generator_refresh_steps >= 1, "at least 1")
+        self._check("generator_neighbors", 1 <= self.generator_neighbors < self.vocab_size,
+                    f"at least 1 and below vocab_size ({self.vocab_size})")  # fmt: skip
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
         if self.generator_type != "mlm":
             return

@@ -340,6 +340,48 @@ class ElectraEarlyExitGenerator(nn.Module):
         return self.lm_head(self.predictions(hidden_states[masked]))
 
 
+class ElectraEarlyExitNeighbors(nn.Module):
+    """The generator `"neighbor"`: replaces a token by one of those nearest to it, drawn alike.
+
+    It has no weights, only a table that is looked up, and made anew every so often from the embeddings in training. It
+    is part of the model, because data loaders work ahead of the training step and in processes that do not see the
+    weights; and a buffer, so that a resumed run continues with the table of the uninterrupted one.
+
+    nearest (`torch.IntTensor` of shape `(vocab_size, neighbors)`): for each token, the nearest; before the first
+        `refresh` the token itself.
+    """
+
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super().__init__()
+        self.register_buffer("nearest", self.initial(config))
+
+    @staticmethod
+    def initial(config: ElectraEarlyExitConfig) -> torch.Tensor:
+        """The table to start from."""
+        return torch.arange(config.vocab_size, dtype=torch.int32)[:, None].repeat(1, config.generator_neighbors)
+
+    @torch.no_grad()
+    def refresh(self, embeddings: torch.Tensor, excluded: list[int]):
+        """Make the table, by cosine similarity.
+
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(vocab_size, embedding_size)`).
+            excluded (`list[int]`): ids that never replace a token, such as special tokens.
+        """
+        directions = F.normalize(embeddings.float(), dim=-1)
+        for start in range(0, len(directions), 1024):  # in parts, because all pairs at once may not fit
+            similarity = directions[start : start + 1024] @ directions.T
+            similarity[:, excluded] = -torch.inf
+            similarity.diagonal(start).fill_(-torch.inf)  # not the token itself
+            nearest = similarity.topk(self.nearest.shape[1]).indices
+            self.nearest[start : start + 1024] = nearest.to(self.nearest.dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`."""
+        drawn = torch.randint(self.nearest.shape[1], tokens.shape, device=tokens.device)
+        return self.nearest[tokens, drawn].long()
+
+
 def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
     """One token a row from softmax(logits), by inverting the cumulative distribution, in fp32.
 
@@ -438,6 +480,8 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         if isinstance(module, ElectraEarlyExitState):
             for name, value in module.initial(self.config).items():
                 init.copy_(getattr(module, name), value)
+        elif isinstance(module, ElectraEarlyExitNeighbors):
+            init.copy_(module.nearest, module.initial(self.config))
 
 
 class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
@@ -538,12 +582,12 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
 
 
 class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
-    """Discriminator, exit heads and, for `generator_type="mlm"`, the generator: one checkpoint.
+    """Discriminator, exit heads and, where it is a part of the model, the generator: one checkpoint.
 
     Two ways to call it:
     - corrupted `input_ids` with `labels`: replaced-token detection, as [`ElectraForPreTraining`];
-    - masked `input_ids` with `mlm_labels`: the joint objective. The generator predicts the masked tokens, its samples
-      replace them, and the discriminator tells which tokens were replaced.
+    - masked `input_ids` with `mlm_labels`: the joint objective. The generator (of `generator_type` `"mlm"` or
+      `"neighbor"`) replaces the masked tokens, and the discriminator tells which tokens were replaced.
     """
 
     _keys_to_ignore_on_load_unexpected = None
@@ -567,6 +611,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             self.generator = ElectraEarlyExitGenerator(config)
         else:
             self._tied_weights_keys = {}
+        if config.generator_type == "neighbor":
+            self.generator = ElectraEarlyExitNeighbors(config)
         self.post_init()
 
     def get_output_embeddings(self):
@@ -604,7 +650,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked
-                positions, -100 everywhere else. Starts the joint objective.
+                positions, -100 everywhere else. Starts the joint objective, unless `labels` say that a generator
+                outside the model has done its part.
             exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
@@ -618,17 +665,15 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
-            ValueError: if `labels` and `mlm_labels` are both given, or `mlm_labels` without a generator or without
-                `input_ids`.
+            ValueError: if `labels` and `mlm_labels` are both given to a model with a generator, or `mlm_labels` alone
+                to one without, or without `input_ids`.
         """
         if exit_policy is None:
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
         generator_loss = None
-        if mlm_labels is not None:
-            if labels is not None:
-                raise ValueError(
-                    "`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels"
-                )
+        if mlm_labels is not None and labels is not None and self.config.generator_type in ("mlm", "neighbor"):
+            raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
+        if mlm_labels is not None and labels is None:
             input_ids, labels, generator_loss = self.corrupt(
                 input_ids, mlm_labels, attention_mask, token_type_ids, position_ids
             )
@@ -691,7 +736,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Let the generator replace the masked tokens by samples.
+        """Let the generator replace the masked tokens.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
@@ -700,10 +745,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
         Returns:
             The corrupted ids (batch, sequence), the labels (batch, sequence; 1 where a sample differs from the
-            original token) and the generator's loss, the mean cross-entropy over masked positions. Gradients flow
-            through the loss alone.
+            original token) and the generator's loss, the mean cross-entropy over masked positions, or `None` for a
+            generator that is not trained. Gradients flow through the loss alone.
         """
-        if self.config.generator_type != "mlm":
+        if self.config.generator_type not in ("mlm", "neighbor"):
             raise ValueError(
                 f"`mlm_labels` needs a generator, and this model has `generator_type={self.config.generator_type!r}`; "
                 "give corrupted `input_ids` with `labels` instead"
@@ -711,21 +756,31 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
         masked = mlm_labels != -100
+        originals, generator_loss = mlm_labels[masked], None
+        if self.config.generator_type == "neighbor":
+            samples = self.generator(originals)
+        else:
+            logits = self.generator_logits(input_ids, masked, attention_mask, token_type_ids, position_ids)
+            # The sum over max(1, count) is 0, not NaN, for a batch in which nothing could be masked.
+            generator_loss = F.cross_entropy(logits, originals, reduction="sum") / max(1, len(originals))
+            samples = sample_tokens(logits.detach())
+        original_ids = torch.where(masked, mlm_labels, input_ids)
+        corrupted_ids = original_ids.masked_scatter(masked, samples)
+        return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
+
+    def generator_logits(
+        self, input_ids, masked, attention_mask=None, token_type_ids=None, position_ids=None
+    ) -> torch.Tensor:
+        """The trained generator's logits, fp32 of shape `(masked tokens, vocab_size)`, where `masked`, a
+        `torch.BoolTensor` of shape `(batch, sequence)`, is true; the other arguments as in `forward`."""
         embeddings = self.electra.embeddings(input_ids, token_type_ids, position_ids)
-        logits = self.generator(
+        return self.generator(
             embeddings,
             create_bidirectional_mask(self.config, embeddings, attention_mask),
             masked,
             # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
             attn_implementation=self.config._attn_implementation,
         ).float()
-        originals = mlm_labels[masked]
-        # The sum over max(1, count) is 0, not NaN, for a batch in which nothing could be masked.
-        generator_loss = F.cross_entropy(logits, originals, reduction="sum") / max(1, len(originals))
-        with torch.no_grad():
-            original_ids = torch.where(masked, mlm_labels, input_ids)
-            corrupted_ids = original_ids.masked_scatter(masked, sample_tokens(logits))
-        return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
 
     @staticmethod
     def _detection_loss(logits, labels, token_mask, weights=None) -> torch.Tensor:

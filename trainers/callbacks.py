@@ -73,6 +73,19 @@ class AdaptiveCapacityCallback(TrainerCallback):
         self.trainer.log(capacity_log(config))
 
 
+class NeighborCallback(TrainerCallback):
+    """Makes the table of the generator `neighbor` anew, every `config.generator_refresh_steps` steps."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if state.global_step % model.config.generator_refresh_steps == 0:
+            excluded = self.trainer.processing_class.all_special_ids
+            model.generator.refresh(model.get_input_embeddings().weight, excluded)
+
+
 class OneLineProgressCallback(ProgressCallback):
     """Transformers' progress bar, with the numbers of a step on one line of words instead of a long dictionary."""
 

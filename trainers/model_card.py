@@ -9,6 +9,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 
+# How the replacements of each generator outside the model are described.
+REPLACEMENTS = {
+    "uniform": "random tokens, all alike",
+    "unigram": "random tokens, as frequent as in the text",
+    "bigram": "random tokens, as frequent as in the text after the token to the left",
+    "shuffle": "tokens of the same sequence that changed places",
+    "neighbor": "tokens near in the discriminator's embeddings",
+}
+
+
 def write_model_card(folder: str | Path, language: str | None = None, license: str | None = None) -> Path | None:
     """Render `README.md` in a run's folder from its `config.json` and `metrics.json`.
 
@@ -36,6 +46,7 @@ def write_model_card(folder: str | Path, language: str | None = None, license: s
         name=name,
         config=config,
         generator_type=config["generator_type"],
+        replacements=REPLACEMENTS,
         generator=ElectraEarlyExitConfig.from_pretrained(folder).generator_config(),
         layers=_layers(metrics["evaluation"], config),
         **metrics,

@@ -20,10 +20,9 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
-from .collator import DataCollatorForReplacedTokenDetection
+from .collator import build_collator
 from .data import load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
-from .generators import build_replacements
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
 from .parsing import UsageError
@@ -117,16 +116,12 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         model.set_attn_implementation("eager")
     if args.corpus_init:
         initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
+    collator, generator = build_collator(config, packed["train"], tokenizer, args, data_args.max_seq_length)
     trainer = ElectraEarlyExitTrainer(
         model,
         args,
-        DataCollatorForReplacedTokenDetection(
-            tokenizer,
-            data_args.max_seq_length,
-            config.mlm_probability,
-            args.mask_seed,
-            build_replacements(config, packed["train"], tokenizer),
-        ),
+        collator,
+        generator,
         train_dataset=packed["train"],
         eval_dataset=packed["validation"],
         processing_class=tokenizer,

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer
 
 from .data import load_documents, load_tokenizer, pack
-from .generators import build_replacements
+from .generators import build_generator
 from .judge import judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
 from .pretraining import METRICS_FILE, pretrain
@@ -186,7 +186,7 @@ def judge(study: dict, run: Run, folder: Path, data_args, args: argparse.Namespa
     if "held_out" in run.judges:
         tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
         packed, _ = pack(load_documents(data_args), tokenizer, data_args.max_seq_length, data_args.num_proc)
-        replacements = build_replacements(config, packed["train"], tokenizer)
+        replacements = build_generator(config, packed["train"], tokenizer)
         answers["held_out"] = judge_held_out(
             folder, packed["validation"], replacements, config.mlm_probability, **settings["held_out"]
         )

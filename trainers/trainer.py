@@ -10,8 +10,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
-from .callbacks import AdaptiveCapacityCallback, NewEpochCallback
-from .collator import DataCollatorForReplacedTokenDetection
+from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback
+from .collator import build_collator
 from .flops import active_tokens, step_flops
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
@@ -23,8 +23,10 @@ LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 class ElectraEarlyExitTrainer(Trainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
-    Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
-    [`DataCollatorForReplacedTokenDetection`] and `compute_metrics` to [`metrics.replaced_token_detection`].
+    Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
+    where neither the collator nor the model does. `processing_class` is the tokenizer. `data_collator` and `generator`
+    default to what the model's `generator_type` names ([`collator.build_collator`]), and `compute_metrics` to
+    [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; `tokens_per_second` of training (evaluation and saving left out);
     `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n; and as running means over the last
@@ -36,20 +38,21 @@ class ElectraEarlyExitTrainer(Trainer):
 
     args: ElectraEarlyExitTrainingArguments
 
-    def __init__(self, model=None, args=None, data_collator=None, **kwargs):
+    def __init__(self, model=None, args=None, data_collator=None, generator=None, **kwargs):
         tokenizer = kwargs.get("processing_class")
         if data_collator is None and tokenizer is not None:
-            data_collator = DataCollatorForReplacedTokenDetection(
-                tokenizer, mlm_probability=model.config.mlm_probability, seed=args.mask_seed
-            )
+            data_collator, generator = build_collator(model.config, kwargs.get("train_dataset"), tokenizer, args)
         kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
         super().__init__(model, args, data_collator, **kwargs)
         self._loss_parts = defaultdict(float)
         self._micro_steps = 0
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
+        self.generator = generator
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
+        if self.model_config.generator_type == "neighbor":
+            self.add_callback(NeighborCallback(self))
 
     # ---- Training ----
 
@@ -78,6 +81,9 @@ class ElectraEarlyExitTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
         exits_active = model.training and self.exits_active()
+        if self.generator is not None and "labels" not in inputs:
+            progress = self.state.global_step / self.state.max_steps if model.training else 1.0
+            inputs = self.generator.corrupt(inputs, progress)
         outputs = model(
             **inputs,
             exit_policy=self.model_config.exit_policy if exits_active else "none",

@@ -11,6 +11,7 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainer,
     ElectraEarlyExitTrainingArguments,
 )
+from modeling_electra_exit.trainers.collator import build_collator
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
 from tests.conftest import tiny_config, tiny_model
 
@@ -40,11 +41,13 @@ def make_trainer(tokenizer, output_dir, model=None, **arguments):
         "exit_warmup": 0.0,
         "exit_cooldown": 0.0,
     }
+    model, data = tiny_model() if model is None else model, sequences(tokenizer)
+    args = ElectraEarlyExitTrainingArguments(**{**settings, **arguments})
     return ElectraEarlyExitTrainer(
-        tiny_model() if model is None else model,
-        ElectraEarlyExitTrainingArguments(**{**settings, **arguments}),
-        DataCollatorForReplacedTokenDetection(tokenizer, LENGTH),
-        train_dataset=sequences(tokenizer),
+        model,
+        args,
+        *build_collator(model.config, data, tokenizer, args, LENGTH),
+        train_dataset=data,
         eval_dataset=sequences(tokenizer, 8, seed=1),
         processing_class=tokenizer,
     )
@@ -143,6 +146,38 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     second.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{save_at}"))
     assert_same(weights(straight), weights(second))
     assert second.state.total_flos == straight.state.total_flos
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [
+        {"generator_type": "bigram"},
+        # The table of the second refresh is in use when the run is cut at step 5.
+        {"generator_type": "neighbor", "generator_refresh_steps": 3},
+    ],
+    ids=lambda fields: fields["generator_type"],
+)
+def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(tokenizer, tmp_path, generator):
+    common = {"max_steps": 7, "dataloader_num_workers": 1}
+    saving = {**common, "save_strategy": "steps", "save_steps": 5}
+    straight = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **saving)
+    straight.train()
+    torch.manual_seed(99)
+    second = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert_same(weights(straight), weights(second))
+    replaced = [log["discriminator_loss"] for log in straight.state.log_history[:7]]
+    assert len(set(replaced)) == 7  # something is replaced, and other tokens every time
+
+
+def test_a_trainer_finds_the_generator_that_the_config_names(tokenizer, tmp_path):
+    trainer = ElectraEarlyExitTrainer(
+        tiny_model(generator_type="unigram"),
+        make_trainer(tokenizer, tmp_path).args,
+        train_dataset=sequences(tokenizer),
+        processing_class=tokenizer,
+    )
+    assert trainer.train().training_loss > 0
 
 
 def test_evaluation_is_the_same_every_time_and_at_full_depth(tokenizer, tmp_path):
