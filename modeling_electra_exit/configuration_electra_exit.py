@@ -11,7 +11,7 @@ from .exit_policy import POLICIES, SIGNALS
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 EXIT_HEADS = ("separate", "shared")
-GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "none")
+GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "frozen", "cached", "none")
 # A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
 USER_GENERATOR = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -85,9 +85,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
             What replaces tokens. `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this
             checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text; `"unigram"`, as
             frequent as there; `"bigram"`, as frequent as there after the token to the left; `"shuffle"`, the chosen
-            tokens of a sequence change places. `"neighbor"`: one of the tokens nearest in the discriminator's own
-            embeddings. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
-            `"module:attribute"`: your own, imported when training starts and not when a checkpoint is loaded.
+            tokens of a sequence change places; `"cached"`, sampled beforehand and stored with the data. `"frozen"`: a
+            masked language model trained before, which is no part of this checkpoint. `"neighbor"`: one of the tokens
+            nearest in the discriminator's own embeddings. `"none"`: a discriminator alone; batches bring corrupted
+            `input_ids` and `labels`. `"module:attribute"`: your own, imported when training starts and not when a
+            checkpoint is loaded.
         generator_alpha (`float`, defaults to 1.0):
             Power of the frequency in `"unigram"`, and where `"bigram"` backs off to it: below 1, rare tokens are drawn
             more often than they occur.

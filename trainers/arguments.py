@@ -60,6 +60,17 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
         default=100,
         metadata={"help": "Steps between two looks at the capacities, where there is an exit_error_target."},
     )
+    generator_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a run "
+            "of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
+        },
+    )
+    generator_temperature: list[float] = field(
+        default_factory=lambda: [2.0, 1.0],
+        metadata={"help": "The temperature of generator_type `frozen` at the first step and at the last."},
+    )
 
     def __post_init__(self):
         if self.report_to is None:
@@ -76,6 +87,8 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
                 f"got {self.exit_warmup} and {self.exit_cooldown}"
             )
 
+        if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
+            raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
         if self.exit_adapt_steps < 1:
             raise ValueError(f"`exit_adapt_steps` must be at least 1, got {self.exit_adapt_steps}")
 

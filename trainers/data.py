@@ -1,14 +1,17 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
 import importlib.util
+import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Sequence, Value, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
@@ -21,6 +24,9 @@ LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".p
 COMPRESSIONS = (".gz", ".xz")
 # The arguments that name the text; exactly one must be given.
 SOURCES = ("demo_corpus", "dataset_name", "train_files")
+
+# What was sampled for packed sequences, in the folder of their cached replacements.
+CACHE_REPORT = "cache.json"
 
 
 class DataError(ValueError):
@@ -212,7 +218,7 @@ def pack(
     """
     if max_seq_length < 3:
         raise DataError(f"--max_seq_length must be at least 3 ([CLS], a token, [SEP]), got {max_seq_length}")
-    dtype = next(t for t in ("uint8", "uint16", "uint32") if len(tokenizer) <= np.iinfo(t).max + 1)
+    dtype = id_dtype(len(tokenizer))
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // 1000))
@@ -232,6 +238,11 @@ def pack(
     return packed, counts
 
 
+def id_dtype(vocab_size: int) -> str:
+    """The smallest integer type that holds every id."""
+    return next(t for t in ("uint8", "uint16", "uint32") if vocab_size <= np.iinfo(t).max + 1)
+
+
 def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[str, list]:
     texts = [text for text in batch["text"] if text and not text.isspace()]
     if not texts:
@@ -242,6 +253,37 @@ def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[
     # The last document's own [SEP] is the one that closes its sequence.
     pieces = np.split(stream[:-1], range(room, len(stream) - 1, room)) if len(stream) > 1 else []
     return {"input_ids": [[tokenizer.cls_token_id, *piece, sep] for piece in pieces]}
+
+
+def checksum(sequences: Dataset) -> int:
+    """CRC-32 of all ids of packed sequences, in order."""
+    value = 0
+    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(10_000):
+        ids = pyarrow.compute.list_flatten(chunk.column("input_ids")).to_numpy()
+        value = zlib.crc32(ids.astype(np.int64).tobytes(), value)
+    return value
+
+
+def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> DatasetDict:
+    """Packed sequences with the column that `electra-exit cache-replacements` wrote for them.
+
+    Raises:
+        DataError: if there is none, or it was written for other sequences.
+    """
+    if folder is None:
+        raise DataError(
+            "generator_type 'cached' needs --generator_folder, what `electra-exit cache-replacements` wrote"
+        )
+    if not (Path(folder) / CACHE_REPORT).is_file():
+        raise DataError(f"{folder} holds no cached replacements (no {CACHE_REPORT})")
+    report = json.loads((Path(folder) / CACHE_REPORT).read_text(encoding="utf-8"))
+    together = DatasetDict()
+    for split, sequences in packed.items():
+        if report["splits"][split]["checksum"] != checksum(sequences):
+            raise DataError(f"{folder} holds replacements for other {split} sequences than these")
+        column = Dataset.from_file(str(Path(folder) / f"{split}.arrow"))
+        together[split] = concatenate_datasets([sequences, column], axis=1)
+    return together
 
 
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:

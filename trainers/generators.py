@@ -24,8 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
+from modeling_electra_exit.modeling_electra_exit import sample_tokens
 
 from .arguments import ElectraEarlyExitTrainingArguments
+from .masked_lm import MaskedLanguageModel
 from .parsing import UsageError
 
 
@@ -53,7 +55,12 @@ class GeneratorContext:
 
 
 class Replacements:
-    """A generator that runs in the collator."""
+    """A generator that runs in the collator.
+
+    columns (`tuple[str, ...]`): what it reads of the data set beside `input_ids`.
+    """
+
+    columns: tuple[str, ...] = ()
 
     def __call__(
         self, row: np.ndarray, positions: np.ndarray, generator: np.random.Generator, **columns
@@ -73,7 +80,7 @@ class Replacements:
 
 
 class StepGenerator:
-    """A generator that runs in the training step, on its device, and is not trained."""
+    """A generator that runs in the training step, on its device, and is not trained there."""
 
     def propose(
         self, input_ids: torch.Tensor, mlm_labels: torch.Tensor, attention_mask: torch.Tensor | None, progress: float
@@ -91,6 +98,18 @@ class StepGenerator:
             comes from torch's own generator, which a resumed run restores.
         """
         raise NotImplementedError
+
+    def propose_several(
+        self, input_ids: torch.Tensor, mlm_labels: torch.Tensor, attention_mask: torch.Tensor | None, draws: int
+    ) -> torch.Tensor:
+        """As [`propose`] at the end of training, several times: `torch.LongTensor` of shape
+        `(masked tokens, draws)`."""
+        several = [self.propose(input_ids, mlm_labels, attention_mask, 1.0) for _ in range(draws)]
+        return torch.stack(several, dim=1)
+
+    def flops(self, batch_size: int, sequence_length: int) -> float:
+        """Operations of one step's proposals, in the convention of [`flops.step_flops`]."""
+        return 0.0
 
     def corrupt(self, inputs: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
         """A masked batch with `input_ids` corrupted and `labels`, 1 where a token was replaced by another."""
@@ -183,6 +202,50 @@ class Shuffle(Replacements):
         return replacements
 
 
+class Cached(Replacements):
+    """One of the replacements that `electra-exit cache-replacements` wrote for each token, all alike."""
+
+    columns = ("replacements",)
+
+    def __init__(self, context: GeneratorContext):
+        pass
+
+    def __call__(self, row, positions, generator, *, replacements, **columns):
+        table = np.asarray(replacements, dtype=np.int64).reshape(len(row), -1)
+        return table[positions, generator.integers(table.shape[1], size=len(positions))]
+
+
+class Frozen(StepGenerator):
+    """Samples of a masked language model that was trained before, in `args.generator_folder`.
+
+    The temperature of its softmax falls linearly from `args.generator_temperature`'s first number to its second: what
+    is unlikely is found soonest, so samples are easy to tell first, and as hard as the model makes them at the end.
+
+    Raises:
+        UsageError: if no folder is given, or it holds no masked language model of this vocabulary.
+    """
+
+    def __init__(self, context: GeneratorContext):
+        self.args, self.config = context.args, context.config
+        if self.args is None or self.args.generator_folder is None:
+            raise UsageError("generator_type 'frozen' needs --generator_folder, the folder of a masked language model")
+        self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
+
+    def propose(self, input_ids, mlm_labels, attention_mask, progress):
+        first, last = self.args.generator_temperature
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask)
+        return sample_tokens(logits / (first + (last - first) * progress))
+
+    def propose_several(self, input_ids, mlm_labels, attention_mask, draws):
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask) / self.args.generator_temperature[1]
+        return torch.stack([sample_tokens(logits) for _ in range(draws)], dim=1)
+
+    def flops(self, batch_size, sequence_length):
+        return batch_size * self.model.flops(
+            sequence_length, num_masked=round(self.config.mlm_probability * sequence_length)
+        )
+
+
 # The part of the model that some generators are; `none` is the user's own corruption.
 IN_MODEL = ("mlm", "neighbor", "none")
 
@@ -192,6 +255,8 @@ GENERATORS: dict[str, Callable[[GeneratorContext], Replacements | StepGenerator]
     "unigram": unigram,
     "bigram": Bigram,
     "shuffle": Shuffle,
+    "cached": Cached,
+    "frozen": Frozen,
 }
 
 

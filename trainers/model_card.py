@@ -15,6 +15,8 @@ REPLACEMENTS = {
     "unigram": "random tokens, as frequent as in the text",
     "bigram": "random tokens, as frequent as in the text after the token to the left",
     "shuffle": "tokens of the same sequence that changed places",
+    "frozen": "samples of a masked language model that was trained before",
+    "cached": "sampled once beforehand and stored with the data",
     "neighbor": "tokens near in the discriminator's embeddings",
 }
 

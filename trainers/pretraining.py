@@ -21,7 +21,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
 from .collator import build_collator
-from .data import load_documents, prepare
+from .data import attach_replacements, load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
@@ -108,7 +108,9 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
     asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
-    config = build_config(config_fields, **_vocabulary_fields(tokenizer, asked))
+    config = build_config(config_fields, **vocabulary_fields(tokenizer, asked))
+    if config.generator_type == "cached":
+        packed = attach_replacements(packed, args.generator_folder)
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config)
     # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
@@ -147,7 +149,7 @@ def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
         raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
 
 
-def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
+def vocabulary_fields(tokenizer, asked: int | None = None) -> dict:
     """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
     needed = max(tokenizer.get_vocab().values()) + 1
     if asked is not None and asked < needed:
@@ -224,6 +226,10 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
         at_that_time = with_capacities(config, keep)
         executed = executed + step_flops(at_that_time, batch, length, is_active) * count
         published += step_flops_as_published(at_that_time, batch, length, is_active) * count
+    if trainer.generator is not None:
+        beside = trainer.generator.flops(batch, length) * steps
+        executed.generator += beside
+        published += beside
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
     dense: StepFlops = step_flops(without, batch, length, False) * steps
     report = {}

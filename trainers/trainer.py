@@ -56,6 +56,11 @@ class ElectraEarlyExitTrainer(Trainer):
 
     # ---- Training ----
 
+    def _set_signature_columns_if_needed(self):
+        """Keep the columns that the collator's generator reads, although the model does not."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
+
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
         optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -107,7 +112,9 @@ class ElectraEarlyExitTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
-        return step_flops(self.model_config, *inputs["input_ids"].shape, self.exits_active()).total
+        shape = inputs["input_ids"].shape
+        beside = 0.0 if self.generator is None else self.generator.flops(*shape)
+        return step_flops(self.model_config, *shape, self.exits_active()).total + beside
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""

@@ -3,20 +3,24 @@
 import itertools
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import BertTokenizer
 
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
-from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection
+from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection, ElectraEarlyExitTrainingArguments
+from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.generators import (
     GENERATORS,
     IN_MODEL,
     Bigram,
+    Frozen,
     GeneratorContext,
     StepGenerator,
     TokenDistribution,
@@ -217,6 +221,77 @@ def test_neighbors_stay_with_a_checkpoint_and_start_from_the_token_itself_withou
     tiny_model(generator_type="none").save_pretrained(tmp_path / "b")
     bare = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path / "b", generator_type="neighbor")
     assert torch.equal(bare.generator.nearest, bare.generator.initial(bare.config))
+
+
+# ---- A masked language model trained before ----
+
+
+def saved_masked_lm(folder, tokenizer, **overrides):
+    """One of our checkpoints with its tokenizer; its generator is sure of what it says."""
+    model = tiny_model(vocab_size=len(tokenizer), **overrides)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def frozen_context(tokenizer, folder, **arguments):
+    args = ElectraEarlyExitTrainingArguments(str(folder / "out"), use_cpu=True, **arguments)
+    config = tiny_config(generator_type="frozen", vocab_size=len(tokenizer))
+    return GeneratorContext(config, corpus_of(tokenizer), tokenizer, args)
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain ELECTRA"])
+def test_frozen_draws_from_the_model_in_the_folder(tokenizer, tmp_path, kind):
+    model = saved_masked_lm(tmp_path, tokenizer, max_position_embeddings=64)
+    folder = tmp_path
+    if kind != "ours":
+        folder = Path(model.to_electra(tmp_path / "plain")["generator"])
+        tokenizer.save_pretrained(folder)
+    context = frozen_context(tokenizer, tmp_path, generator_folder=str(folder), generator_temperature=[3.0, 0.5])
+    batch = DataCollatorForReplacedTokenDetection(tokenizer, 32)(list(context.sequences.select([0])))
+    masked = batch["mlm_labels"] != -100
+    with torch.no_grad():
+        logits = model.eval().generator_logits(batch["input_ids"], masked, batch["attention_mask"])
+    generator = Frozen(context)
+    torch.manual_seed(0)
+    drawn = generator.propose_several(batch["input_ids"], batch["mlm_labels"], batch["attention_mask"], 20_000)
+    for place in range(int(masked.sum())):
+        expected = (logits[place] / 0.5).softmax(-1).numpy().astype(float)
+        assert is_drawn_from(drawn[place].numpy(), expected)
+    # Halfway, the temperature is halfway.
+    several = {name: value.repeat(5000, 1) for name, value in batch.items()}
+    drawn = generator.propose(several["input_ids"], several["mlm_labels"], several["attention_mask"], 0.5)
+    expected = (logits[0] / 1.75).softmax(-1).numpy().astype(float)
+    assert is_drawn_from(drawn.view(5000, -1)[:, 0].numpy(), expected)
+
+
+def test_frozen_gives_true_labels_and_never_learns(tokenizer, tmp_path):
+    saved_masked_lm(tmp_path, tokenizer)
+    context = frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path))
+    generator = Frozen(context)
+    batch = generator.corrupt(DataCollatorForReplacedTokenDetection(tokenizer, 32)(list(context.sequences)), 0.0)
+    rows, special = context.sequences["input_ids"], set(tokenizer.all_special_ids)
+    replaced, chosen = labels_by_plain_loops(rows, batch, special, tokenizer.pad_token_id)
+    assert chosen / 2 < replaced <= chosen
+    assert not any(parameter.requires_grad for parameter in generator.model._model.parameters())
+    assert generator.flops(2, 64) == pytest.approx(step_flops(tiny_config(vocab_size=len(tokenizer)), 2, 64, False,
+                                                              training=False).generator, rel=0.01)  # fmt: skip
+
+
+def test_a_frozen_generator_that_cannot_be_used_is_one_line(tokenizer, tmp_path):
+    with pytest.raises(UsageError, match="needs --generator_folder"):
+        Frozen(frozen_context(tokenizer, tmp_path))
+    with pytest.raises(UsageError, match="cannot load a masked language model from"):
+        Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path / "nothing")))
+    saved_masked_lm(tmp_path / "a", tokenizer, generator_type="unigram")
+    with pytest.raises(UsageError, match="its generator_type is 'unigram'"):
+        Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path / "a")))
+    saved_masked_lm(tmp_path / "b", tokenizer)
+    other = BertTokenizer().train_new_from_iterator(["other words"] * 5, 60, show_progress=False)
+    with pytest.raises(UsageError, match="another vocabulary"):
+        Frozen(frozen_context(other, tmp_path, generator_folder=str(tmp_path / "b")))
+    with pytest.raises(ValueError, match="two numbers above 0"):
+        frozen_context(tokenizer, tmp_path, generator_temperature=[1.0])
 
 
 # ---- A user's own ----

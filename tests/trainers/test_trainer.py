@@ -152,13 +152,16 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     "generator",
     [
         {"generator_type": "bigram"},
+        {"generator_type": "frozen"},
         # The table of the second refresh is in use when the run is cut at step 5.
         {"generator_type": "neighbor", "generator_refresh_steps": 3},
     ],
     ids=lambda fields: fields["generator_type"],
 )
 def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(tokenizer, tmp_path, generator):
-    common = {"max_steps": 7, "dataloader_num_workers": 1}
+    tiny_model().save_pretrained(tmp_path / "frozen")
+    tokenizer.save_pretrained(tmp_path / "frozen")
+    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(tmp_path / "frozen")}
     saving = {**common, "save_strategy": "steps", "save_steps": 5}
     straight = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **saving)
     straight.train()
