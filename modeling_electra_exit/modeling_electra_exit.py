@@ -340,6 +340,20 @@ class ElectraEarlyExitGenerator(nn.Module):
         return self.lm_head(self.predictions(hidden_states[masked]))
 
 
+class ElectraEarlyExitSelfGenerator(nn.Module):
+    """The generator `"self"`: a masked-language-modelling head on an early layer of the discriminator, with an output
+    layer that is tied to the word embeddings (after Xu et al., "SAS: Self-Augmentation Strategy", 2021)."""
+
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super().__init__()
+        self.predictions = ElectraGeneratorPredictions(config)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (tokens, vocabulary) for states (tokens, hidden)."""
+        return self.lm_head(self.predictions(hidden_states))
+
+
 class ElectraEarlyExitNeighbors(nn.Module):
     """The generator `"neighbor"`: replaces a token by one of those nearest to it, drawn alike.
 
@@ -380,6 +394,14 @@ class ElectraEarlyExitNeighbors(nn.Module):
         """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`."""
         drawn = torch.randint(self.nearest.shape[1], tokens.shape, device=tokens.device)
         return self.nearest[tokens, drawn].long()
+
+
+# The generators that are a part of the model.
+GENERATORS = {
+    "mlm": ElectraEarlyExitGenerator,
+    "neighbor": ElectraEarlyExitNeighbors,
+    "self": ElectraEarlyExitSelfGenerator,
+}
 
 
 def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
@@ -448,6 +470,8 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
         the mean binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
         squared error of the predicted gains; the mean cross-entropy of the generator over masked tokens.
     rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator saw a replaced token.
+    proposals (`torch.LongTensor` of shape `(batch, sequence)`): what the generator `"self"` proposes where
+        `proposal_mask` asked, -100 elsewhere.
     """
 
     loss: torch.FloatTensor | None = None
@@ -457,6 +481,7 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     gain_loss: torch.FloatTensor | None = None
     generator_loss: torch.FloatTensor | None = None
     rtd_labels: torch.LongTensor | None = None
+    proposals: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
@@ -607,19 +632,17 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             if config.has_gain_heads:
                 self.exit_gains = nn.ModuleList([ElectraDiscriminatorPredictions(config) for _ in config.exit_layers])
             self.exit_state = ElectraEarlyExitState(config)
-        if config.generator_type == "mlm":
-            self.generator = ElectraEarlyExitGenerator(config)
-        else:
+        if config.generator_type in GENERATORS:
+            self.generator = GENERATORS[config.generator_type](config)
+        if self.get_output_embeddings() is None:
             self._tied_weights_keys = {}
-        if config.generator_type == "neighbor":
-            self.generator = ElectraEarlyExitNeighbors(config)
         self.post_init()
 
     def get_output_embeddings(self):
-        return self.generator.lm_head if self.config.generator_type == "mlm" else None
+        return self.generator.lm_head if self.config.generator_type in ("mlm", "self") else None
 
     def set_output_embeddings(self, value):
-        if self.config.generator_type == "mlm":
+        if self.config.generator_type in ("mlm", "self"):
             self.generator.lm_head = value
 
     def exits(self) -> Exits | None:
@@ -641,6 +664,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         mlm_labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
+        proposal_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
@@ -656,12 +680,14 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
                 tensor, so that a changing value does not make `torch.compile` compile again.
+            proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): for the generator `"self"`,
+                where to propose replacements for the sequences' next visit.
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
             exit_loss_weight * exit_loss + gain_loss` (the second term only with exit heads, the third only with
             regressors of the gain), so that it equals ELECTRA's without exits; times `discriminator_weight` where
-            `generator_type` names one that corrupts outside the model. For `mlm_labels` it is `generator_weight *
+            `generator_type` names one that is not trained. For `mlm_labels` it is `generator_weight *
             generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
@@ -678,6 +704,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 input_ids, mlm_labels, attention_mask, token_type_ids, position_ids
             )
 
+        proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
+        states_asked_for = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        if proposes and not states_asked_for:
+            kwargs["output_hidden_states"] = [self.config.generator_layer]
         outputs = self.electra(
             input_ids,
             attention_mask=attention_mask,
@@ -689,6 +719,12 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        proposals = None
+        if proposes:
+            early_states = outputs.hidden_states[self.config.generator_layer]
+            generator_loss, proposals = self.predict_originals(early_states, mlm_labels, proposal_mask)
+            if not states_asked_for:
+                outputs.hidden_states = None
         logits = self.discriminator_predictions(outputs.last_hidden_state)
 
         loss = discriminator_loss = exit_loss = gain_loss = None
@@ -716,6 +752,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             gain_loss=None if gain_loss is None else gain_loss.detach(),
             generator_loss=None if generator_loss is None else generator_loss.detach(),
             rtd_labels=labels,
+            proposals=proposals,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             exit_logits=outputs.exit_logits,
@@ -767,6 +804,30 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         original_ids = torch.where(masked, mlm_labels, input_ids)
         corrupted_ids = original_ids.masked_scatter(masked, samples)
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
+
+    def predict_originals(
+        self, hidden_states: torch.Tensor, mlm_labels: torch.Tensor | None, proposal_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What the generator `"self"` does with the states (batch, sequence, hidden) of its layer.
+
+        It learns the originals of the tokens that were chosen for this visit, whatever they became: so it learns not
+        to trust the token it sees, and can propose at places that hold the original.
+
+        Returns:
+            The mean cross-entropy at `mlm_labels != -100`, and samples (batch, sequence) at `proposal_mask`, -100
+            elsewhere; each `None` where its argument is.
+        """
+        hidden_states, loss, proposals = self.electra.encoder.norm(hidden_states), None, None
+        if mlm_labels is not None:
+            chosen = mlm_labels != -100
+            logits = self.generator(hidden_states[chosen]).float()
+            loss = F.cross_entropy(logits, mlm_labels[chosen], reduction="sum") / max(1, len(logits))
+        if proposal_mask is not None:
+            with torch.no_grad():
+                samples = sample_tokens(self.generator(hidden_states[proposal_mask]))
+            proposals = torch.full(proposal_mask.shape, -100, device=samples.device)
+            proposals = proposals.masked_scatter(proposal_mask, samples)
+        return loss, proposals
 
     def generator_logits(
         self, input_ids, masked, attention_mask=None, token_type_ids=None, position_ids=None

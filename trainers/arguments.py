@@ -63,8 +63,8 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
     generator_folder: str | None = field(
         default=None,
         metadata={
-            "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a run "
-            "of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
+            "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a "
+            "run of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
         },
     )
     generator_temperature: list[float] = field(

@@ -30,6 +30,7 @@ class DataCollatorForReplacedTokenDetection:
         seed (`int`): of the masks.
         replacements ([`generators.Replacements`], *optional*): proposes what the chosen tokens become. Left out: the
             batch is masked, and the model's generator, or one that runs in the step, proposes.
+        look_ahead (`bool`): also say which positions the next epoch will choose, as `proposal_mask`.
 
     Raises:
         ValueError: if the tokenizer has no mask or pad token, or a sequence is longer than `max_seq_length`.
@@ -40,6 +41,7 @@ class DataCollatorForReplacedTokenDetection:
     mlm_probability: float = 0.15
     seed: int = 0
     replacements: Replacements | None = None
+    look_ahead: bool = False
     # Shared memory, because loader workers that outlive an epoch hold a copy of this object.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
 
@@ -72,7 +74,7 @@ class DataCollatorForReplacedTokenDetection:
         length = self.max_seq_length or longest
         if longest > length:
             raise ValueError(f"a sequence of {longest} tokens does not fit `max_seq_length` {length}")
-        fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "labels": 0}
+        fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "labels": 0, "proposal_mask": False}
         batch = {}
         for name in rows[0]:
             padded = np.full((len(rows), length), fill[name])
@@ -88,19 +90,24 @@ class DataCollatorForReplacedTokenDetection:
         row = np.asarray(input_ids, dtype=np.int64)
         if labels is not None:
             return {"input_ids": row, "labels": np.asarray(labels)}
-        chosen, generator = self._choose(row)
+        epoch = int(self._epoch)
+        chosen, generator = self._choose(row, epoch)
         mlm_labels = np.full_like(row, -100)
         mlm_labels[chosen] = row[chosen]
         corrupted = row.copy()
         if self.replacements is None:
             corrupted[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self.tokenizer.mask_token_id
-            return {"input_ids": corrupted, "mlm_labels": mlm_labels}
+            masked = {"input_ids": corrupted, "mlm_labels": mlm_labels}
+            if self.look_ahead:
+                masked["proposal_mask"] = np.zeros(len(row), dtype=bool)
+                masked["proposal_mask"][self._choose(row, epoch + 1)[0]] = True
+            return masked
         corrupted[chosen] = self.replacements(row, chosen, generator, **columns)
         return {"input_ids": corrupted, "mlm_labels": mlm_labels, "labels": (corrupted != row).astype(np.int64)}
 
-    def _choose(self, row: np.ndarray) -> tuple[np.ndarray, np.random.Generator]:
+    def _choose(self, row: np.ndarray, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
         """The positions to corrupt, never a special token's, and the sequence's own random generator."""
-        generator = np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes())))
+        generator = np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes())))
         candidates = np.flatnonzero(~np.isin(row, self._special_ids))
         count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
@@ -114,6 +121,11 @@ def build_collator(
     generator = build_generator(config, sequences, tokenizer, args)
     in_step = isinstance(generator, StepGenerator)
     collator = DataCollatorForReplacedTokenDetection(
-        tokenizer, max_seq_length, config.mlm_probability, args.mask_seed, None if in_step else generator
+        tokenizer,
+        max_seq_length,
+        config.mlm_probability,
+        args.mask_seed,
+        None if in_step else generator,
+        look_ahead=config.generator_type == "self",
     )
     return collator, generator if in_step else None

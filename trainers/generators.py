@@ -27,6 +27,7 @@ from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
 from modeling_electra_exit.modeling_electra_exit import sample_tokens
 
 from .arguments import ElectraEarlyExitTrainingArguments
+from .data import id_dtype
 from .masked_lm import MaskedLanguageModel
 from .parsing import UsageError
 
@@ -114,11 +115,22 @@ class StepGenerator:
     def corrupt(self, inputs: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
         """A masked batch with `input_ids` corrupted and `labels`, 1 where a token was replaced by another."""
         input_ids, mlm_labels = inputs["input_ids"], inputs["mlm_labels"]
-        masked = mlm_labels != -100
         proposals = self.propose(input_ids, mlm_labels, inputs.get("attention_mask"), progress)
-        originals = torch.where(masked, mlm_labels, input_ids)
-        corrupted = originals.masked_scatter(masked, proposals)
-        return {**inputs, "input_ids": corrupted, "labels": (corrupted != originals).long()}
+        before = originals(input_ids, mlm_labels)
+        corrupted = before.masked_scatter(mlm_labels != -100, proposals)
+        return {**inputs, "input_ids": corrupted, "labels": (corrupted != before).long()}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs beside the weights; saved with every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]):
+        """Continue from what [`state_dict`] said."""
+
+
+def originals(input_ids: torch.Tensor, mlm_labels: torch.Tensor) -> torch.Tensor:
+    """The text before it was masked or corrupted; all `torch.LongTensor` of shape `(batch, sequence)`."""
+    return torch.where(mlm_labels != -100, mlm_labels, input_ids)
 
 
 class TokenDistribution(Replacements):
@@ -246,6 +258,57 @@ class Frozen(StepGenerator):
         )
 
 
+class SelfProposals(StepGenerator):
+    """What the discriminator itself proposed when it last read the sequence; at the first visit, as `unigram`.
+
+    The model proposes for the positions that the sequence's next visit will choose (`look_ahead` of the collator), so
+    only these are kept: about 200 bytes of memory a sequence of 64 tokens. A sequence is known by a hash of its ids
+    (multilinear, modulo 2^64), so it may come in any order and from any source.
+    """
+
+    def __init__(self, context: GeneratorContext):
+        self.proposals: dict[int, np.ndarray] = {}
+        self.dtype = id_dtype(context.config.vocab_size)
+        self.first = torch.from_numpy(unigram(context).cumulative)
+        length = context.config.max_position_embeddings
+        self.multipliers = torch.randint(-(2**63), 2**63 - 1, (length,), generator=torch.Generator().manual_seed(0))
+
+    def keys(self, originals: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The hash of each uncorrupted sequence, `torch.LongTensor` of shape `(batch,)`; padding does not count."""
+        real = originals + 1 if attention_mask is None else (originals + 1) * attention_mask
+        return (real * self.multipliers[: originals.shape[1]].to(originals.device)).sum(dim=1)
+
+    def propose(self, input_ids, mlm_labels, attention_mask, progress):
+        masked = mlm_labels != -100
+        drawn = torch.rand(int(masked.sum()), dtype=self.first.dtype) * self.first[-1]
+        replacements = torch.searchsorted(self.first, drawn, right=True)
+        rows = replacements.split(masked.sum(dim=1).tolist())
+        for key, row in zip(self.keys(originals(input_ids, mlm_labels), attention_mask).tolist(), rows, strict=True):
+            if (stored := self.proposals.get(key)) is not None:
+                row.copy_(torch.from_numpy(stored.astype(np.int64)))
+        return replacements.to(input_ids.device)
+
+    def remember(self, keys: torch.Tensor, proposals: torch.Tensor):
+        """Keep what the model proposed, `proposals` (batch, sequence) with -100 elsewhere, for the next visit."""
+        for key, row in zip(keys.tolist(), proposals.cpu().numpy(), strict=True):
+            self.proposals[key] = row[row != -100].astype(self.dtype)
+
+    def state_dict(self):
+        if not self.proposals:
+            return {}
+        rows = list(self.proposals.values())
+        return {
+            "keys": torch.tensor(list(self.proposals)),
+            "counts": torch.tensor([len(row) for row in rows]),
+            "proposals": torch.from_numpy(np.concatenate(rows).astype(np.int32)),
+        }
+
+    def load_state_dict(self, state):
+        ends = np.cumsum(state["counts"].numpy())[:-1]
+        rows = np.split(state["proposals"].numpy().astype(self.dtype), ends)
+        self.proposals = dict(zip(state["keys"].tolist(), rows, strict=True))
+
+
 # The part of the model that some generators are; `none` is the user's own corruption.
 IN_MODEL = ("mlm", "neighbor", "none")
 
@@ -257,6 +320,7 @@ GENERATORS: dict[str, Callable[[GeneratorContext], Replacements | StepGenerator]
     "shuffle": Shuffle,
     "cached": Cached,
     "frozen": Frozen,
+    "self": SelfProposals,
 }
 
 

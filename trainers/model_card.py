@@ -17,6 +17,7 @@ REPLACEMENTS = {
     "shuffle": "tokens of the same sequence that changed places",
     "frozen": "samples of a masked language model that was trained before",
     "cached": "sampled once beforehand and stored with the data",
+    "self": "proposed by a head on an early layer when the sequence was last read",
     "neighbor": "tokens near in the discriminator's embeddings",
 }
 

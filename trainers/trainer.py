@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -13,10 +14,12 @@ from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback
 from .collator import build_collator
 from .flops import active_tokens, step_flops
+from .generators import originals
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
 
 
+GENERATOR_FILE = "generator.safetensors"
 LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 
 
@@ -86,6 +89,7 @@ class ElectraEarlyExitTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
         exits_active = model.training and self.exits_active()
+        masked = inputs
         if self.generator is not None and "labels" not in inputs:
             progress = self.state.global_step / self.state.max_steps if model.training else 1.0
             inputs = self.generator.corrupt(inputs, progress)
@@ -94,6 +98,11 @@ class ElectraEarlyExitTrainer(Trainer):
             exit_policy=self.model_config.exit_policy if exits_active else "none",
             exit_loss_scale=self._exit_loss_scale() if model.training else None,
         )
+        if model.training and outputs.proposals is not None:
+            keys = self.generator.keys(
+                originals(masked["input_ids"], masked["mlm_labels"]), masked.get("attention_mask")
+            )
+            self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
@@ -183,6 +192,17 @@ class ElectraEarlyExitTrainer(Trainer):
         return loss.detach(), logits.float(), labels
 
     # ---- Saving ----
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """With the state of a generator beside the model."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.generator is not None and (state := self.generator.state_dict()):
+            save_file(state, os.path.join(output_dir, GENERATOR_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, GENERATOR_FILE)):
+            self.generator.load_state_dict(load_file(path))
 
     def _save_checkpoint(self, model, trial):
         """Not counted as training time."""

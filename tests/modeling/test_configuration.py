@@ -63,6 +63,8 @@ INVALID = [
     ({"audit_fraction": 1.2}, ["audit_fraction", "1.2", "between 0 and 1"]),
     ({"generator_type": "gpt"}, ["generator_type", "'gpt'", "'mlm'", "`module:attribute`"]),
     ({"generator_type": "my_module:"}, ["generator_type", "'my_module:'"]),
+    ({"generator_type": "self", "generator_num_hidden_layers": 3}, ["generator_num_hidden_layers", "between 1 and 2"]),
+    ({"generator_type": "self", "generator_num_hidden_layers": 0}, ["generator_num_hidden_layers", "at least 1"]),
     ({"generator_neighbors": 120}, ["generator_neighbors", "120", "below vocab_size (120)"]),
     ({"generator_refresh_steps": 0}, ["generator_refresh_steps", "0", "at least 1"]),
     ({"generator_size": 0.0}, ["generator_size", "0.0", "positive"]),

@@ -26,6 +26,7 @@ from modeling_electra_exit.trainers.generators import (
     TokenDistribution,
     bigram_counts,
     build_generator,
+    originals,
     token_counts,
 )
 from modeling_electra_exit.trainers.parsing import UsageError
@@ -134,23 +135,23 @@ def test_a_generator_inside_the_model_needs_none_outside(tokenizer):
 def labels_by_plain_loops(rows, batch, special, pad) -> tuple[int, int]:
     """Check every label; returns how many positions were replaced, and how many were chosen."""
     replaced = chosen = 0
-    for row, ids, labels, originals in zip(
+    for row, ids, labels, before in zip(
         rows, batch["input_ids"].tolist(), batch["labels"].tolist(), batch["mlm_labels"].tolist(), strict=True
     ):
         for position, now in enumerate(ids):
             if position >= len(row):
-                assert (now, labels[position], originals[position]) == (pad, 0, -100)
+                assert (now, labels[position], before[position]) == (pad, 0, -100)
                 continue
             assert labels[position] == int(now != row[position])
             if row[position] in special:
                 assert now == row[position]
-                assert originals[position] == -100
-            if originals[position] == -100:
+                assert before[position] == -100
+            if before[position] == -100:
                 assert now == row[position]
             else:
-                assert originals[position] == row[position]
+                assert before[position] == row[position]
             replaced += labels[position]
-            chosen += originals[position] != -100
+            chosen += before[position] != -100
     return replaced, chosen
 
 
@@ -292,6 +293,53 @@ def test_a_frozen_generator_that_cannot_be_used_is_one_line(tokenizer, tmp_path)
         Frozen(frozen_context(other, tmp_path, generator_folder=str(tmp_path / "b")))
     with pytest.raises(ValueError, match="two numbers above 0"):
         frozen_context(tokenizer, tmp_path, generator_temperature=[1.0])
+
+
+# ---- The discriminator itself ----
+
+
+def test_self_proposals_serve_the_next_visit_and_unigram_the_first(tokenizer, tmp_path):
+    sequences = corpus_of(tokenizer)
+    config = tiny_config(generator_type="self")
+    generator = build_generator(config, sequences, tokenizer)
+    collate = DataCollatorForReplacedTokenDetection(tokenizer, 32, look_ahead=True)
+    batch = collate(list(sequences))
+    # What is asked for now are the positions of the next epoch.
+    collate.set_epoch(1)
+    later = collate(list(sequences.select(range(39, -1, -1))))  # in another order
+    assert torch.equal(batch["proposal_mask"], (later["mlm_labels"] != -100).flip(0))
+
+    before = generator.corrupt(batch, 0.0)
+    rows, special = sequences["input_ids"], set(tokenizer.all_special_ids)
+    replaced, chosen = labels_by_plain_loops(rows, before, special, tokenizer.pad_token_id)
+    assert 80 < replaced < chosen == 160
+    drawn = before["input_ids"][batch["mlm_labels"] != -100]
+    counts = token_counts(sequences, 120).astype(float)
+    counts[tokenizer.all_special_ids] = 0
+    assert is_drawn_from(drawn.numpy(), counts)
+
+    # The model proposes the id 100 + position for all sequences but the first.
+    proposals = torch.where(batch["proposal_mask"], 50 + torch.arange(32), -100)[1:]
+    mask = batch["attention_mask"]
+    text = originals(batch["input_ids"], batch["mlm_labels"])
+    generator.remember(generator.keys(text, mask)[1:], proposals)
+    restored = build_generator(config, sequences, tokenizer)
+    restored.load_state_dict(generator.state_dict())
+    for of in (generator, restored):
+        after = of.corrupt(later, 0.5)["input_ids"].flip(0)
+        assert torch.equal(after[1:][proposals != -100], proposals[proposals != -100])
+        assert not torch.equal(after[0][batch["proposal_mask"][0]], 50 + batch["proposal_mask"][0].nonzero().squeeze())
+
+
+def test_sequences_are_told_apart_and_known_again_with_more_padding(tokenizer):
+    generator = build_generator(tiny_config(generator_type="self"), corpus_of(tokenizer), tokenizer)
+    ids = torch.randint(5, 100, (2000, 20), generator=torch.Generator().manual_seed(0))
+    ids[1], ids[3, 7] = ids[0].flip(0), 5  # the same ids in another order, and a row with one id changed
+    ids[2], ids[2, 7] = ids[3], 6
+    keys = generator.keys(ids, None)
+    assert len(set(keys.tolist())) == 2000
+    padded = torch.nn.functional.pad(ids, (0, 5), value=tokenizer.pad_token_id)
+    assert torch.equal(generator.keys(padded, (torch.arange(25) < 20).long().expand(2000, -1)), keys)
 
 
 # ---- A user's own ----

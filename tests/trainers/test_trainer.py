@@ -153,6 +153,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     [
         {"generator_type": "bigram"},
         {"generator_type": "frozen"},
+        {"generator_type": "self"},  # an epoch is four steps: the proposals of the first are in use at step 5
         # The table of the second refresh is in use when the run is cut at step 5.
         {"generator_type": "neighbor", "generator_refresh_steps": 3},
     ],
