@@ -470,6 +470,7 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
         the mean binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
         squared error of the predicted gains; the mean cross-entropy of the generator over masked tokens.
     rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator saw a replaced token.
+    corrupted_ids (`torch.LongTensor` of shape `(batch, sequence)`): what the discriminator saw.
     proposals (`torch.LongTensor` of shape `(batch, sequence)`): what the generator `"self"` proposes where
         `proposal_mask` asked, -100 elsewhere.
     """
@@ -481,6 +482,7 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     gain_loss: torch.FloatTensor | None = None
     generator_loss: torch.FloatTensor | None = None
     rtd_labels: torch.LongTensor | None = None
+    corrupted_ids: torch.LongTensor | None = None
     proposals: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -752,6 +754,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             gain_loss=None if gain_loss is None else gain_loss.detach(),
             generator_loss=None if generator_loss is None else generator_loss.detach(),
             rtd_labels=labels,
+            corrupted_ids=input_ids,
             proposals=proposals,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

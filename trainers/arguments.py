@@ -67,6 +67,13 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
             "run of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
         },
     )
+    reference_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a masked language model with the same vocabulary: evaluation reports how likely it "
+            "finds the generator's replacements."
+        },
+    )
     generator_temperature: list[float] = field(
         default_factory=lambda: [2.0, 1.0],
         metadata={"help": "The temperature of generator_type `frozen` at the first step and at the last."},

@@ -8,6 +8,7 @@ Add your own without touching this package: `generator_type="my_module:my_genera
 takes a [`GeneratorContext`] and returns one or the other.
 """
 
+import copy
 import os
 import pkgutil
 import sys
@@ -119,6 +120,10 @@ class StepGenerator:
         before = originals(input_ids, mlm_labels)
         corrupted = before.masked_scatter(mlm_labels != -100, proposals)
         return {**inputs, "input_ids": corrupted, "labels": (corrupted != before).long()}
+
+    def for_evaluation(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> "StepGenerator":
+        """The generator that corrupts this masked batch of an evaluation; it must leave no trace in training's."""
+        return self
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a resumed run needs beside the weights; saved with every checkpoint."""
@@ -287,6 +292,18 @@ class SelfProposals(StepGenerator):
             if (stored := self.proposals.get(key)) is not None:
                 row.copy_(torch.from_numpy(stored.astype(np.int64)))
         return replacements.to(input_ids.device)
+
+    def for_evaluation(self, model, inputs):
+        """Held-out sequences have no earlier visit, so make one: corrupt where the next epoch would, and let the model
+        propose where this one does."""
+        here, there = inputs["mlm_labels"] != -100, inputs["proposal_mask"]
+        text, attention_mask = originals(inputs["input_ids"], inputs["mlm_labels"]), inputs.get("attention_mask")
+        visitor = copy.copy(self)
+        visitor.proposals = {}
+        visit = visitor.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
+        proposals = model(visit["input_ids"], attention_mask, proposal_mask=here).proposals
+        visitor.remember(self.keys(text, attention_mask), proposals)
+        return visitor
 
     def remember(self, keys: torch.Tensor, proposals: torch.Tensor):
         """Keep what the model proposed, `proposals` (batch, sequence) with -100 elsewhere, for the next visit."""

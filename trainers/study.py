@@ -164,7 +164,8 @@ def collect(run: Run, folder: Path) -> dict:
         kept = {
             name: value
             for name, value in entry.items()
-            if name.startswith(("eval_roc_auc", "eval_average", "exit_", "kept_")) or name == "discriminator_loss"
+            if name.startswith(("eval_roc_auc", "eval_average", "exit_", "kept_"))
+            or name in ("discriminator_loss", "discriminator_auc", "generator_equal_rate")
         }
         if kept and "train_runtime" not in entry:
             log.setdefault(entry["step"], {"step": entry["step"]}).update(kept)

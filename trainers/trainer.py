@@ -9,18 +9,29 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from modeling_electra_exit.exit_state import roc_auc
+
 from . import metrics
 from .arguments import ElectraEarlyExitTrainingArguments
 from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback
 from .collator import build_collator
+from .difficulty import Difficulty, DifficultyCallback
 from .flops import active_tokens, step_flops
 from .generators import originals
+from .masked_lm import MaskedLanguageModel
 from .model_card import write_model_card
 from .optimization import ElectraAdamW
 
 
 GENERATOR_FILE = "generator.safetensors"
-LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
+LOGGED = (
+    "discriminator_loss",
+    "exit_loss",
+    "gain_loss",
+    "generator_loss",
+    "discriminator_auc",
+    "generator_equal_rate",
+)
 
 
 class ElectraEarlyExitTrainer(Trainer):
@@ -31,11 +42,13 @@ class ElectraEarlyExitTrainer(Trainer):
     default to what the model's `generator_type` names ([`collator.build_collator`]), and `compute_metrics` to
     [`metrics.replaced_token_detection`].
 
-    Logged in addition to the loss: its parts; `tokens_per_second` of training (evaluation and saving left out);
-    `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n; and as running means over the last
-    hundred or so steps, for each exit layer n: `exit_auc_layer_<n>`, the ROC-AUC of its head;
-    `exit_recall_left_layer_<n>`, the share of the replaced tokens that left which its head told as such (at the base
-    rate); and `exit_error_gap_layer_<n>`, how much more it errs than the final head on audit tokens.
+    Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
+    batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
+    `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
+    tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
+    `exit_auc_layer_<n>`, the ROC-AUC of its head; `exit_recall_left_layer_<n>`, the share of the replaced tokens
+    that left which its head told as such (at the base rate); and `exit_error_gap_layer_<n>`, how much more it errs
+    than the final head on audit tokens. Evaluation adds what [`difficulty.Difficulty`] measures of the generator.
     `total_flos` in `trainer_state.json` counts the operations really executed.
     """
 
@@ -52,8 +65,11 @@ class ElectraEarlyExitTrainer(Trainer):
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
         self.generator = generator
+        folder = self.args.reference_folder
+        self._reference = None if folder is None else MaskedLanguageModel(folder, tokenizer, self.args.device)
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
+        self.add_callback(DifficultyCallback())
         if self.model_config.generator_type == "neighbor":
             self.add_callback(NeighborCallback(self))
 
@@ -91,25 +107,27 @@ class ElectraEarlyExitTrainer(Trainer):
         exits_active = model.training and self.exits_active()
         masked = inputs
         if self.generator is not None and "labels" not in inputs:
+            generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
             progress = self.state.global_step / self.state.max_steps if model.training else 1.0
-            inputs = self.generator.corrupt(inputs, progress)
+            inputs = generator.corrupt(inputs, progress)
         outputs = model(
             **inputs,
             exit_policy=self.model_config.exit_policy if exits_active else "none",
             exit_loss_scale=self._exit_loss_scale() if model.training else None,
         )
-        if model.training and outputs.proposals is not None:
-            keys = self.generator.keys(
-                originals(masked["input_ids"], masked["mlm_labels"]), masked.get("attention_mask")
-            )
-            self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
             self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
-            for name in LOSS_PARTS:
-                if (value := getattr(outputs, name)) is not None:
+            for name, value in {**outputs, **step_difficulty(outputs, inputs)}.items():
+                if name in LOGGED:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
+            if outputs.proposals is not None:
+                text = originals(masked["input_ids"], masked["mlm_labels"])
+                keys = self.generator.keys(text, masked.get("attention_mask"))
+                self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
+        elif "mlm_labels" in inputs:
+            self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], inputs.get("attention_mask"))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _exit_loss_scale(self) -> torch.Tensor | None:
@@ -166,8 +184,13 @@ class ElectraEarlyExitTrainer(Trainer):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
+            self._difficulty = Difficulty(self._reference, getattr(self.processing_class, "mask_token_id", None))
             try:
-                return super().evaluation_loop(*args, **kwargs)
+                output = super().evaluation_loop(*args, **kwargs)
+                self._difficulty.sums = self.accelerator.reduce(self._difficulty.sums.to(self.args.device)).cpu()
+                prefix = kwargs.get("metric_key_prefix", "eval")
+                output.metrics.update({f"{prefix}_{k}": value for k, value in self._difficulty.measures().items()})
+                return output
             finally:
                 if hasattr(self.data_collator, "set_epoch"):
                     self.data_collator.set_epoch(epoch)
@@ -221,6 +244,19 @@ class ElectraEarlyExitTrainer(Trainer):
         """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
         if self.is_world_process_zero():
             write_model_card(self.args.output_dir, **{k: v for k, v in kwargs.items() if k in ("language", "license")})
+
+
+def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What one training step says of its generator, without waiting for the device."""
+    labels, mask = outputs.rtd_labels, inputs.get("attention_mask")
+    if labels is None:
+        return {}
+    real = labels if mask is None else labels.masked_fill(mask == 0, -1)
+    measured = {"discriminator_auc": roc_auc(outputs.logits.detach().reshape(-1), real.reshape(-1))}
+    if (mlm_labels := inputs.get("mlm_labels")) is not None:
+        chosen = mlm_labels != -100
+        measured["generator_equal_rate"] = (chosen & (labels == 0)).sum() / chosen.sum().clamp_min(1)
+    return measured
 
 
 class Stopwatch:
