@@ -144,6 +144,16 @@ class DataArguments:
         default=None,
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
     )
+    validation_corrupted: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of held-out sequences corrupted beforehand (`datasets`, columns input_ids and labels): "
+            "evaluated while training instead of the run's own, each under its folder's name."
+        },
+    )
+    max_train_sequences: int | None = field(
+        default=None, metadata={"help": "Train on the first so many sequences only; on more visits to each."}
+    )
     data_split_seed: int = field(default=0, metadata={"help": "Seed of that draw."})
     max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})
     tokenizer_name: str | None = field(

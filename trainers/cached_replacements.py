@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute
 import torch
 from datasets import DatasetDict, Features, Value
 from datasets import Sequence as SequenceFeature
 
+from .arguments import ElectraEarlyExitTrainingArguments
 from .collator import MASK_SHARE
-from .data import CACHE_REPORT, checksum, id_dtype, prepare
-from .generators import GeneratorContext, Replacements, StepGenerator, build_generator
+from .data import CACHE_REPORT, checksum, count_tokens, id_dtype
+from .generators import IN_MODEL, GeneratorContext, Replacements, StepGenerator, build_generator
 from .parsing import Parser, UsageError, parse
-from .pretraining import build_config, vocabulary_fields
+from .pretraining import prepare_run
 
 
 logger = logging.getLogger(__name__)
 
 COLUMN = "replacements"
 BATCH = 64
+# These depend on the model in training, or were sampled before already.
+NOT_BEFOREHAND = (*IN_MODEL, "self", "cached")
 
 
 def cache_command(argv: Sequence[str]) -> int:
@@ -45,18 +47,27 @@ def cache_command(argv: Sequence[str]) -> int:
     if args.folder.exists():
         raise UsageError(f"{args.folder} exists; choose another --folder, or remove it")
     config_fields, data_args, training_args, _ = parse([args.recipe, *flags])
-    config = build_config(config_fields)
-    packed, tokenizer, _ = prepare(data_args, config.vocab_size)
-    config = build_config(config_fields, **vocabulary_fields(tokenizer))
-    generator = build_generator(config, packed["train"], tokenizer, training_args)
-    if generator is None or config.generator_type == "cached":
+    print(describe(cache_replacements(config_fields, data_args, training_args, args.folder, args.draws)))
+    return 0
+
+
+def cache_replacements(
+    config_fields: dict, data_args, training_args: ElectraEarlyExitTrainingArguments, folder: Path, draws: int
+) -> dict:
+    """Sample `draws` replacements for every token of a run's text into `folder`; returns what [`write_cache`] does.
+
+    Raises:
+        UsageError: for a generator that is a part of a model in training.
+    """
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    if config.generator_type in NOT_BEFOREHAND:
         raise UsageError(
             f"generator_type {config.generator_type!r} cannot be sampled beforehand; for a trained masked language "
             "model give `--generator_type frozen --generator_folder FOLDER`"
         )
     context = GeneratorContext(config, packed["train"], tokenizer, training_args)
-    print(describe(write_cache(generator, packed, context, args.draws, args.folder)))
-    return 0
+    generator = build_generator(config, packed["train"], tokenizer, training_args)
+    return write_cache(generator, packed, context, draws, folder)
 
 
 def write_cache(
@@ -69,8 +80,8 @@ def write_cache(
     `mlm_probability` of its tokens masked, until all were.
 
     Returns:
-        What `cache.json` says too, for each split: tokens, draws, seconds, bytes, how often a replacement equals the
-        original, and a checksum of the sequences.
+        What `cache.json` says too, for each split: tokens, seconds, bytes, operations, how often a replacement equals
+        the original, and a checksum of the sequences.
     """
     folder.mkdir(parents=True)
     features = Features({COLUMN: SequenceFeature(Value(id_dtype(context.config.vocab_size)))})
@@ -97,16 +108,26 @@ def write_cache(
             )  # fmt: skip
             report["splits"][split] = {
                 "sequences": len(sequences),
-                "tokens": pyarrow.compute.sum(
-                    pyarrow.compute.list_value_length(sequences.data.column("input_ids"))
-                ).as_py(),
+                "tokens": count_tokens(sequences),
                 "seconds": round(time.perf_counter() - start, 1),
                 "bytes": path.stat().st_size,
+                "flops": generator_flops(generator, sequences, context),
                 "equal_rate": equal / max(1, total),
                 "checksum": checksum(sequences),
             }
     (folder / CACHE_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def generator_flops(generator, sequences, context: GeneratorContext) -> float:
+    """Operations of a neural generator that meets each of the sequences as often as it takes to mask all tokens."""
+    if not isinstance(generator, StepGenerator):
+        return 0.0
+    return _parts(context) * generator.flops(len(sequences), max(map(len, sequences["input_ids"])))
+
+
+def _parts(context: GeneratorContext) -> int:
+    return math.ceil(1 / context.config.mlm_probability)
 
 
 def sample_rows(
@@ -115,7 +136,7 @@ def sample_rows(
     """For each row (tokens,) its replacements (tokens, draws), int64."""
     tables = [np.repeat(row[:, None], draws, axis=1) for row in rows]
     chances = [np.random.default_rng((context.args.mask_seed, zlib.crc32(row.tobytes()))) for row in rows]
-    parts = math.ceil(1 / context.config.mlm_probability)
+    parts = _parts(context)
     split = [
         np.array_split(chance.permutation(np.flatnonzero(~np.isin(row, context.tokenizer.all_special_ids))), parts)
         for row, chance in zip(rows, chances, strict=True)

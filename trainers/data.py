@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, Sequence, Value, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Sequence,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
@@ -288,8 +297,27 @@ def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> Datas
 
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
     empty = sum(not text or text.isspace() for text in _texts(documents))
-    tokens = pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py()
-    return SplitCounts(len(documents), empty, tokens or 0, len(packed))
+    return SplitCounts(len(documents), empty, count_tokens(packed), len(packed))
+
+
+def load_corrupted(folder: str) -> Dataset:
+    """Sequences corrupted beforehand.
+
+    Raises:
+        DataError: if the folder holds none.
+    """
+    try:
+        corrupted = load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read corrupted sequences from {folder}: {_first_line(error)}") from error
+    if not {"input_ids", "labels"} <= set(getattr(corrupted, "column_names", ())):
+        raise DataError(f"{folder} holds no data set with the columns `input_ids` and `labels`")
+    return corrupted
+
+
+def count_tokens(packed: Dataset) -> int:
+    """Tokens of packed sequences, special ones included."""
+    return pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py() or 0
 
 
 def _texts(documents: Dataset) -> Iterator[str | None]:
@@ -306,4 +334,9 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
     documents = load_documents(args)
     tokenizer = load_tokenizer(args, vocab_size, documents["train"])
     packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+    if args.max_train_sequences is not None:
+        if args.max_train_sequences < 1:
+            raise DataError(f"--max_train_sequences must be at least 1, got {args.max_train_sequences}")
+        packed["train"] = packed["train"].select(range(min(args.max_train_sequences, len(packed["train"]))))
+        counts["train"].sequences, counts["train"].tokens = len(packed["train"]), count_tokens(packed["train"])
     return packed, tokenizer, {name: asdict(count) for name, count in counts.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -21,7 +22,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
 from .collator import build_collator
-from .data import attach_replacements, load_documents, prepare
+from .data import attach_replacements, load_corrupted, load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
@@ -54,9 +55,9 @@ def pretrain(
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     checkpoint = check_output_folder(training_args, given)
-    trainer, data_report = build_trainer(config_fields, data_args, training_args)
+    trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
     _write_json(Path(training_args.output_dir) / RUN_FILE, given)
-    train(trainer, checkpoint, data_report)
+    train(trainer, checkpoint, data_report, held_out)
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
     if training_args.push_to_hub:
@@ -98,8 +99,12 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
-    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+def prepare_run(config_fields: dict, data_args: DataArguments):
+    """Data and config; everything the user can have got wrong there is found before anything else starts.
+
+    Returns:
+        The config, the packed splits, the tokenizer and the counts of the splits.
+    """
     config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
@@ -108,7 +113,14 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
     asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
-    config = build_config(config_fields, **vocabulary_fields(tokenizer, asked))
+    return build_config(config_fields, **_vocabulary_fields(tokenizer, asked)), packed, tokenizer, counts
+
+
+def build_trainer(
+    config_fields: dict, data_args: DataArguments, args
+) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
+    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+    config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
     if config.generator_type == "cached":
         packed = attach_replacements(packed, args.generator_folder)
     torch.manual_seed(args.seed)
@@ -119,13 +131,14 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
     if args.corpus_init:
         initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
     collator, generator = build_collator(config, packed["train"], tokenizer, args, data_args.max_seq_length)
+    corrupted = {Path(path).name: load_corrupted(path) for path in data_args.validation_corrupted or ()}
     trainer = ElectraEarlyExitTrainer(
         model,
         args,
         collator,
         generator,
         train_dataset=packed["train"],
-        eval_dataset=packed["validation"],
+        eval_dataset=corrupted or packed["validation"],
         processing_class=tokenizer,
     )
     if trainer.pop_callback(ProgressCallback):
@@ -136,7 +149,7 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         "max_seq_length": data_args.max_seq_length,
         "counts": counts,
     }
-    return trainer, described
+    return trainer, described, packed["validation"]
 
 
 def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
@@ -149,7 +162,7 @@ def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
         raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
 
 
-def vocabulary_fields(tokenizer, asked: int | None = None) -> dict:
+def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
     """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
     needed = max(tokenizer.get_vocab().values()) + 1
     if asked is not None and asked < needed:
@@ -166,11 +179,12 @@ def _describe_source(args: DataArguments) -> str:
     return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
 
 
-def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict) -> None:
-    """Train, evaluate, and write everything a stranger needs to load and judge the model."""
+def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict, held_out: Dataset) -> None:
+    """Train, and write everything a stranger needs to load and judge the model; it is evaluated at the end on
+    `held_out` sequences, with the run's own generator."""
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    evaluation = trainer.evaluate()
+    evaluation = trainer.evaluate(held_out)
     trainer.save_model()
     trainer.save_state()
     measured = {

@@ -69,7 +69,8 @@ class ElectraEarlyExitTrainer(Trainer):
         self._reference = None if folder is None else MaskedLanguageModel(folder, tokenizer, self.args.device)
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
-        self.add_callback(DifficultyCallback())
+        if self.model_config.discriminator_weight > 0:
+            self.add_callback(DifficultyCallback())
         if self.model_config.generator_type == "neighbor":
             self.add_callback(NeighborCallback(self))
 
