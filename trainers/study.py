@@ -25,8 +25,9 @@ from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, 
 from .generators import build_generator
 from .judge import BATCH, judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
-from .pretraining import METRICS_FILE, prepare_run, pretrain
-from .study_report import RATE_MARK, seconds_of, write_report
+from .pretraining import METRICS_FILE, build_trainer, prepare_run, pretrain
+from .step_timing import time_steps
+from .study_report import RATE_MARK, measured_seconds, timing_file, write_report
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def study_command(argv: Sequence[str]) -> int:
     if not args.report_only:
         if not args.train_files:
             raise UsageError("give the text with --train_files, or --report_only")
-        run_study(study, chosen_runs(runs, args), args, results)
+        (time_study if args.time_steps else run_study)(study, chosen_runs(runs, args), args, results)
     print(write_report(args.study, study, runs, results))
     return 0
 
@@ -93,6 +94,13 @@ def study_parser() -> Parser:
     parser.add_argument("--stages", nargs="+", help="only these (default: all)")
     parser.add_argument("--arms", nargs="+", help="only these (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these (default: all)")
+    parser.add_argument(
+        "--time_steps",
+        type=int,
+        metavar="N",
+        help="instead of running them, time N steps of each arm in turn; the report's times are then these, which "
+        "others on the machine do not disturb",
+    )
     parser.add_argument("--report_only", action="store_true", help="write the report of the results there are")
     return parser
 
@@ -145,13 +153,35 @@ def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
+    """Write what a step of each arm takes, one file a stage; the learning rate does not matter to it."""
+    folder = args.output_dir / args.study
+    common, shared = shared_places(study, args)
+    results.mkdir(parents=True, exist_ok=True)
+    for stage in dict.fromkeys(run.stage for run in runs):
+        arms = {run.arm.split(RATE_MARK)[0]: run for run in runs if run.stage == stage}
+        trainers = {}
+        for arm, run in arms.items():
+            places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
+            places["corpus_init"] = False  # takes minutes, and changes no time
+            trainers[arm], *_ = build_trainer(*parse_fields({**run.fields, **places})[:3])
+        seconds = time_steps(trainers, args.time_steps)
+        path = results / timing_file(stage)
+        path.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
+    """The folder of what all runs of a study share, and of those of the study that it extends; and [`make_shared`]."""
+    common = args.output_dir / study.get("extends", args.study)
+    common.mkdir(parents=True, exist_ok=True)
+    with FileLock(common / "shared.lock"):  # others may run other arms at the same time
+        return common, make_shared(study, common, args.train_files)
+
+
 def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
     """Run and judge what has no result yet."""
     folder = args.output_dir / args.study
-    common = args.output_dir / study.get("extends", args.study)  # what is shared is shared with that study too
-    common.mkdir(parents=True, exist_ok=True)
-    with FileLock(common / "shared.lock"):  # others may run other arms at the same time
-        shared = make_shared(study, common, args.train_files)
+    common, shared = shared_places(study, args)
     for run in runs:
         places = {**shared, "output_dir": str(folder / run.name), **_own_places(run.fields, common)}
         path = results / run.result_file
@@ -288,7 +318,7 @@ def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
         folder = common / kind / name
         if kind == "references":
             measured, fields = json.loads((folder / METRICS_FILE).read_text("utf-8")), study[kind][name]
-            spent = {"flops": measured["flops"]["total"], "seconds": seconds_of(measured["training"])}
+            spent = {"flops": measured["flops"]["total"], "seconds": measured_seconds(measured["training"])}
         else:
             fields = study[kind][name]["fields"]
             spent = json.loads((folder / CACHE_REPORT).read_text("utf-8"))["splits"]["train"]

@@ -34,7 +34,12 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     found = {}
     for run in runs:
         if (path := results / run.result_file).exists():
-            found.setdefault(run.stage, defaultdict(list))[run.arm].append(json.loads(path.read_text("utf-8")))
+            result = json.loads(path.read_text("utf-8"))
+            timed = results / timing_file(run.stage)
+            if timed.exists():
+                seconds = json.loads(timed.read_text("utf-8"))
+                result["step_seconds"] = seconds.get(run.arm.split(RATE_MARK)[0])
+            found.setdefault(run.stage, defaultdict(list))[run.arm].append(result)
     results.mkdir(parents=True, exist_ok=True)
     baseline = study["baseline"]
     lines = [
@@ -49,6 +54,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     ]
     for stage, arms in found.items():
         lines += [f"## Stage {stage}: {tokens_of(arms):.1f} M tokens", ""]
+        if all(result.get("step_seconds") for group in arms.values() for result in group):
+            lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
         chosen = at_better_rate(arms)
         if len(chosen) < len(arms):
             lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
@@ -61,6 +68,11 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     path = results / "README.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def timing_file(stage: str) -> str:
+    """Where `--time_steps` writes, among the results."""
+    return f"{stage}-step-seconds.json"
 
 
 def tokens_of(arms: dict[str, list[dict]]) -> float:
@@ -117,7 +129,7 @@ def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
         "FLOPs, layers": lambda r: r["flops"]["blocks"],
         "FLOPs, all": lambda r: r["flops"]["total"],
         "FLOPs a step": lambda r: r["flops"]["total"] / r["training"]["steps"],
-        "time a step": lambda r: seconds_of(r["training"]) / r["training"]["steps"],
+        "time a step": lambda r: seconds_of(r) / r["training"]["steps"],
     }
     if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
         costs["FLOPs given before"] = lambda r: r["flops"]["total"] + r["given"]["flops"]
@@ -215,9 +227,27 @@ def _mean_auc(group: list[dict]) -> float:
 # ---- Curves ----
 
 
-def seconds_of(training: dict) -> float:
-    """Seconds of training, evaluation and saving left out."""
+def measured_seconds(training: dict) -> float:
+    """Seconds that a run took to train, evaluation and saving left out."""
     return training["tokens"] / training["tokens_per_second"]
+
+
+def cumulative_seconds(result: dict) -> list[float]:
+    """Seconds after each step: by the times of `--time_steps` where there are any, else as the run itself took."""
+    steps = result["training"]["steps"]
+    timed = result.get("step_seconds")
+    if timed is None:
+        return [measured_seconds(result["training"]) * (step + 1) / steps for step in range(steps)]
+    _, _, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    return list(
+        accumulate(
+            timed["exits" if "exits" in timed and args.exits_active(s, steps) else "dense"] for s in range(steps)
+        )
+    )
+
+
+def seconds_of(result: dict) -> float:
+    return cumulative_seconds(result)[-1]
 
 
 def curve(result: dict) -> dict[str, list[float]]:
@@ -225,13 +255,13 @@ def curve(result: dict) -> dict[str, list[float]]:
     `seconds`."""
     points = [(entry["step"], [v for k, v in entry.items() if _CURVE.fullmatch(k)]) for entry in result["log"]]
     points = [(step, mean(scores)) for step, scores in points if scores]
-    steps, flops = [step for step, _ in points], cumulative_flops(result)
+    steps, flops, seconds = [step for step, _ in points], cumulative_flops(result), cumulative_seconds(result)
     tokens = [step * result["training"]["tokens_per_step"] for step in steps]
     return {
         "score": [score for _, score in points],
         "tokens": tokens,
         "flops": [flops[step - 1] for step in steps],
-        "seconds": [count / result["training"]["tokens_per_second"] for count in tokens],
+        "seconds": [seconds[step - 1] for step in steps],
     }
 
 
@@ -295,7 +325,7 @@ def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
     """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
     no more cost. What an arm was given before counts, and is drawn as a bar to its left."""
     figure, plots = _plots(2)
-    axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r["training"]), 60))
+    axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
     for plot, (part, own, unit) in zip(plots, axes, strict=True):
         points = []
         for number, (arm, group) in enumerate(arms.items()):

@@ -10,7 +10,7 @@ import yaml
 from modeling_electra_exit.trainers import cli, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
-from modeling_electra_exit.trainers.study_report import cumulative_flops, equal_cost
+from modeling_electra_exit.trainers.study_report import cumulative_flops, cumulative_seconds, equal_cost
 from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
@@ -206,6 +206,29 @@ def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(stud
     assert cli.main(["study", "again", *again]) == 0
     assert (tmp_path / "out/kinds/references/judge/metrics.json").stat().st_mtime_ns == before
     assert not (tmp_path / "out/again/references").exists()
+
+
+def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp_path, capsys):
+    short = [*flags, "--stages", "full", "--seeds", "0", "--arms", "dense", "random"]
+    assert cli.main(["study", "tiny", *short, "--time_steps", "2"]) == 0
+    path = tmp_path / "results" / "full-step-seconds.json"
+    found = json.loads(path.read_text())
+    assert {arm: sorted(seconds) for arm, seconds in found.items()} == {
+        "dense": ["dense"],
+        "random": ["dense", "exits"],
+    }
+    assert all(0 < value < 10 for seconds in found.values() for value in seconds.values())
+    assert not list((tmp_path / "results").glob("full-dense*"))  # timed, and not run
+    result = {
+        "training": {"steps": 10, "tokens": 100, "tokens_per_second": 10.0},
+        "fields": {**TINY["base"], "exit_warmup": 0.2, "exit_cooldown": 0.1},
+    }
+    assert cumulative_seconds(result) == pytest.approx([*range(1, 11)])
+    timed = cumulative_seconds({**result, "step_seconds": {"dense": 2.0, "exits": 1.0}})
+    assert timed == [2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
+    assert cumulative_seconds({**result, "step_seconds": {"dense": 2.0}})[-1] == 20
+    assert cli.main(["study", "tiny", *short]) == 0
+    assert "Times are by the medians" in (tmp_path / "results" / "README.md").read_text()
 
 
 def test_scores_are_read_off_the_curves_at_equal_cost():
