@@ -110,7 +110,8 @@ class ElectraEarlyExitTrainer(Trainer):
         if self.generator is not None and "labels" not in inputs:
             generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
             progress = self.state.global_step / self.state.max_steps if model.training else 1.0
-            inputs = generator.corrupt(inputs, progress)
+            with self.accelerator.autocast():  # which covers the model in training alone
+                inputs = generator.corrupt(inputs, progress)
         outputs = model(
             **inputs,
             exit_policy=self.model_config.exit_policy if exits_active else "none",

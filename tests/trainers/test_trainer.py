@@ -241,6 +241,18 @@ def test_bf16_on_a_cpu(tokenizer, tmp_path):
     assert trainer.state.log_history[0]["loss"] > 0
 
 
+def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "frozen")
+    tokenizer.save_pretrained(tmp_path / "frozen")
+    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(tmp_path / "frozen")}
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="frozen"), **arguments)
+    dtypes = []
+    head = trainer.generator.model._model.generator.lm_head
+    head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    trainer.train()
+    assert dtypes[0] == torch.bfloat16  # the other call counts its operations
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
