@@ -404,19 +404,21 @@ GENERATORS = {
 }
 
 
-def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """One token a row from softmax(logits), by inverting the cumulative distribution, in fp32.
+def sample_tokens(logits: torch.Tensor, draws: int | None = None) -> torch.Tensor:
+    """Tokens from softmax(logits), by inverting the cumulative distribution, in fp32.
 
     Args:
         logits (`torch.FloatTensor` of shape `(rows, vocabulary)`).
+        draws (`int`, *optional*): how many a row. Left out: one.
 
     Returns:
-        `torch.LongTensor` of shape `(rows,)`.
+        `torch.LongTensor` of shape `(rows,)`, or `(rows, draws)`.
     """
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
     # Scaled by the last entry instead of by 1, because rounding leaves the sum of the probabilities beside 1.
-    uniform = torch.rand(logits.shape[0], 1, device=logits.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
+    uniform = torch.rand(logits.shape[0], draws or 1, device=logits.device) * cumulative[:, -1:]
+    samples = torch.searchsorted(cumulative, uniform, right=True).clamp_max(logits.shape[1] - 1)
+    return samples.squeeze(1) if draws is None else samples
 
 
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:

@@ -168,7 +168,8 @@ def _sample_in_step(generator, rows, positions, chances, context, draws) -> list
     tensors = (
         torch.from_numpy(a).to(context.args.device) for a in (input_ids, mlm_labels, attention_mask.astype(int))
     )
-    drawn = generator.propose_several(*tensors, draws).cpu().numpy()
+    with torch.autocast(context.args.device.type, torch.bfloat16, enabled=context.args.bf16):
+        drawn = generator.propose_several(*tensors, draws).cpu().numpy()
     return np.split(drawn, np.cumsum([len(places) for places in positions])[:-1])
 
 

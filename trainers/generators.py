@@ -255,7 +255,7 @@ class Frozen(StepGenerator):
 
     def propose_several(self, input_ids, mlm_labels, attention_mask, draws):
         logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask) / self.args.generator_temperature[1]
-        return torch.stack([sample_tokens(logits) for _ in range(draws)], dim=1)
+        return sample_tokens(logits, draws)
 
     def flops(self, batch_size, sequence_length):
         return batch_size * self.model.flops(
