@@ -18,7 +18,7 @@ from .collator import MASK_SHARE
 from .data import CACHE_REPORT, checksum, count_tokens, id_dtype
 from .generators import IN_MODEL, GeneratorContext, Replacements, StepGenerator, build_generator
 from .parsing import Parser, UsageError, parse
-from .pretraining import prepare_run
+from .pretraining import build_config, prepare_run
 
 
 logger = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def cache_replacements(
     Raises:
         UsageError: for a generator that is a part of a model in training.
     """
-    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
-    if config.generator_type in NOT_BEFOREHAND:
+    if (name := build_config(config_fields).generator_type) in NOT_BEFOREHAND:
         raise UsageError(
-            f"generator_type {config.generator_type!r} cannot be sampled beforehand; for a trained masked language "
+            f"generator_type {name!r} cannot be sampled beforehand; for a trained masked language "
             "model give `--generator_type frozen --generator_folder FOLDER`"
         )
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
     context = GeneratorContext(config, packed["train"], tokenizer, training_args)
     generator = build_generator(config, packed["train"], tokenizer, training_args)
     return write_cache(generator, packed, context, draws, folder)
