@@ -1,6 +1,7 @@
 """Configuration of ELECTRA with adaptive early exits."""
 
 import math
+import re
 
 from huggingface_hub.dataclasses import strict
 from transformers import ElectraConfig
@@ -15,7 +16,9 @@ __version__ = "0.1.0.dev0"
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 EXIT_HEADS = ("separate", "shared")
-GENERATOR_TYPES = ("mlm", "uniform", "unigram", "none")
+GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "frozen", "cached", "self", "none")
+# A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
+USER_GENERATOR = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 # Every Auto class this plugin serves. Written into each config, so that a saved folder loads with
 # `trust_remote_code=True` through all of them, whichever class it was saved from.
@@ -98,15 +101,27 @@ class ElectraEarlyExitConfig(ElectraConfig):
         inference_exit_temperatures (`list[float]`, *optional*):
             For each exit layer, what the exit head's logits are divided by in evaluation mode. Left out: 1.
         generator_type (`str`, defaults to `"mlm"`):
-            `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this checkpoint. `"uniform"` and
-            `"unigram"`: the data collator replaces tokens by random ones, all alike or as frequent as in the training
-            text. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            What replaces tokens. `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this
+            checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text; `"unigram"`, as
+            frequent as there; `"bigram"`, as frequent as there after the token to the left; `"shuffle"`, the chosen
+            tokens of a sequence change places; `"cached"`, sampled beforehand and stored with the data. `"frozen"`: a
+            masked language model trained before, which is no part of this checkpoint. `"neighbor"`: one of the tokens
+            nearest in the discriminator's own embeddings. `"self"`: a masked-language-modelling head on an early layer
+            of the discriminator proposes what the token becomes at the sequence's next visit; at the first, it is as
+            `"unigram"`. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            `"module:attribute"`: your own, imported when training starts and not when a checkpoint is loaded.
         generator_alpha (`float`, defaults to 1.0):
-            Power of the frequency in `"unigram"`: below 1, rare tokens are drawn more often than they occur.
+            Power of the frequency in `"unigram"`, and where `"bigram"` and `"self"` fall back on it: below 1, rare
+            tokens are drawn more often than they occur.
+        generator_neighbors (`int`, defaults to 8):
+            How many of the nearest tokens `"neighbor"` draws from, all alike.
+        generator_refresh_steps (`int`, defaults to 500):
+            Steps after which `"neighbor"` looks again which tokens are nearest.
         generator_size (`float`, defaults to 0.25):
             Width of the generator relative to the discriminator.
         generator_num_hidden_layers (`int`, *optional*):
-            Depth of the generator. Left out: the discriminator's (narrower, not shallower).
+            Depth of the generator. Left out: the discriminator's (narrower, not shallower). For `"self"`, after how
+            many of the discriminator's layers its head stands; left out: at the first exit, or after a third of them.
         generator_num_attention_heads (`int`, *optional*):
             Left out: one head for every 64 units of width, at least one.
         generator_intermediate_size (`int`, *optional*):
@@ -156,6 +171,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
     inference_exit_temperatures: list[float | int] | None = None
     generator_type: str = "mlm"
     generator_alpha: float | int = 1.0
+    generator_neighbors: int = 8
+    generator_refresh_steps: int = 500
     generator_size: float | int = 0.25
     generator_num_hidden_layers: int | None = None
     generator_num_attention_heads: int | None = None
@@ -230,6 +247,12 @@ class ElectraEarlyExitConfig(ElectraConfig):
         generator.intermediate_size = self.generator_intermediate_size or 4 * hidden_size
         generator._attn_implementation = self._attn_implementation
         return generator
+
+    @property
+    def generator_layer(self) -> int:
+        """After how many layers the head of the generator `"self"` stands."""
+        first_exit = self.exit_layers[0] if self.has_exit_heads else max(1, self.num_hidden_layers // 3)
+        return self.generator_num_hidden_layers or first_exit
 
     def _check(self, name: str, legal: bool, legal_values: str):
         """Raise a ValueError that names the field, its value and the legal values unless `legal`."""
@@ -349,17 +372,27 @@ class ElectraEarlyExitConfig(ElectraConfig):
         """Part of `@strict`-powered validation: everything about the generator and the objective."""
         self._check(
             "generator_type",
-            self.generator_type in GENERATOR_TYPES,
-            f"one of {', '.join(map(repr, GENERATOR_TYPES))}",
+            self.generator_type in GENERATOR_TYPES or USER_GENERATOR.fullmatch(self.generator_type) is not None,
+            f"one of {', '.join(map(repr, GENERATOR_TYPES))}, or `module:attribute`",
         )
         for name in ("generator_weight", "discriminator_weight", "generator_alpha"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        self._check("generator_refresh_steps", self.generator_refresh_steps >= 1, "at least 1")
+        self._check("generator_neighbors", 1 <= self.generator_neighbors < self.vocab_size,
+                    f"at least 1 and below vocab_size ({self.vocab_size})")  # fmt: skip
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
-        if self.generator_type != "mlm":
-            return
         for name in ("generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "None or at least 1")
+        if self.generator_type == "self":
+            deepest = self.exit_layers[0] if self.has_exit_heads else self.num_hidden_layers
+            self._check(
+                "generator_num_hidden_layers",
+                self.generator_layer <= deepest,
+                f"None or between 1 and {deepest} for `generator_type='self'`, so that no token has left before",
+            )
+        if self.generator_type != "mlm":
+            return
         hidden_size = round(self.hidden_size * self.generator_size)
         heads = self.generator_num_attention_heads or max(1, hidden_size // 64)
         self._check(

@@ -36,6 +36,22 @@ def sample_in_proportion(weights: torch.Tensor) -> torch.Tensor:
     return (block * BLOCK + _invert(chosen)).squeeze(1).clamp_max(columns - 1)
 
 
+def sample_tokens(logits: torch.Tensor, draws: int | None = None) -> torch.Tensor:
+    """Tokens from softmax(logits), in fp32.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(rows, vocabulary)`).
+        draws (`int`, *optional*): how many a row. Left out: one.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows,)`, or `(rows, draws)`.
+    """
+    probabilities = logits.detach().float().softmax(dim=-1)
+    if draws is None:
+        return sample_in_proportion(probabilities)
+    return torch.stack([sample_in_proportion(probabilities) for _ in range(draws)], dim=1)
+
+
 def _invert(weights: torch.Tensor) -> torch.Tensor:
     cumulative = weights.cumsum(dim=1)
     # Scaled by the last entry instead of by a sum computed elsewhere, which rounding would leave beside it.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     ElectraConfig,
@@ -38,7 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_electra_exit import ElectraEarlyExitConfig
 from .exit_policy import POLICIES, Evidence, Selection, above_threshold, capacity, round_up, select
 from .exit_state import ElectraEarlyExitState, token_losses
-from .generator_head import PredictMaskedTokens
+from .generator_head import PredictMaskedTokens, sample_tokens
 
 
 if TYPE_CHECKING:  # never imported here: named, so that the heads' file is copied into every checkpoint
@@ -460,6 +461,70 @@ class ElectraEarlyExitGenerator(nn.Module):
         return self.predictions(hidden_states[masked])
 
 
+class ElectraEarlyExitSelfGenerator(nn.Module):
+    """The generator `"self"`: a masked-language-modelling head on an early layer of the discriminator, with an output
+    layer that is tied to the word embeddings (after Xu et al., "SAS: Self-Augmentation Strategy", 2021)."""
+
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super().__init__()
+        self.predictions = ElectraGeneratorPredictions(config)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What `lm_head` reads, (tokens, embedding size), for states (tokens, hidden)."""
+        return self.predictions(hidden_states)
+
+
+class ElectraEarlyExitNeighbors(nn.Module):
+    """The generator `"neighbor"`: replaces a token by one of those nearest to it, drawn alike.
+
+    It has no weights, only a table that is looked up, and made anew every so often from the embeddings in training. It
+    is part of the model, because data loaders work ahead of the training step and in processes that do not see the
+    weights; and a buffer, so that a resumed run continues with the table of the uninterrupted one.
+
+    nearest (`torch.IntTensor` of shape `(vocab_size, neighbors)`): for each token, the nearest; before the first
+        `refresh` the token itself.
+    """
+
+    def __init__(self, config: ElectraEarlyExitConfig):
+        super().__init__()
+        self.register_buffer("nearest", self.initial(config))
+
+    @staticmethod
+    def initial(config: ElectraEarlyExitConfig) -> torch.Tensor:
+        """The table to start from."""
+        return torch.arange(config.vocab_size, dtype=torch.int32)[:, None].repeat(1, config.generator_neighbors)
+
+    @torch.no_grad()
+    def refresh(self, embeddings: torch.Tensor, excluded: list[int]):
+        """Make the table, by cosine similarity.
+
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(vocab_size, embedding_size)`).
+            excluded (`list[int]`): ids that never replace a token, such as special tokens.
+        """
+        directions = F.normalize(embeddings.float(), dim=-1)
+        for start in range(0, len(directions), 1024):  # in parts, because all pairs at once may not fit
+            similarity = directions[start : start + 1024] @ directions.T
+            similarity[:, excluded] = -torch.inf
+            similarity.diagonal(start).fill_(-torch.inf)  # not the token itself
+            nearest = similarity.topk(self.nearest.shape[1]).indices
+            self.nearest[start : start + 1024] = nearest.to(self.nearest.dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`."""
+        drawn = torch.randint(self.nearest.shape[1], tokens.shape, device=tokens.device)
+        return self.nearest[tokens, drawn].long()
+
+
+# The generators that are a part of the model.
+GENERATORS = {
+    "mlm": ElectraEarlyExitGenerator,
+    "neighbor": ElectraEarlyExitNeighbors,
+    "self": ElectraEarlyExitSelfGenerator,
+}
+
+
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
     """Mean of `values` (batch, candidates) over the audit tokens."""
     continued = values.gather(1, selection.order[:, : selection.audit.shape[1]])
@@ -514,6 +579,9 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
         the mean binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
         squared error of the predicted gains; the mean cross-entropy of the generator over masked tokens.
     rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator saw a replaced token.
+    corrupted_ids (`torch.LongTensor` of shape `(batch, sequence)`): what the discriminator saw.
+    proposals (`torch.LongTensor` of shape `(batch, sequence)`): what the generator `"self"` proposes where
+        `proposal_mask` asked, -100 elsewhere.
     """
 
     loss: torch.FloatTensor | None = None
@@ -523,6 +591,8 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     gain_loss: torch.FloatTensor | None = None
     generator_loss: torch.FloatTensor | None = None
     rtd_labels: torch.LongTensor | None = None
+    corrupted_ids: torch.LongTensor | None = None
+    proposals: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
@@ -550,6 +620,8 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         if isinstance(module, ElectraEarlyExitState):
             for name, value in module.initial(self.config).items():
                 init.copy_(getattr(module, name), value)
+        elif isinstance(module, ElectraEarlyExitNeighbors):
+            init.copy_(module.nearest, module.initial(self.config))
 
     @classmethod
     def from_electra(cls, checkpoint: str | os.PathLike, **config_overrides):
@@ -717,12 +789,12 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
 
 
 class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
-    """Discriminator, exit heads and, for `generator_type="mlm"`, the generator: one checkpoint.
+    """Discriminator, exit heads and, where it is a part of the model, the generator: one checkpoint.
 
     Two ways to call it:
     - corrupted `input_ids` with `labels`: replaced-token detection, as [`ElectraForPreTraining`];
-    - masked `input_ids` with `mlm_labels`: the joint objective. The generator predicts the masked tokens, its samples
-      replace them, and the discriminator tells which tokens were replaced.
+    - masked `input_ids` with `mlm_labels`: the joint objective. The generator (of `generator_type` `"mlm"` or
+      `"neighbor"`) replaces the masked tokens, and the discriminator tells which tokens were replaced.
     """
 
     _keys_to_ignore_on_load_unexpected = None
@@ -742,17 +814,17 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             if config.has_gain_heads:
                 self.exit_gains = nn.ModuleList([ElectraDiscriminatorPredictions(config) for _ in config.exit_layers])
             self.exit_state = ElectraEarlyExitState(config)
-        if config.generator_type == "mlm":
-            self.generator = ElectraEarlyExitGenerator(config)
-        else:
+        if config.generator_type in GENERATORS:
+            self.generator = GENERATORS[config.generator_type](config)
+        if self.get_output_embeddings() is None:
             self._tied_weights_keys = {}
         self.post_init()
 
     def get_output_embeddings(self):
-        return self.generator.lm_head if self.config.generator_type == "mlm" else None
+        return self.generator.lm_head if self.config.generator_type in ("mlm", "self") else None
 
     def set_output_embeddings(self, value):
-        if self.config.generator_type == "mlm":
+        if self.config.generator_type in ("mlm", "self"):
             self.generator.lm_head = value
 
     def exits(self) -> Exits | None:
@@ -774,6 +846,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         mlm_labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
+        proposal_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
@@ -783,35 +856,40 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked
-                positions, -100 everywhere else. Starts the joint objective.
+                positions, -100 everywhere else. Starts the joint objective, unless `labels` say that a generator
+                outside the model has done its part.
             exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
                 tensor, so that a changing value does not make `torch.compile` compile again.
+            proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): for the generator `"self"`,
+                where to propose replacements for the sequences' next visit.
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
             exit_loss_weight * exit_loss + gain_loss` (the second term only with exit heads, the third only with
             regressors of the gain), so that it equals ELECTRA's without exits; times `discriminator_weight` where
-            `generator_type` names one that corrupts outside the model. For `mlm_labels` it is `generator_weight *
+            `generator_type` names one that is not trained. For `mlm_labels` it is `generator_weight *
             generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
-            ValueError: if `labels` and `mlm_labels` are both given, or `mlm_labels` without a generator or without
-                `input_ids`.
+            ValueError: if `labels` and `mlm_labels` are both given to a model with a generator, or `mlm_labels` alone
+                to one without, or without `input_ids`.
         """
         if exit_policy is None:
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
         generator_loss = None
-        if mlm_labels is not None:
-            if labels is not None:
-                raise ValueError(
-                    "`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels"
-                )
+        if mlm_labels is not None and labels is not None and self.config.generator_type in ("mlm", "neighbor"):
+            raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
+        if mlm_labels is not None and labels is None:
             input_ids, labels, generator_loss = self.corrupt(
                 input_ids, mlm_labels, attention_mask, token_type_ids, position_ids
             )
 
+        proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
+        states_asked_for = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        if proposes and not states_asked_for:
+            kwargs["output_hidden_states"] = [self.config.generator_layer]
         outputs = self.electra(
             input_ids,
             attention_mask=attention_mask,
@@ -823,6 +901,12 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        proposals = None
+        if proposes:
+            early_states = outputs.hidden_states[self.config.generator_layer]
+            generator_loss, proposals = self.predict_originals(early_states, mlm_labels, proposal_mask)
+            if not states_asked_for:
+                outputs.hidden_states = None
         logits = self.discriminator_predictions(outputs.last_hidden_state)
 
         loss = discriminator_loss = exit_loss = gain_loss = None
@@ -850,6 +934,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             gain_loss=None if gain_loss is None else gain_loss.detach(),
             generator_loss=None if generator_loss is None else generator_loss.detach(),
             rtd_labels=labels,
+            corrupted_ids=input_ids,
+            proposals=proposals,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             exit_logits=outputs.exit_logits,
@@ -870,7 +956,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Let the generator replace the masked tokens by samples.
+        """Let the generator replace the masked tokens.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
@@ -879,10 +965,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
         Returns:
             The corrupted ids (batch, sequence), the labels (batch, sequence; 1 where a sample differs from the
-            original token) and the generator's loss, the mean cross-entropy over masked positions. Gradients flow
-            through the loss alone.
+            original token) and the generator's loss, the mean cross-entropy over masked positions, or `None` for a
+            generator that is not trained. Gradients flow through the loss alone.
         """
-        if self.config.generator_type != "mlm":
+        if self.config.generator_type not in ("mlm", "neighbor"):
             raise ValueError(
                 f"`mlm_labels` needs a generator, and this model has `generator_type={self.config.generator_type!r}`; "
                 "give corrupted `input_ids` with `labels` instead"
@@ -890,19 +976,61 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
         masked = mlm_labels != -100
+        originals, generator_loss = mlm_labels[masked], None
+        if self.config.generator_type == "neighbor":
+            samples = self.generator(originals)
+        else:
+            states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
+            generator_loss, samples = self._predict_tokens(states, originals)
+        original_ids = torch.where(masked, mlm_labels, input_ids)
+        corrupted_ids = original_ids.masked_scatter(masked, samples)
+        return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
+
+    def predict_originals(
+        self, hidden_states: torch.Tensor, mlm_labels: torch.Tensor | None, proposal_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What the generator `"self"` does with the states (batch, sequence, hidden) of its layer.
+
+        It learns the originals of the tokens that were chosen for this visit, whatever they became: so it learns not
+        to trust the token it sees, and can propose at places that hold the original.
+
+        Returns:
+            The mean cross-entropy at `mlm_labels != -100`, and samples (batch, sequence) at `proposal_mask`, -100
+            elsewhere; each `None` where its argument is.
+        """
+        hidden_states, loss, proposals = self.electra.encoder.norm(hidden_states), None, None
+        if proposal_mask is not None:
+            with torch.no_grad():
+                samples = sample_tokens(self.generator.lm_head(self.generator(hidden_states[proposal_mask])))
+            proposals = torch.full(proposal_mask.shape, -100, device=samples.device)
+            proposals = proposals.masked_scatter(proposal_mask, samples)
+        if mlm_labels is not None:
+            chosen = mlm_labels != -100
+            loss, _ = self._predict_tokens(self.generator(hidden_states[chosen]), mlm_labels[chosen])
+        return loss, proposals
+
+    def _predict_tokens(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The generator's mean cross-entropy at `targets` (tokens,), and a sample for each."""
+        head = self.generator.lm_head
+        return PredictMaskedTokens.apply(states, head.weight, head.bias, targets)
+
+    def _generator_states(self, input_ids, masked, attention_mask, token_type_ids, position_ids) -> torch.Tensor:
         embeddings = self.electra.embeddings(input_ids, token_type_ids, position_ids)
-        hidden_states = self.generator(
+        return self.generator(
             embeddings,
             create_bidirectional_mask(self.config, embeddings, attention_mask),
             masked,
             # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
             attn_implementation=self.config._attn_implementation,
         )
-        head = self.generator.lm_head
-        generator_loss, samples = PredictMaskedTokens.apply(hidden_states, head.weight, head.bias, mlm_labels[masked])
-        original_ids = torch.where(masked, mlm_labels, input_ids)
-        corrupted_ids = original_ids.masked_scatter(masked, samples)
-        return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
+
+    def generator_logits(
+        self, input_ids, masked, attention_mask=None, token_type_ids=None, position_ids=None
+    ) -> torch.Tensor:
+        """The trained generator's logits, fp32 of shape `(masked tokens, vocab_size)`, where `masked`, a
+        `torch.BoolTensor` of shape `(batch, sequence)`, is true; the other arguments as in `forward`."""
+        states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
+        return self.generator.lm_head(states).float()
 
     @staticmethod
     def _detection_loss(logits, labels, token_mask, weights=None) -> torch.Tensor:

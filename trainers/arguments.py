@@ -85,6 +85,24 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         default=100,
         metadata={"help": "Steps between two looks at the capacities, where there is an exit_error_target."},
     )
+    generator_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a "
+            "run of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
+        },
+    )
+    reference_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a masked language model with the same vocabulary: evaluation reports how likely it "
+            "finds the generator's replacements."
+        },
+    )
+    generator_temperature: list[float] = field(
+        default_factory=lambda: [2.0, 1.0],
+        metadata={"help": "The temperature of generator_type `frozen` at the first step and at the last."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,6 +115,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
                 f"got {self.exit_warmup} and {self.exit_cooldown}"
             )
 
+        if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
+            raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
         if self.exit_adapt_steps < 1:
             raise ValueError(f"`exit_adapt_steps` must be at least 1, got {self.exit_adapt_steps}")
 
@@ -213,6 +233,16 @@ class DataArguments:
     validation_last: int | None = field(
         default=None,
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
+    )
+    validation_corrupted: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of held-out sequences corrupted beforehand (`datasets`, columns input_ids and labels): "
+            "evaluated while training instead of the run's own, each under its folder's name."
+        },
+    )
+    max_train_sequences: int | None = field(
+        default=None, metadata={"help": "Train on the first so many sequences only; on more visits to each."}
     )
     data_split_seed: int = field(default=0, metadata={"help": "Seed of that draw."})
     language: list[str] | None = field(

@@ -119,6 +119,19 @@ class PreemptionCallback(TrainerCallback):
             raise Preempted
 
 
+class NeighborCallback(TrainerCallback):
+    """Makes the table of the generator `neighbor` anew, every `config.generator_refresh_steps` steps."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if state.global_step % model.config.generator_refresh_steps == 0:
+            excluded = self.trainer.processing_class.all_special_ids
+            model.generator.refresh(model.get_input_embeddings().weight, excluded)
+
+
 class OneLineProgressCallback(ProgressCallback):
     """Transformers' progress bar, with the numbers of a step on one line of words instead of a long dictionary."""
 
@@ -134,7 +147,9 @@ def one_line(logs: dict) -> str:
         ("loss", "loss {:.2f}"),
         ("discriminator_loss", "discriminator {:.4f}"),
         ("exit_loss", "exits {:.4f}"),
+        ("discriminator_auc", "ROC-AUC {:.3f}"),
         ("generator_loss", "generator {:.3f}"),
+        ("generator_equal_rate", "equal {:.0%}"),
         ("eval_roc_auc", "held out: ROC-AUC {:.4f}"),
         ("eval_average_precision", "average precision {:.4f}"),
         ("learning_rate", "lr {:.2e}"),

@@ -9,6 +9,7 @@ import transformers
 
 from modeling_electra_exit import __version__
 
+from .cached_replacements import cache_command
 from .calibration import calibrate_command
 from .callbacks import Preempted
 from .checkpoints import WriteError
@@ -62,6 +63,7 @@ def pretrain_command(argv: Sequence[str]) -> int:
 
 COMMANDS = {
     "pretrain": (pretrain_command, "pre-train a model from a recipe"),
+    "cache-replacements": (cache_command, "sample replacements once, for --generator_type cached"),
     "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
     "calibrate": (calibrate_command, "pick the thresholds of a fine-tuned model's exits"),
     "evaluate": (evaluate_command, "measure a checkpoint on GLUE tasks and BLiMP"),

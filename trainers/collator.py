@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .generators import Replacements
+from .generators import Replacements, StepGenerator, build_generator
 
 
 # Of the positions chosen for prediction, this share is shown to the generator as [MASK]; the rest stay as they are.
@@ -29,7 +29,8 @@ class DataCollatorForReplacedTokenDetection:
         mlm_probability (`float`): share of a sequence's tokens that is masked; at least one, never a special token.
         seed (`int`): of the masks.
         replacements ([`generators.Replacements`], *optional*): proposes what the chosen tokens become. Left out: the
-            batch is masked, and the model's generator proposes.
+            batch is masked, and the model's generator, or one that runs in the step, proposes.
+        look_ahead (`bool`): also say which positions the next epoch will choose, as `proposal_mask`.
 
     Raises:
         ValueError: if the tokenizer has no mask or pad token, or a sequence is longer than `max_seq_length`.
@@ -40,6 +41,7 @@ class DataCollatorForReplacedTokenDetection:
     mlm_probability: float = 0.15
     seed: int = 0
     replacements: Replacements | None = None
+    look_ahead: bool = False
     # Shared memory, because loader workers that outlive an epoch hold a copy of this object.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
 
@@ -54,54 +56,76 @@ class DataCollatorForReplacedTokenDetection:
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        """Mask a batch.
+        """Mask or corrupt a batch.
 
         Args:
-            features: each with `input_ids`, the ids of one sequence with its special tokens.
+            features: each with `input_ids`, the ids of one sequence with its special tokens, and whatever else the
+                generator reads. Those with `labels` are corrupted already, and are padded only.
 
         Returns:
-            `input_ids` with `mlm_labels`, the original ids at masked positions and -100 elsewhere; or, with
-            `replacements`, corrupted `input_ids` with `labels`, 1 where a token was replaced by another and 0
-            elsewhere. Both `torch.LongTensor` of shape `(batch, sequence)`. And `attention_mask` (same shape), only
-            where there is padding.
+            `input_ids` with `mlm_labels`, the original ids at the chosen positions and -100 elsewhere. With
+            `replacements`, these `input_ids` are corrupted, and `labels` is 1 where a token was replaced by another
+            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`. And `attention_mask` (same shape),
+            only where there is padding.
         """
-        rows = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
-        longest = max(len(row) for row in rows)
+        rows = [self._corrupted(**feature) for feature in features]
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        longest = int(lengths.max())
         length = self.max_seq_length or longest
         if longest > length:
             raise ValueError(f"a sequence of {longest} tokens does not fit `max_seq_length` {length}")
-        make, name, no_label = (
-            (self.mask, "mlm_labels", -100) if self.replacements is None else (self.replace, "labels", 0)
-        )
-        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id)
-        labels = np.full((len(rows), length), no_label)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)], labels[i, : len(row)] = make(row)
-        batch = {"input_ids": torch.from_numpy(input_ids), name: torch.from_numpy(labels)}
-        lengths = torch.tensor([len(row) for row in rows])
+        fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "labels": 0, "proposal_mask": False}
+        batch = {}
+        for name in rows[0]:
+            padded = np.full((len(rows), length), fill[name])
+            for i, row in enumerate(rows):
+                padded[i, : len(row[name])] = row[name]
+            batch[name] = torch.from_numpy(padded)
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
         return batch
 
-    def mask(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The masked ids and the labels of one sequence; all three of shape (tokens,), int64."""
-        chosen, generator = self._choose(row)
-        labels = np.full_like(row, -100)
-        labels[chosen] = row[chosen]
-        masked = row.copy()
-        masked[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self.tokenizer.mask_token_id
-        return masked, labels
-
-    def replace(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The corrupted ids of one sequence and 1 where they differ from it; all three of shape (tokens,), int64."""
-        chosen, generator = self._choose(row)
+    def _corrupted(self, input_ids, labels=None, **columns) -> dict[str, np.ndarray]:
+        """What one sequence becomes; all arrays of shape (tokens,), int64."""
+        row = np.asarray(input_ids, dtype=np.int64)
+        if labels is not None:
+            return {"input_ids": row, "labels": np.asarray(labels)}
+        epoch = int(self._epoch)
+        chosen, generator = self._choose(row, epoch)
+        mlm_labels = np.full_like(row, -100)
+        mlm_labels[chosen] = row[chosen]
         corrupted = row.copy()
-        corrupted[chosen] = self.replacements(row, chosen, generator)
-        return corrupted, (corrupted != row).astype(np.int64)
+        if self.replacements is None:
+            corrupted[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self.tokenizer.mask_token_id
+            masked = {"input_ids": corrupted, "mlm_labels": mlm_labels}
+            if self.look_ahead:
+                masked["proposal_mask"] = np.zeros(len(row), dtype=bool)
+                masked["proposal_mask"][self._choose(row, epoch + 1)[0]] = True
+            return masked
+        corrupted[chosen] = self.replacements(row, chosen, generator, **columns)
+        return {"input_ids": corrupted, "mlm_labels": mlm_labels, "labels": (corrupted != row).astype(np.int64)}
 
-    def _choose(self, row: np.ndarray) -> tuple[np.ndarray, np.random.Generator]:
+    def _choose(self, row: np.ndarray, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
         """The positions to corrupt, never a special token's, and the sequence's own random generator."""
-        generator = np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes())))
+        generator = np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes())))
         candidates = np.flatnonzero(~np.isin(row, self._special_ids))
         count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
+
+
+def build_collator(
+    config, sequences, tokenizer, args, max_seq_length: int | None = None
+) -> tuple[DataCollatorForReplacedTokenDetection, StepGenerator | None]:
+    """The collator of a run, and the generator that works in its training steps, if there is one; the arguments are
+    those of [`generators.build_generator`]."""
+    generator = build_generator(config, sequences, tokenizer, args)
+    in_step = isinstance(generator, StepGenerator)
+    collator = DataCollatorForReplacedTokenDetection(
+        tokenizer,
+        max_seq_length,
+        config.mlm_probability,
+        args.mask_seed,
+        None if in_step else generator,
+        look_ahead=config.generator_type == "self",
+    )
+    return collator, generator if in_step else None

@@ -1,15 +1,27 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
 import importlib.util
+import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, Sequence, Value, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Sequence,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.arrow_writer import SchemaInferenceError
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -23,6 +35,9 @@ LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".p
 COMPRESSIONS = (".gz", ".xz")
 # The arguments that name the text; exactly one must be given.
 SOURCES = ("demo_corpus", "dataset_name", "train_files")
+
+# What was sampled for packed sequences, in the folder of their cached replacements.
+CACHE_REPORT = "cache.json"
 
 
 # A tokenizer gets no more of a text than this at once: 20,000 characters, up to the last whitespace among them.
@@ -234,7 +249,7 @@ def pack(
     """
     if max_seq_length < 3:
         raise DataError(f"--max_seq_length must be at least 3 ([CLS], a token, [SEP]), got {max_seq_length}")
-    dtype = next(t for t in ("uint8", "uint16", "uint32") if len(tokenizer) <= np.iinfo(t).max + 1)
+    dtype = id_dtype(len(tokenizer))
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // 1000))
@@ -252,6 +267,11 @@ def pack(
         if counts[name].tokens == 0:
             raise DataError(f"the {name} split holds no text: {counts[name]}")
     return packed, counts
+
+
+def id_dtype(vocab_size: int) -> str:
+    """The smallest integer type that holds every id."""
+    return next(t for t in ("uint8", "uint16", "uint32") if vocab_size <= np.iinfo(t).max + 1)
 
 
 def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[str, list]:
@@ -290,10 +310,60 @@ def _pieces(texts: Iterable[str | None]) -> Iterator[str]:
         yield from PIECE.findall(text or "")
 
 
+def checksum(sequences: Dataset) -> int:
+    """CRC-32 of all ids of packed sequences, in order."""
+    value = 0
+    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(10_000):
+        ids = pyarrow.compute.list_flatten(chunk.column("input_ids")).to_numpy()
+        value = zlib.crc32(ids.astype(np.int64).tobytes(), value)
+    return value
+
+
+def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> DatasetDict:
+    """Packed sequences with the column that `electra-exit cache-replacements` wrote for them.
+
+    Raises:
+        DataError: if there is none, or it was written for other sequences.
+    """
+    if folder is None:
+        raise DataError(
+            "generator_type 'cached' needs --generator_folder, what `electra-exit cache-replacements` wrote"
+        )
+    if not (Path(folder) / CACHE_REPORT).is_file():
+        raise DataError(f"{folder} holds no cached replacements (no {CACHE_REPORT})")
+    report = json.loads((Path(folder) / CACHE_REPORT).read_text(encoding="utf-8"))
+    together = DatasetDict()
+    for split, sequences in packed.items():
+        if report["splits"][split]["checksum"] != checksum(sequences):
+            raise DataError(f"{folder} holds replacements for other {split} sequences than these")
+        column = Dataset.from_file(str(Path(folder) / f"{split}.arrow"))
+        together[split] = concatenate_datasets([sequences, column], axis=1)
+    return together
+
+
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
     empty = sum(not text or text.isspace() for text in _texts(documents))
-    tokens = pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py()
-    return SplitCounts(len(documents), empty, tokens or 0, len(packed))
+    return SplitCounts(len(documents), empty, count_tokens(packed), len(packed))
+
+
+def load_corrupted(folder: str) -> Dataset:
+    """Sequences corrupted beforehand.
+
+    Raises:
+        DataError: if the folder holds none.
+    """
+    try:
+        corrupted = load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read corrupted sequences from {folder}: {first_line(error)}") from error
+    if not {"input_ids", "labels"} <= set(getattr(corrupted, "column_names", ())):
+        raise DataError(f"{folder} holds no data set with the columns `input_ids` and `labels`")
+    return corrupted
+
+
+def count_tokens(packed: Dataset) -> int:
+    """Tokens of packed sequences, special ones included."""
+    return pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py() or 0
 
 
 def _texts(documents: Dataset) -> Iterator[str | None]:
@@ -310,4 +380,9 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
     documents = load_documents(args)
     tokenizer = load_tokenizer(args, vocab_size, documents["train"])
     packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+    if args.max_train_sequences is not None:
+        if args.max_train_sequences < 1:
+            raise DataError(f"--max_train_sequences must be at least 1, got {args.max_train_sequences}")
+        packed["train"] = packed["train"].select(range(min(args.max_train_sequences, len(packed["train"]))))
+        counts["train"].sequences, counts["train"].tokens = len(packed["train"]), count_tokens(packed["train"])
     return packed, tokenizer, {name: asdict(count) for name, count in counts.items()}

@@ -113,7 +113,16 @@ def step_flops(
         generator = small.num_hidden_layers * layer_flops(small.hidden_size, small.intermediate_size, tokens, tokens)
         generator += _projection(config.embedding_size, small.hidden_size, tokens)
         generator += 2 * masked * config.embedding_size * (small.hidden_size + config.vocab_size)
-    return StepFlops(blocks, heads, generator) * (batch_size * (TRAINING_FACTOR if training else 1))
+    if config.generator_type == "self":
+        chosen = round(config.mlm_probability * tokens) if num_masked is None else num_masked
+        head = 2 * chosen * config.embedding_size * (hidden + config.vocab_size)
+        # In training, as many proposals again, of which there is no backward pass.
+        generator = head + (head / TRAINING_FACTOR if training else 0)
+    flops = StepFlops(blocks, heads, generator) * (batch_size * (TRAINING_FACTOR if training else 1))
+    if config.generator_type == "neighbor" and training:
+        # All pairs of the vocabulary, spread over the steps that their table serves.
+        flops.generator += 2 * config.vocab_size**2 * config.embedding_size / config.generator_refresh_steps
+    return flops
 
 
 def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:

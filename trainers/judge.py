@@ -20,24 +20,20 @@ from .tasks import TASKS
 BATCH = 128
 
 
-def judge_held_out(folder: Path, sequences: Dataset, replacements, mlm_probability: float, seed: int) -> dict:
+def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForReplacedTokenDetection) -> dict:
     """Replaced-token detection by the checkpoint in `folder` on one fixed corruption of held-out sequences.
 
     Args:
-        sequences (`Dataset`): packed, column `input_ids`.
-        replacements ([`generators.Replacements`]): the same for all checkpoints compared.
-        seed (`int`): of the corruption; with the same seed, the same tokens are replaced by the same others.
+        sequences (`Dataset`): packed, column `input_ids`; and `labels`, where they are corrupted already.
+        collate: corrupts the others, with the same generator and seed for all checkpoints compared.
 
     Returns:
         What [`metrics.replaced_token_detection`] measures.
     """
     model = _discriminator(folder)
-    collate = DataCollatorForReplacedTokenDetection(
-        AutoTokenizer.from_pretrained(folder), None, mlm_probability, seed, replacements
-    )
     logits, labels = [], []
     for start in range(0, len(sequences), BATCH):
-        batch = collate([{"input_ids": ids} for ids in sequences[start : start + BATCH]["input_ids"]])
+        batch = collate(list(sequences.select(range(start, min(start + BATCH, len(sequences))))))
         mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
         with torch.inference_mode():
             answers = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits

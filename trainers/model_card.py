@@ -15,6 +15,19 @@ from modeling_electra_exit import ElectraEarlyExitConfig
 from .parsing import Parser, UsageError
 
 
+# How the replacements of each generator outside the model are described.
+REPLACEMENTS = {
+    "uniform": "random tokens, all alike",
+    "unigram": "random tokens, as frequent as in the text",
+    "bigram": "random tokens, as frequent as in the text after the token to the left",
+    "shuffle": "tokens of the same sequence that changed places",
+    "frozen": "samples of a masked language model that was trained before",
+    "cached": "sampled once beforehand and stored with the data",
+    "self": "proposed by a head on an early layer when the sequence was last read",
+    "neighbor": "tokens near in the discriminator's embeddings",
+}
+
+
 CARD, FIGURE = "README.md", "exit_profile.png"
 # Filled in when the card is pushed; until then they tell a reader what belongs there.
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
@@ -81,6 +94,7 @@ def render_model_card(
         pretraining=architecture == "ElectraEarlyExitForPreTraining",
         generator=config.generator_config() if config.generator_type == "mlm" else None,
         has_generator=has_generator,
+        replacements=REPLACEMENTS,
         layers=_layers(facts, config),
         license=license,
         figure=FIGURE if (folder / FIGURE).is_file() else None,

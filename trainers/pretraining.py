@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer
 from transformers.trainer_callback import ProgressCallback
@@ -20,10 +21,9 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
 from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
-from .collator import DataCollatorForReplacedTokenDetection
-from .data import load_documents, prepare
+from .collator import build_collator
+from .data import attach_replacements, load_corrupted, load_documents, prepare
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
-from .generators import build_replacements
 from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
@@ -59,9 +59,9 @@ def pretrain(
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     checkpoint = check_output_folder(training_args, given)
-    trainer, data_report = build_trainer(config_fields, data_args, training_args)
+    trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
     write_json(Path(training_args.output_dir) / RUN_FILE, given)
-    train(trainer, checkpoint, data_report)
+    train(trainer, checkpoint, data_report, held_out)
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
     if training_args.push_to_hub:
@@ -102,8 +102,12 @@ def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) ->
     return chosen or newest_intact(folder)
 
 
-def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[ElectraEarlyExitTrainer, dict]:
-    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+def prepare_run(config_fields: dict, data_args: DataArguments):
+    """Data and config; everything the user can have got wrong there is found before anything else starts.
+
+    Returns:
+        The config, the packed splits, the tokenizer and the counts of the splits.
+    """
     config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
@@ -112,7 +116,16 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
     asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
-    config = build_config(config_fields, **_vocabulary_fields(tokenizer, asked))
+    return build_config(config_fields, **_vocabulary_fields(tokenizer, asked)), packed, tokenizer, counts
+
+
+def build_trainer(
+    config_fields: dict, data_args: DataArguments, args
+) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
+    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+    config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
+    if config.generator_type == "cached":
+        packed = attach_replacements(packed, args.generator_folder)
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config)
     # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
@@ -120,18 +133,15 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         model.set_attn_implementation("eager")
     if args.corpus_init:
         initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
+    collator, generator = build_collator(config, packed["train"], tokenizer, args, data_args.max_seq_length)
+    corrupted = {Path(path).name: load_corrupted(path) for path in data_args.validation_corrupted or ()}
     trainer = ElectraEarlyExitTrainer(
         model,
         args,
-        DataCollatorForReplacedTokenDetection(
-            tokenizer,
-            data_args.max_seq_length,
-            config.mlm_probability,
-            args.mask_seed,
-            build_replacements(config, packed["train"], tokenizer),
-        ),
+        collator,
+        generator,
         train_dataset=packed["train"],
-        eval_dataset=packed["validation"],
+        eval_dataset=corrupted or packed["validation"],
         processing_class=tokenizer,
     )
     if trainer.pop_callback(ProgressCallback):
@@ -144,7 +154,7 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
         "max_seq_length": data_args.max_seq_length,
         "counts": counts,
     }
-    return trainer, described
+    return trainer, described, packed["validation"]
 
 
 def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
@@ -174,11 +184,12 @@ def _describe_source(args: DataArguments) -> str:
     return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
 
 
-def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict) -> None:
-    """Train, evaluate, and write everything a stranger needs to load and judge the model."""
+def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict, held_out: Dataset) -> None:
+    """Train, and write everything a stranger needs to load and judge the model; it is evaluated at the end on
+    `held_out` sequences, with the run's own generator."""
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    evaluation = trainer.evaluate()
+    evaluation = trainer.evaluate(held_out)
     with naming_write_errors(f"the model in {folder}"):
         trainer.save_model(_internal_call=True)  # not pushed yet: nothing is measured
         trainer.save_state()
@@ -238,6 +249,10 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
         at_that_time = with_capacities(config, keep)
         executed = executed + step_flops(at_that_time, batch, length, is_active) * count
         published += step_flops_as_published(at_that_time, batch, length, is_active) * count
+    if trainer.generator is not None:
+        beside = trainer.generator.flops(batch, length) * steps
+        executed.generator += beside
+        published += beside
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
     dense: StepFlops = step_flops(without, batch, length, False) * steps
     report = {}

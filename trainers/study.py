@@ -4,25 +4,39 @@ import argparse
 import importlib.util
 import json
 import logging
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 import yaml
+from datasets import Dataset, Features, List, Value
+from filelock import FileLock
 from transformers import AutoConfig, AutoTokenizer
 
-from .data import load_documents, load_tokenizer, pack
-from .generators import build_replacements
-from .judge import judge_blimp, judge_glue, judge_held_out
+from .cached_replacements import cache_replacements
+from .collator import DataCollatorForReplacedTokenDetection, build_collator
+from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, pack
+from .generators import build_generator
+from .judge import BATCH, judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
-from .pretraining import METRICS_FILE, pretrain
-from .study_report import write_report
+from .pretraining import METRICS_FILE, build_trainer, prepare_run, pretrain
+from .step_timing import time_steps
+from .study_report import RATE_MARK, measured_seconds, timing_file, write_report
 
 
 logger = logging.getLogger(__name__)
 
 STUDIES = files(__package__).joinpath("studies")
+# What of a run's log and of its last evaluation a result keeps.
+KEPT_IN_LOG = re.compile(
+    r"eval_\w*(roc_auc|average_precision)|exit_|kept_|discriminator_(loss|auc)$|generator_(loss|equal_rate)$"
+)
+OWN_GENERATOR = ("roc_auc", "generator_equal_rate", "replacement_log_probability", "original_log_probability")
 
 
 @dataclass
@@ -46,7 +60,7 @@ class Run:
 
 def study_command(argv: Sequence[str]) -> int:
     args = study_parser().parse_args(list(argv))
-    study = yaml.safe_load(STUDIES.joinpath(f"{args.study}.yaml").read_text(encoding="utf-8"))
+    study = read_study(args.study)
     runs = read_runs(study)
     for path in (args.blimp, args.glue):
         if path is not None and not path.exists():
@@ -57,8 +71,8 @@ def study_command(argv: Sequence[str]) -> int:
     if not args.report_only:
         if not args.train_files:
             raise UsageError("give the text with --train_files, or --report_only")
-        run_study(study, chosen_runs(runs, args), args, results)
-    print(write_report(runs, results))
+        (time_study if args.time_steps else run_study)(study, chosen_runs(runs, args), args, results)
+    print(write_report(args.study, study, runs, results))
     return 0
 
 
@@ -79,23 +93,44 @@ def study_parser() -> Parser:
     parser.add_argument("--stages", nargs="+", help="only these (default: all)")
     parser.add_argument("--arms", nargs="+", help="only these (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these (default: all)")
+    parser.add_argument(
+        "--time_steps",
+        type=int,
+        metavar="N",
+        help="instead of running them, time N steps of each arm in turn; the report's times are then these, which "
+        "others on the machine do not disturb",
+    )
     parser.add_argument("--report_only", action="store_true", help="write the report of the results there are")
     return parser
 
 
+def read_study(name: str) -> dict:
+    """A packaged study; one that `extends` another has what the other has, but for what it says itself."""
+    study = yaml.safe_load(STUDIES.joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    return {**read_study(study["extends"]), **study} if "extends" in study else study
+
+
 def read_runs(study: dict) -> list[Run]:
-    """The runs of a study, in the order of its stages, seeds and arms."""
+    """The runs of a study, in the order of its stages, seeds and arms; where a stage says `learning_rates`, each of
+    its arms is run with all of them."""
     return [
         Run(
             name,
-            arm,
+            arm if rate is None else f"{arm}{RATE_MARK}{rate:g}",
             seed,
-            {**study["base"], **stage.get("fields", {}), **study["arms"][arm], "seed": seed},
+            {
+                **study["base"],
+                **stage.get("fields", {}),
+                **study["arms"][arm],
+                **({} if rate is None else {"learning_rate": rate}),
+                "seed": seed,
+            },
             stage["judges"],
         )
         for name, stage in study["stages"].items()
         for seed in stage["seeds"]
         for arm in stage["arms"]
+        for rate in stage.get("learning_rates", [None])
     ]
 
 
@@ -117,16 +152,37 @@ def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
+    """Write what a step of each arm takes, one file a stage; the learning rate does not matter to it."""
+    folder = args.output_dir / args.study
+    common, shared = shared_places(study, args)
+    results.mkdir(parents=True, exist_ok=True)
+    for stage in dict.fromkeys(run.stage for run in runs):
+        arms = {run.arm.split(RATE_MARK)[0]: run for run in runs if run.stage == stage}
+        trainers = {}
+        for arm, run in arms.items():
+            places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
+            places["corpus_init"] = False  # takes minutes, and changes no time
+            trainers[arm], *_ = build_trainer(*parse_fields({**run.fields, **places})[:3])
+        seconds = time_steps(trainers, args.time_steps)
+        path = results / timing_file(stage)
+        path.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
+    """The folder of what all runs of a study share, and of those of the study that it extends; and [`make_shared`]."""
+    common = args.output_dir / study.get("extends", args.study)
+    common.mkdir(parents=True, exist_ok=True)
+    with FileLock(common / "shared.lock"):  # others may run other arms at the same time
+        return common, make_shared(study, common, args.train_files)
+
+
 def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
     """Run and judge what has no result yet."""
     folder = args.output_dir / args.study
-    tokenizer = study_tokenizer(folder / "tokenizer", study["base"], args.train_files)
+    common, shared = shared_places(study, args)
     for run in runs:
-        places = {
-            "train_files": args.train_files,
-            "tokenizer_name": str(tokenizer),
-            "output_dir": str(folder / run.name),
-        }
+        places = {**shared, "output_dir": str(folder / run.name), **_own_places(run.fields, common)}
         path = results / run.result_file
         if path.exists():
             if (made := json.loads(path.read_text(encoding="utf-8"))["fields"]) != run.fields:
@@ -138,19 +194,95 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
             logger.info(f"running {run.name}")
             pretrain(*arguments, show=False)
         logger.info(f"judging {run.name}")
-        result = collect(run, folder / run.name) | {"judged": judge(study, run, folder / run.name, arguments[1], args)}
+        result = collect(run, folder / run.name) | {
+            "given": cost_of_given(study, run.fields, common),
+            "judged": judge(study, run, folder / run.name, common, arguments[1], args),
+        }
         results.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         temporary.replace(path)  # so that a file that is there is whole
 
 
-def study_tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
-    """One tokenizer for all arms, trained once."""
+# ---- What all runs of a study share, made before the first ----
+
+
+def make_shared(study: dict, folder: Path, train_files: list[str]) -> dict:
+    """One tokenizer for all arms; the masked language models under `references`, the replacements under `caches`, and
+    the held-out sets under `corruptions`, so far as the study has any and they are not there yet.
+
+    Returns:
+        The fields, for all runs, that say where they are.
+    """
+    base = study["base"]
+    shared = {"train_files": train_files, "tokenizer_name": str(_tokenizer(folder / "tokenizer", base, train_files))}
+
+    def arguments_of(fields: dict) -> tuple:
+        output = {"output_dir": str(folder / "unused")}
+        return parse_fields({**base, **output, **fields, **shared, **_own_places(fields, folder)})
+
+    for name, fields in study.get("references", {}).items():
+        output = folder / "references" / name
+        if not (output / METRICS_FILE).exists():
+            logger.info(f"training the reference {name}")
+            pretrain(*arguments_of({**fields, "output_dir": str(output)}), show=False)
+    for name, cache in study.get("caches", {}).items():
+        if not (path := folder / "caches" / name).exists():
+            logger.info(f"sampling the replacements {name}")
+            with _whole(path) as unfinished:
+                cache_replacements(*arguments_of(cache["fields"])[:3], unfinished, cache["draws"])
+    for name, fields in study.get("corruptions", {}).items():
+        if not (path := folder / "corruptions" / name).exists():
+            logger.info(f"corrupting the held-out text: {name}")
+            with _whole(path) as unfinished:
+                corrupt_held_out(*arguments_of(fields)[:3]).save_to_disk(unfinished)
+    if "corruptions" in study:
+        shared["validation_corrupted"] = [str(folder / "corruptions" / name) for name in study["corruptions"]]
+    if "reference" in study:
+        shared["reference_folder"] = str(folder / "references" / study["reference"])
+    return shared
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write a folder that gets the name `path` when it is finished, so that one that is there is whole."""
+    unfinished = path.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    unfinished.rename(path)
+
+
+def _own_places(fields: dict, folder: Path) -> dict:
+    """Where the generator's folder is, which a study names within that of what its runs share."""
+    return {"generator_folder": str(folder / fields["generator_folder"])} if "generator_folder" in fields else {}
+
+
+def _tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
     if not folder.exists():
         _, data_args, _, _ = parse_fields({**base, "train_files": train_files, "output_dir": str(folder)})
         load_tokenizer(data_args, base["vocab_size"], load_documents(data_args)["train"]).save_pretrained(folder)
     return folder
+
+
+def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
+    """The held-out sequences of a run, corrupted once by a generator that is no part of a model in training; with the
+    columns `input_ids` and `labels`."""
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
+    columns = {"input_ids": [], "labels": []}
+    torch.manual_seed(training_args.seed)
+    for rows in packed["validation"].iter(BATCH):
+        batch = collate([{"input_ids": row} for row in rows["input_ids"]])
+        if generator is not None:
+            batch = generator.corrupt(batch, 1.0)
+        for i, row in enumerate(rows["input_ids"]):
+            for name, column in columns.items():
+                column.append(batch[name][i, : len(row)].tolist())
+    features = Features({"input_ids": packed["validation"].features["input_ids"], "labels": List(Value("uint8"))})
+    return Dataset.from_dict(columns, features)
+
+
+# ---- One run ----
 
 
 def collect(run: Run, folder: Path) -> dict:
@@ -160,11 +292,7 @@ def collect(run: Run, folder: Path) -> dict:
     log, seconds = {}, None
     for entry in history:
         seconds = entry.get("train_runtime", seconds)
-        kept = {
-            name: value
-            for name, value in entry.items()
-            if name.startswith(("eval_roc_auc", "eval_average", "exit_", "kept_")) or name == "discriminator_loss"
-        }
+        kept = {name: value for name, value in entry.items() if KEPT_IN_LOG.match(name)}
         if kept and "train_runtime" not in entry:
             log.setdefault(entry["step"], {"step": entry["step"]}).update(kept)
     return {
@@ -175,20 +303,45 @@ def collect(run: Run, folder: Path) -> dict:
         "fields": run.fields,
         "log": [log[step] for step in sorted(log)],
         "train_runtime": seconds,
+        "generator": {name: measured["evaluation"][name] for name in OWN_GENERATOR if name in measured["evaluation"]},
         **{part: measured[part] for part in ("training", "flops", "parameters", "kept_share", "versions")},
     }
 
 
-def judge(study: dict, run: Run, folder: Path, data_args, args: argparse.Namespace) -> dict:
+def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
+    """Operations and seconds spent before a run on what its generator is given: a model, or cached replacements and
+    the model that they come from."""
+    cost = {"flops": 0.0, "seconds": 0.0}
+    while "generator_folder" in fields:
+        kind, name = fields["generator_folder"].split("/")
+        folder = common / kind / name
+        if kind == "references":
+            measured, fields = json.loads((folder / METRICS_FILE).read_text("utf-8")), study[kind][name]
+            spent = {"flops": measured["flops"]["total"], "seconds": measured_seconds(measured["training"])}
+        else:
+            fields = study[kind][name]["fields"]
+            spent = json.loads((folder / CACHE_REPORT).read_text("utf-8"))["splits"]["train"]
+        cost = {name: total + spent[name] for name, total in cost.items()}
+    return cost
+
+
+def judge(study: dict, run: Run, folder: Path, common: Path, data_args, args: argparse.Namespace) -> dict:
     """Ask the questions that the run's stage asks, as far as the data for them were given."""
     settings, answers = study["judges"], {}
-    if "held_out" in run.judges:
-        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if "held_out" in run.judges and "corruptions" in study:
+        for name in study["corruptions"]:
+            corrupted = load_corrupted(str(common / "corruptions" / name))
+            collate = DataCollatorForReplacedTokenDetection(tokenizer)
+            answers[f"held_out_{name}"] = judge_held_out(folder, corrupted, collate)
+    elif "held_out" in run.judges:
+        config = AutoConfig.from_pretrained(folder)
         packed, _ = pack(load_documents(data_args), tokenizer, data_args.max_seq_length, data_args.num_proc)
-        replacements = build_replacements(config, packed["train"], tokenizer)
-        answers["held_out"] = judge_held_out(
-            folder, packed["validation"], replacements, config.mlm_probability, **settings["held_out"]
+        replacements = build_generator(config, packed["train"], tokenizer)
+        collate = DataCollatorForReplacedTokenDetection(
+            tokenizer, None, config.mlm_probability, replacements=replacements, **settings["held_out"]
         )
+        answers["held_out"] = judge_held_out(folder, packed["validation"], collate)
     if "blimp" in run.judges and args.blimp is not None:
         answers["blimp"] = judge_blimp(folder, args.blimp, **settings["blimp"])
     if "glue" in run.judges and args.glue is not None:

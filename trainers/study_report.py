@@ -1,52 +1,78 @@
 """What a study found, as Markdown and figures; every number is read from the runs' JSON files."""
 
 import json
+import re
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
+
+import numpy as np
 
 from .flops import capacity_history, step_flops, with_capacities
+from .judge import TASKS
 from .parsing import parse_fields
 from .pretraining import build_config
 
 
-# title, how to find the value in a result, how to print it
-COLUMNS = (
-    ("ROC-AUC", lambda r: r["judged"]["held_out"]["roc_auc"], "{:.4f}"),
-    ("average precision", lambda r: r["judged"]["held_out"]["average_precision"], "{:.4f}"),
-    ("BLiMP", lambda r: r["judged"]["blimp"]["accuracy"], "{:.4f}"),
-    ("SST-2", lambda r: r["judged"]["sst2"]["accuracy"], "{:.4f}"),
-    ("STS-B", lambda r: r["judged"]["stsb"]["pearson"], "{:.4f}"),
-)
 # Arms called `rule`, `rule.tight` and `rule.generous` are one rule at several budgets.
 BUDGETS = (".tight", "", ".generous")
+# Between an arm's name and its learning rate, where it is run with several.
+RATE_MARK = "@"
+TASK_TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
+
+# Title of a column, how to find its value in a result (`KeyError` where there is none), how to print it.
+Column = tuple[str, Callable[[dict], float], str]
 
 
-def write_report(runs: list, results: Path) -> Path:
+def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     """Write `README.md` and its figures into the folder of the results; returns the path of the former."""
     found = {}
     for run in runs:
         if (path := results / run.result_file).exists():
-            found.setdefault(run.stage, defaultdict(list))[run.arm].append(json.loads(path.read_text("utf-8")))
+            result = json.loads(path.read_text("utf-8"))
+            timed = results / timing_file(run.stage)
+            if timed.exists():
+                seconds = json.loads(timed.read_text("utf-8"))
+                result["step_seconds"] = seconds.get(run.arm.split(RATE_MARK)[0])
+            found.setdefault(run.stage, defaultdict(list))[run.arm].append(result)
     results.mkdir(parents=True, exist_ok=True)
+    baseline = study["baseline"]
     lines = [
-        "# Study: which exits pay?",
+        f"# Study: {study['title']}",
         "",
-        "Written by `electra-exit study exits` from the JSON files beside it; the recipe is "
-        "`trainers/studies/exits.yaml`. All arms are judged at full depth, on the same corrupted held-out text. Where "
-        "an arm has more than one seed, the mean is followed by the single seeds. FLOPs are of the whole run, dense "
-        "phases included, over those of the arm `dense`: of the discriminator's layers alone, and of everything.",
+        f"Written by `electra-exit study {name}` from the JSON files beside it; the recipe is "
+        f"`trainers/studies/{name}.yaml`. All arms are judged at full depth, on the same corrupted held-out text. "
+        "Where an arm has more than one seed, the mean is followed by the single seeds. FLOPs are of the whole run, "
+        f"dense phases included, over those of the arm `{baseline}`: of the discriminator's layers alone, and of "
+        "everything.",
         "",
     ]
     for stage, arms in found.items():
-        lines += [f"## Stage {stage}: {tokens_of(arms):.1f} M tokens", "", *table(arms), ""]
-        for name, draw in (("curves", draw_curves), ("budgets", draw_budgets), ("exits", draw_exits)):
-            if draw(arms, results / f"{stage}-{name}.png"):
-                lines += [f"![{name}]({stage}-{name}.png)", ""]
+        lines += [f"## Stage {stage}: {tokens_of(arms):.1f} M tokens", ""]
+        if all(result.get("step_seconds") for group in arms.values() for result in group):
+            lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
+        chosen = at_better_rate(arms)
+        if len(chosen) < len(arms):
+            lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
+        lines += [*table(chosen, baseline), "", *equal_cost(chosen, baseline), *difficulty_table(chosen), ""]
+        if len(chosen) < len(arms):
+            lines += ["All learning rates:", "", *table(arms, baseline), ""]
+        for figure, draw in FIGURES.items():
+            if draw(chosen, results / f"{stage}-{figure}.png"):
+                lines += [f"![{figure}]({stage}-{figure}.png)", ""]
     path = results / "README.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def timing_file(stage: str) -> str:
+    """Where `--time_steps` writes, among the results."""
+    return f"{stage}-step-seconds.json"
 
 
 def tokens_of(arms: dict[str, list[dict]]) -> float:
@@ -54,34 +80,133 @@ def tokens_of(arms: dict[str, list[dict]]) -> float:
     return max(result["training"]["tokens"] for group in arms.values() for result in group) / 1e6
 
 
-def table(arms: dict[str, list[dict]]) -> list[str]:
-    columns = [column for column in COLUMNS if any(_has(r, column[1]) for group in arms.values() for r in group)]
-    lines = [
-        "| arm | FLOPs, layers | FLOPs, all | " + " | ".join(title for title, *_ in columns) + " |",
-        "|---" * (3 + len(columns)) + "|",
-    ]
-    dense = arms.get("dense")
+def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Of the arms that differ by nothing but the learning rate, the one with the better mean held-out ROC-AUC."""
+    best = {}
     for arm, group in arms.items():
-        cells = [_ratio(group, dense, part) for part in ("blocks", "total")]
-        for _, find, form in columns:
-            values = [find(result) for result in group if _has(result, find)]
-            cells.append(_spread(values, form))
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return lines
+        name = arm.split(RATE_MARK)[0]
+        if name not in best or _mean_auc(group) > _mean_auc(arms[best[name]]):
+            best[name] = arm
+    return {arm: arms[arm] for arm in best.values()}
 
 
-def _has(result: dict, find) -> bool:
-    try:
-        find(result)
-    except KeyError:
-        return False
-    return True
+def find_arm(arms: dict[str, list[dict]], name: str) -> list[dict] | None:
+    """The runs of an arm, whatever its learning rate."""
+    return next((group for arm, group in arms.items() if arm.split(RATE_MARK)[0] == name), None)
 
 
-def _ratio(group: list[dict], dense: list[dict] | None, part: str) -> str:
-    if not dense:
+# ---- Tables ----
+
+
+def columns_of(results: list[dict]) -> list[Column]:
+    """Quality: one pair of columns a held-out set, and one a task, as far as any result has them."""
+    judged = sorted({key for result in results for key in result["judged"]})
+    columns = []
+    for key in judged:
+        if key.startswith("held_out"):
+            where = key.removeprefix("held_out").replace("_", ", ", 1)
+            columns.append((f"ROC-AUC{where}", partial(_judged, key, "roc_auc"), "{:.4f}"))
+            columns.append((f"average precision{where}", partial(_judged, key, "average_precision"), "{:.4f}"))
+    if "blimp" in judged:
+        columns.append(("BLiMP", partial(_judged, "blimp", "accuracy"), "{:.4f}"))
+    columns += [
+        (title, partial(_judged, task, TASKS[task].metric), "{:.4f}")
+        for task, title in TASK_TITLES.items()
+        if task in judged
+    ]
+    return columns
+
+
+def _judged(key: str, metric: str, result: dict) -> float:
+    return result["judged"][key][metric]
+
+
+def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+    """Cost over the baseline's, and quality."""
+    reference = find_arm(arms, baseline)
+    columns = columns_of([result for group in arms.values() for result in group])
+    costs = {
+        "FLOPs, layers": lambda r: r["flops"]["blocks"],
+        "FLOPs, all": lambda r: r["flops"]["total"],
+        "FLOPs a step": lambda r: r["flops"]["total"] / r["training"]["steps"],
+        "time a step": lambda r: seconds_of(r) / r["training"]["steps"],
+    }
+    if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
+        costs["FLOPs given before"] = lambda r: r["flops"]["total"] + r["given"]["flops"]
+    rows = [["arm", *costs, *(title for title, *_ in columns)]]
+    for arm, group in arms.items():
+        row = [arm]
+        for title, cost in costs.items():
+            less = costs["FLOPs, all"] if title == "FLOPs given before" else None
+            row.append(_ratio(group, reference, cost, less))
+        rows.append(row + [_cell(group, column) for column in columns])
+    return _markdown(rows)
+
+
+def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+    """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end."""
+    curves = {arm: [curve(result) for result in group] for arm, group in arms.items()}
+    if not all(found["score"] for group in curves.values() for found in group):
+        return []
+    axes = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
+    budgets = {
+        axis: min(found[axis][-1] for group in curves.values() for found in group) for axis, *_ in axes.values()
+    }
+    titles = [f"equal {title} ({budgets[axis] / unit:.1f} {sign})" for title, (axis, unit, sign) in axes.items()]
+    rows = [["arm", *titles]]
+    for arm, group in curves.items():
+        cells = []
+        for axis in budgets:
+            cells.append(_spread([_at(found, axis, budgets[axis]) for found in group], "{:.4f}"))
+        rows.append([arm, *cells])
+    return [
+        "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
+        "what the cheapest spends in all. Evaluation is left out of the time, and so is what was spent before on what "
+        "an arm is given. Arms that end later are read before their learning rate has fallen, to their disadvantage:",
+        "",
+        *_markdown(rows),
+    ]
+
+
+def _at(found: dict, axis: str, budget: float) -> float:
+    """The score of a curve at a budget, between its points; its first score before the first."""
+    return float(np.interp(budget, found[axis], found["score"]))
+
+
+def difficulty_table(arms: dict[str, list[dict]]) -> list[str]:
+    """How hard each arm's own generator was at the end."""
+    columns = [
+        ("replacements equal to the original", lambda r: r["generator"]["generator_equal_rate"], "{:.4f}"),
+        ("log-probability of replacements", lambda r: r["generator"]["replacement_log_probability"], "{:.2f}"),
+        ("of the originals there", lambda r: r["generator"]["original_log_probability"], "{:.2f}"),
+        ("ROC-AUC on its own replacements", lambda r: r["generator"]["roc_auc"], "{:.4f}"),
+    ]
+    if not any(result.get("generator") for group in arms.values() for result in group):
+        return []
+    rows = [["arm", *(title for title, *_ in columns)]]
+    rows += [[arm, *(_cell(group, column) for column in columns)] for arm, group in arms.items()]
+    return ["", "How hard each arm's own generator is, on the held-out text at the end:", "", *_markdown(rows)]
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return [head, "|---" * len(rows[0]) + "|", *body]
+
+
+def _cell(group: list[dict], column: Column) -> str:
+    values = []
+    for result in group:
+        with suppress(KeyError):
+            values.append(column[1](result))
+    return _spread(values, column[2])
+
+
+def _ratio(group: list[dict], reference: list[dict] | None, cost, less=None) -> str:
+    """The mean cost over that of the reference; `less` is taken away from the former, and divides alone."""
+    if not reference:
         return ""
-    return f"{mean(r['flops'][part] for r in group) / dense[0]['flops'][part]:.3f}"
+    own = mean(cost(r) - (less(r) if less else 0) for r in group)
+    return f"{own / mean((less or cost)(r) for r in reference):.3f}"
 
 
 def _spread(values: list[float], form: str) -> str:
@@ -90,16 +215,71 @@ def _spread(values: list[float], form: str) -> str:
     return form.format(mean(values)) + " (" + ", ".join(form.format(value) for value in values) + ")"
 
 
+def held_out_auc(result: dict) -> float:
+    """ROC-AUC at the end, the mean over the held-out sets."""
+    return mean(found["roc_auc"] for key, found in result["judged"].items() if key.startswith("held_out"))
+
+
+def _mean_auc(group: list[dict]) -> float:
+    return mean(map(held_out_auc, group))
+
+
+# ---- Curves ----
+
+
+def measured_seconds(training: dict) -> float:
+    """Seconds that a run took to train, evaluation and saving left out."""
+    return training["tokens"] / training["tokens_per_second"]
+
+
+def cumulative_seconds(result: dict) -> list[float]:
+    """Seconds after each step: by the times of `--time_steps` where there are any, else as the run itself took."""
+    steps = result["training"]["steps"]
+    timed = result.get("step_seconds")
+    if timed is None:
+        return [measured_seconds(result["training"]) * (step + 1) / steps for step in range(steps)]
+    _, _, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    return list(
+        accumulate(
+            timed["exits" if "exits" in timed and args.exits_active(s, steps) else "dense"] for s in range(steps)
+        )
+    )
+
+
+def seconds_of(result: dict) -> float:
+    return cumulative_seconds(result)[-1]
+
+
+def curve(result: dict) -> dict[str, list[float]]:
+    """`score`, the held-out ROC-AUC while training (the mean over the held-out sets), by `tokens`, `flops` and
+    `seconds`."""
+    points = [(entry["step"], [v for k, v in entry.items() if _CURVE.fullmatch(k)]) for entry in result["log"]]
+    points = [(step, mean(scores)) for step, scores in points if scores]
+    steps, flops, seconds = [step for step, _ in points], cumulative_flops(result), cumulative_seconds(result)
+    tokens = [step * result["training"]["tokens_per_step"] for step in steps]
+    return {
+        "score": [score for _, score in points],
+        "tokens": tokens,
+        "flops": [flops[step - 1] for step in steps],
+        "seconds": [seconds[step - 1] for step in steps],
+    }
+
+
+_CURVE = re.compile(r"eval_(\w+_)?roc_auc")
+
+
 def cumulative_flops(result: dict) -> list[float]:
     """Operations executed after each step of a run, everything included."""
     config_fields, data_args, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
     config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
     batch = result["training"]["tokens_per_step"] // length
+    generator = result["flops"]["generator"] / steps  # the same in every step, and some are described nowhere else
     known, costs = {}, []
     for step, keep in enumerate(capacity_history(config, result["log"], steps)):
         key = (args.exits_active(step, steps), tuple(keep))
         if key not in known:
-            known[key] = step_flops(with_capacities(config, keep), batch, length, key[0]).total
+            discriminator = step_flops(with_capacities(config, keep), batch, length, key[0]).discriminator
+            known[key] = discriminator + generator
         costs.append(known[key])
     return list(accumulate(costs))
 
@@ -125,21 +305,54 @@ def _save(figure, path: Path) -> bool:
 
 
 def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
-    """Held-out ROC-AUC while training, by tokens and by operations."""
-    figure, (by_tokens, by_flops) = _plots(2)
-    for arm, group in arms.items():
-        for number, result in enumerate(group):
-            points = [entry for entry in result["log"] if "eval_roc_auc" in entry]
-            flops = cumulative_flops(result)
-            steps = [entry["step"] for entry in points]
-            scores = [entry["eval_roc_auc"] for entry in points]
-            style = {"label": arm if number == 0 else None, "color": f"C{list(arms).index(arm) % 10}", "marker": "."}
-            style["linestyle"] = ("-", "--", ":")[list(arms).index(arm) // 10 % 3]
-            by_tokens.plot([s * result["training"]["tokens_per_step"] / 1e6 for s in steps], scores, **style)
-            by_flops.plot([flops[s - 1] / 1e12 for s in steps], scores, **style)
-    by_tokens.set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
-    by_flops.set(xlabel="training TFLOPs, everything included")
-    by_tokens.legend(fontsize=7)
+    """Held-out ROC-AUC while training, by tokens, by operations and by time."""
+    figure, plots = _plots(3)
+    for number, (arm, group) in enumerate(arms.items()):
+        style = {"color": f"C{number % 10}", "marker": ".", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        for seed, result in enumerate(group):
+            found = curve(result)
+            for plot, axis, unit in zip(plots, ("tokens", "flops", "seconds"), (1e6, 1e12, 60), strict=True):
+                label = arm if seed == 0 else None
+                plot.plot([x / unit for x in found[axis]], found["score"], label=label, **style)
+    plots[0].set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
+    plots[1].set(xlabel="training TFLOPs, everything included")
+    plots[2].set(xlabel="minutes of training on this machine")
+    plots[0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
+    """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
+    no more cost. What an arm was given before counts, and is drawn as a bar to its left."""
+    figure, plots = _plots(2)
+    axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
+    for plot, (part, own, unit) in zip(plots, axes, strict=True):
+        points = []
+        for number, (arm, group) in enumerate(arms.items()):
+            given = mean(r.get("given", {}).get(part, 0.0) for r in group) / unit
+            cost, score = mean(map(own, group)) / unit + given, _mean_auc(group)
+            points.append((cost, score))
+            plot.plot([cost - given, cost], [score, score], color=f"C{number % 10}", linewidth=1)
+            plot.plot(cost, score, "o", color=f"C{number % 10}")
+            plot.annotate(arm, (cost, score), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        front = [p for p in sorted(points) if p[1] == max(score for cost, score in points if cost <= p[0])]
+        plot.plot(*zip(*front, strict=True), "k-", linewidth=0.8, drawstyle="steps-post")
+    plots[0].set(xlabel="TFLOPs, everything included", ylabel="held-out ROC-AUC")
+    plots[1].set(xlabel="minutes on this machine")
+    return _save(figure, path)
+
+
+def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
+    """The share of the tokens that each layer computes while exits are active."""
+    exiting = {arm: group[0]["kept_share"] for arm, group in arms.items() if min(group[0]["kept_share"]) < 1}
+    if not exiting:
+        return False
+    figure, plot = _plots(1)
+    for shares in dict.fromkeys(map(tuple, exiting.values())):
+        names = [arm for arm, kept in exiting.items() if tuple(kept) == shares]
+        plot.plot(range(1, len(shares) + 1), shares, marker="o", label=fill(", ".join(names), 50))
+    plot.set(xlabel="layer", ylabel="share of the tokens computed", ylim=(0, 1.05))
+    plot.legend(fontsize=6)
     return _save(figure, path)
 
 
@@ -152,19 +365,15 @@ def draw_budgets(arms: dict[str, list[dict]], path: Path) -> bool:
     for color, rule in enumerate(rules):
         groups = [arms[f"{rule}{budget}"] for budget in BUDGETS if f"{rule}{budget}" in arms]
         shares = [mean(group[0]["kept_share"]) for group in groups]
-        plot.plot(shares, [mean(_auc(r) for r in group) for group in groups], color=f"C{color}", label=rule)
+        plot.plot(shares, [mean(held_out_auc(r) for r in group) for group in groups], color=f"C{color}", label=rule)
         for share, group in zip(shares, groups, strict=True):
-            plot.plot([share] * len(group), [_auc(r) for r in group], ".", color=f"C{color}")
+            plot.plot([share] * len(group), [held_out_auc(r) for r in group], ".", color=f"C{color}")
     for arm, style in (("dense", "-"), ("dense_slower", ":"), ("dense_with_heads", "--")):
         if arm in arms:
-            plot.axhline(mean(_auc(r) for r in arms[arm]), color="k", linestyle=style, label=arm, linewidth=1)
+            plot.axhline(mean(held_out_auc(r) for r in arms[arm]), color="k", linestyle=style, label=arm, linewidth=1)
     plot.set(xlabel="kept share of tokens, mean over layers, while exits are active", ylabel="held-out ROC-AUC")
     plot.legend(fontsize=8)
     return _save(figure, path)
-
-
-def _auc(result: dict) -> float:
-    return result["judged"]["held_out"]["roc_auc"]
 
 
 def draw_exits(arms: dict[str, list[dict]], path: Path) -> bool:
@@ -187,3 +396,12 @@ def draw_exits(arms: dict[str, list[dict]], path: Path) -> bool:
     errors.set(xlabel="step", ylabel="error gap on audit tokens (dotted: target)")
     capacities.legend(fontsize=7)
     return _save(figure, path)
+
+
+FIGURES = {
+    "curves": draw_curves,
+    "pareto": draw_pareto,
+    "kept": draw_kept,
+    "budgets": draw_budgets,
+    "exits": draw_exits,
+}

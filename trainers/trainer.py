@@ -10,19 +10,24 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from modeling_electra_exit.exit_state import roc_auc
+
 from . import cpu_kernels, metrics
 from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
-from .callbacks import AdaptiveCapacityCallback, NewEpochCallback, Preempted, PreemptionCallback
+from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback, Preempted, PreemptionCallback
 from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
-from .collator import DataCollatorForReplacedTokenDetection
+from .collator import build_collator
+from .difficulty import Difficulty, DifficultyCallback
 from .distributed import anywhere, decided_once
 from .flops import active_tokens, step_flops
+from .generators import originals
 from .hub import PushingTrainer
+from .masked_lm import MaskedLanguageModel
 from .optimization import ElectraAdamW
 
 
@@ -30,7 +35,15 @@ logger = logging.getLogger(__name__)
 
 # A loss above this many times that of a model that knows nothing does not come back.
 EXPLODED = 100
-LOSS_PARTS = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
+GENERATOR_FILE = "generator.safetensors"
+LOGGED = (
+    "discriminator_loss",
+    "exit_loss",
+    "gain_loss",
+    "generator_loss",
+    "discriminator_auc",
+    "generator_equal_rate",
+)
 
 
 class DivergenceError(Exception):
@@ -151,25 +164,27 @@ class ElectraTrainer(Trainer):
 class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
-    Args: those of [`~transformers.Trainer`]. `processing_class` is the tokenizer. `data_collator` defaults to
-    [`DataCollatorForReplacedTokenDetection`] and `compute_metrics` to [`metrics.replaced_token_detection`].
+    Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
+    where neither the collator nor the model does. `processing_class` is the tokenizer. `data_collator` and `generator`
+    default to what the model's `generator_type` names ([`collator.build_collator`]), and `compute_metrics` to
+    [`metrics.replaced_token_detection`].
 
-    Logged in addition to the loss: its parts; `tokens_per_second` of training (evaluation and saving left out);
-    `exits_active`; `kept_layer_<n>`, the share of tokens computed by layer n; and as running means over the last
-    hundred or so steps, for each exit layer n: `exit_auc_layer_<n>`, the ROC-AUC of its head;
-    `exit_recall_left_layer_<n>`, the share of the replaced tokens that left which its head told as such (at the base
-    rate); and `exit_error_gap_layer_<n>`, how much more it errs than the final head on audit tokens.
+    Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
+    batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
+    `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
+    tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
+    `exit_auc_layer_<n>`, the ROC-AUC of its head; `exit_recall_left_layer_<n>`, the share of the replaced tokens
+    that left which its head told as such (at the base rate); and `exit_error_gap_layer_<n>`, how much more it errs
+    than the final head on audit tokens. Evaluation adds what [`difficulty.Difficulty`] measures of the generator.
     `total_flos` in `trainer_state.json` counts the operations really executed.
     """
 
     args: ElectraEarlyExitTrainingArguments
 
-    def __init__(self, model=None, args=None, data_collator=None, **kwargs):
+    def __init__(self, model=None, args=None, data_collator=None, generator=None, **kwargs):
         tokenizer = kwargs.get("processing_class")
         if data_collator is None and tokenizer is not None:
-            data_collator = DataCollatorForReplacedTokenDetection(
-                tokenizer, mlm_probability=model.config.mlm_probability, seed=args.mask_seed
-            )
+            data_collator, generator = build_collator(model.config, kwargs.get("train_dataset"), tokenizer, args)
         needed = 0 if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
         if needed > model.config.vocab_size:
             raise ValueError(f"`vocab_size` is {model.config.vocab_size}, and the tokenizer's ids need {needed}")
@@ -180,10 +195,22 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._batches = []
         self._exits_were_active = False
         self.stopwatch = Stopwatch()
+        self.generator = generator
+        folder = self.args.reference_folder
+        self._reference = None if folder is None else MaskedLanguageModel(folder, tokenizer, self.args.device)
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
+        if self.model_config.discriminator_weight > 0:
+            self.add_callback(DifficultyCallback())
+        if self.model_config.generator_type == "neighbor":
+            self.add_callback(NeighborCallback(self))
 
     # ---- Training ----
+
+    def _set_signature_columns_if_needed(self):
+        """Keep the columns that the collator's generator reads, although the model does not."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
 
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
@@ -203,6 +230,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
         exits_active = model.training and self.exits_active()
+        masked = inputs
+        if self.generator is not None and "labels" not in inputs:
+            generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
+            progress = self.state.global_step / self.state.max_steps if model.training else 1.0
+            with self.accelerator.autocast():  # which covers the model in training alone
+                inputs = generator.corrupt(inputs, progress)
         outputs = model(
             **inputs,
             exit_policy=self.model_config.exit_policy if exits_active else "none",
@@ -212,9 +245,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self._exits_were_active = exits_active  # logging comes after the step is counted
             self._micro_steps += 1
             self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
-            for name in LOSS_PARTS:
-                if (value := getattr(outputs, name)) is not None:
+            for name, value in {**outputs, **step_difficulty(outputs, inputs)}.items():
+                if name in LOGGED:
                     self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
+            if outputs.proposals is not None:
+                text = originals(masked["input_ids"], masked["mlm_labels"])
+                keys = self.generator.keys(text, masked.get("attention_mask"))
+                self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
+        elif "mlm_labels" in inputs:
+            self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], inputs.get("attention_mask"))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -259,7 +298,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
-        return step_flops(self.model_config, *inputs["input_ids"].shape, self.exits_active()).total
+        shape = inputs["input_ids"].shape
+        beside = 0.0 if self.generator is None else self.generator.flops(*shape)
+        return step_flops(self.model_config, *shape, self.exits_active()).total + beside
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
@@ -302,8 +343,13 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
+            self._difficulty = Difficulty(self._reference, getattr(self.processing_class, "mask_token_id", None))
             try:
-                return super().evaluation_loop(*args, **kwargs)
+                output = super().evaluation_loop(*args, **kwargs)
+                self._difficulty.sums = self.accelerator.reduce(self._difficulty.sums.to(self.args.device)).cpu()
+                prefix = kwargs.get("metric_key_prefix", "eval")
+                output.metrics.update({f"{prefix}_{k}": value for k, value in self._difficulty.measures().items()})
+                return output
             finally:
                 if hasattr(self.data_collator, "set_epoch"):
                     self.data_collator.set_epoch(epoch)
@@ -329,11 +375,35 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     # ---- Saving ----
 
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """With the state of a generator beside the model."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.generator is not None and (state := self.generator.state_dict()):
+            save_file(state, os.path.join(output_dir, GENERATOR_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, GENERATOR_FILE)):
+            self.generator.load_state_dict(load_file(path))
+
     def _save_checkpoint(self, model, trial):
         """Not counted as training time."""
         self.stopwatch.lap()
         super()._save_checkpoint(model, trial)
         self.stopwatch.start()
+
+
+def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What one training step says of its generator, without waiting for the device."""
+    labels, mask = outputs.rtd_labels, inputs.get("attention_mask")
+    if labels is None:
+        return {}
+    real = labels if mask is None else labels.masked_fill(mask == 0, -1)
+    measured = {"discriminator_auc": roc_auc(outputs.logits.detach().reshape(-1), real.reshape(-1))}
+    if (mlm_labels := inputs.get("mlm_labels")) is not None:
+        chosen = mlm_labels != -100
+        measured["generator_equal_rate"] = (chosen & (labels == 0)).sum() / chosen.sum().clamp_min(1)
+    return measured
 
 
 class Stopwatch:

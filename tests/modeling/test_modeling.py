@@ -316,7 +316,8 @@ def test_exit_loss_scale():
 def test_labels_of_a_named_generator_are_weighted_as_the_joint_objective_is(generator_type):
     model = tiny_model(generator_type=generator_type, exit_policy="none").train()
     ids = masked_batch()["input_ids"]
-    outputs = model(ids, labels=(ids % 5 == 0).long())
+    # The originals, which the collator sends along, change nothing.
+    outputs = model(ids, labels=(ids % 5 == 0).long(), mlm_labels=ids)
     weight = 50.0 if generator_type == "unigram" else 1.0
     torch.testing.assert_close(outputs.loss.detach(), weight * outputs.discriminator_loss)
 
@@ -539,6 +540,31 @@ def test_no_generator_means_no_generator():
     model = tiny_model(generator_type="none")
     assert not [name for name, _ in model.named_parameters() if name.startswith("generator")]
     assert model.get_output_embeddings() is None
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_position):
+    model = tiny_model(generator_type="self", exit_policy="none", norm_position=norm_position).train()
+    batch = masked_batch(padding=20)
+    batch["labels"] = (batch["input_ids"] % 5 == 0).long()
+    asked = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    asked[:, 20:25] = True
+    states = model.electra(batch["input_ids"], batch["attention_mask"], output_hidden_states=True).hidden_states[2]
+    logits = model.generator.lm_head(model.generator(model.electra.encoder.norm(states)))
+    outputs = model(**batch, proposal_mask=asked)
+    chosen = batch["mlm_labels"] != -100
+    expected = torch.nn.functional.cross_entropy(logits[chosen], batch["mlm_labels"][chosen])
+    torch.testing.assert_close(outputs.generator_loss, expected.detach())
+    torch.testing.assert_close(outputs.loss.detach(), (expected + 50 * outputs.discriminator_loss).detach())
+    assert outputs.hidden_states is None
+    assert ((outputs.proposals != -100) == asked).all()
+    torch.manual_seed(3)
+    proposals = model(**batch, proposal_mask=asked).proposals[asked]
+    torch.manual_seed(3)
+    assert torch.equal(proposals, generator_head.sample_tokens(logits[asked]))
+    outputs.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.generator.parameters())
+    assert model.generator.lm_head.weight is model.electra.embeddings.word_embeddings.weight
 
 
 # ---- Misuse ----

@@ -78,6 +78,26 @@ def test_parts_that_are_not_there_cost_nothing(overrides):
     assert expected == pytest.approx(counted(model, batch, "none", True), rel=0.01)
 
 
+def test_the_head_of_the_self_generator_is_counted():
+    overrides = {"exit_policy": "none", "vocab_size": 4000}
+    model = tiny_model(generator_type="self", **overrides)
+    model.set_attn_implementation("eager")
+    batch = masked_batch(batch_size=2)
+    batch |= {"labels": batch["input_ids"] % 2, "proposal_mask": batch["mlm_labels"] != -100}
+    expected = step_flops(model.config, 2, 64, False, num_masked=10).total
+    assert expected == pytest.approx(counted(model, batch, "none", True), rel=0.01)
+    without = step_flops(tiny_config(generator_type="none", **overrides), 2, 64, False).total
+    assert expected > 1.1 * without
+
+
+def test_the_table_of_neighbors_is_counted_over_the_steps_it_serves():
+    model = tiny_model(generator_type="neighbor", generator_refresh_steps=10)
+    with FlopCounterMode(display=False) as counter:
+        model.generator.refresh(model.get_input_embeddings().weight, [])
+    assert step_flops(model.config, 2, 64, False).generator == counter.get_total_flops() / 10
+    assert step_flops(model.config, 2, 64, False, training=False).generator == 0
+
+
 def test_share_of_the_design():
     """0.70 of dense block FLOPs with context "all" and 0.64 with "none", for ELECTRA-Small at length 512 or less."""
     for context, share in (("all", 0.70), ("none", 0.64)):

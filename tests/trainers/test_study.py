@@ -10,12 +10,14 @@ import yaml
 from modeling_electra_exit.trainers import cli, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
-from modeling_electra_exit.trainers.study_report import cumulative_flops
+from modeling_electra_exit.trainers.study_report import cumulative_flops, cumulative_seconds, equal_cost
 from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
 
 TINY = {
+    "title": "which pay?",
+    "baseline": "dense",
     "base": {
         **{name: value for name, value in RECIPE.items() if name not in ("save_steps", "generator_size")},
         "generator_type": "unigram",
@@ -88,7 +90,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     assert len(rates) == 1  # one corruption for all
     cost = {result["arm"]: cumulative_flops(result)[-1] for result in found.values()}
     for result in found.values():
-        assert cost[result["arm"]] == result["flops"]["total"]
+        assert cost[result["arm"]] == pytest.approx(result["flops"]["total"])
     report = (results / "README.md").read_text()
     assert "| random.tight |" in report
     for figure in ("full-curves.png", "full-budgets.png", "full-exits.png"):
@@ -136,12 +138,120 @@ def test_text_is_needed_unless_only_the_report_is(studies, tmp_path, capsys):
     assert Path(capsys.readouterr().out.strip()).exists()
 
 
+GENERATORS = {
+    "title": "which generator?",
+    "baseline": "mlm",
+    "base": {**TINY["base"], "exit_policy": "none", "generator_type": "mlm"},
+    "references": {"judge": {"discriminator_weight": 0.0, "seed": 9, "eval_strategy": "no"}},
+    "reference": "judge",
+    "caches": {"judge": {"draws": 2, "fields": {"generator_type": "frozen", "generator_folder": "references/judge"}}},
+    "corruptions": {
+        "easy": {"generator_type": "unigram"},
+        "hard": {"generator_type": "frozen", "generator_folder": "references/judge"},
+    },
+    "judges": {},
+    "arms": {
+        "mlm": {},
+        "frozen": {"generator_type": "frozen", "generator_folder": "references/judge"},
+        "cached": {"generator_type": "cached", "generator_folder": "caches/judge"},
+        "self": {"generator_type": "self"},
+    },
+    "stages": {
+        "only": {
+            "judges": ["held_out"], "seeds": [0], "arms": ["mlm", "frozen", "cached", "self"],
+            "learning_rates": [1.0e-3, 5.0e-4],
+        }
+    },
+}  # fmt: skip
+
+
+def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(studies, flags, tmp_path, capsys):
+    (studies / "kinds.yaml").write_text(yaml.safe_dump(GENERATORS))
+    small = {
+        "extends": "kinds",
+        "title": "again?",
+        "stages": {"only": {**GENERATORS["stages"]["only"], "arms": ["mlm"]}},
+    }
+    (studies / "again.yaml").write_text(yaml.safe_dump(small))
+    assert cli.main(["study", "kinds", *flags]) == 0
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert len(found) == 8
+    for result in found.values():
+        for name in ("easy", "hard"):
+            assert 0 <= result["judged"][f"held_out_{name}"]["roc_auc"] <= 1
+        assert [entry["step"] for entry in result["log"] if "eval_hard_roc_auc" in entry] == [2, 4]
+        assert -20 < result["generator"]["replacement_log_probability"] < 0
+        assert 0 <= result["generator"]["generator_equal_rate"] < 1
+        assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"])
+    for name in ("easy", "hard"):  # one corruption for all
+        assert len({result["judged"][f"held_out_{name}"]["replaced_rate"] for result in found.values()}) == 1
+    given = {arm: found[f"only-{arm}@0.001-seed0"]["given"]["flops"] for arm in GENERATORS["arms"]}
+    assert given["mlm"] == given["self"] == 0
+    reference = json.loads((tmp_path / "out/kinds/references/judge/metrics.json").read_text())["flops"]["total"]
+    cache = json.loads((tmp_path / "out/kinds/caches/judge/cache.json").read_text())["splits"]["train"]["flops"]
+    assert given["frozen"] == reference
+    assert given["cached"] == reference + cache > reference
+
+    report = (tmp_path / "results" / "README.md").read_text()
+    better, everything = report.split("All learning rates:")
+    assert better.count("| frozen@") == 3  # cost and quality, equal cost, difficulty
+    assert everything.count("| frozen@") == 2
+    for fragment in ("# Study: which generator?", "equal FLOPs", "log-probability of replacements", "only-pareto.png",
+                     "ROC-AUC, hard", "FLOPs given before"):  # fmt: skip
+        assert fragment in better + everything
+
+    # What one study made serves the other that extends it.
+    before = (tmp_path / "out/kinds/references/judge/metrics.json").stat().st_mtime_ns
+    again = [*flags[:-1], str(tmp_path / "again")]
+    assert cli.main(["study", "again", *again]) == 0
+    assert (tmp_path / "out/kinds/references/judge/metrics.json").stat().st_mtime_ns == before
+    assert not (tmp_path / "out/again/references").exists()
+
+
+def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp_path, capsys):
+    short = [*flags, "--stages", "full", "--seeds", "0", "--arms", "dense", "random"]
+    assert cli.main(["study", "tiny", *short, "--time_steps", "2"]) == 0
+    path = tmp_path / "results" / "full-step-seconds.json"
+    found = json.loads(path.read_text())
+    assert {arm: sorted(seconds) for arm, seconds in found.items()} == {
+        "dense": ["dense"],
+        "random": ["dense", "exits"],
+    }
+    assert all(0 < value < 10 for seconds in found.values() for value in seconds.values())
+    assert not list((tmp_path / "results").glob("full-dense*"))  # timed, and not run
+    result = {
+        "training": {"steps": 10, "tokens": 100, "tokens_per_second": 10.0},
+        "fields": {**TINY["base"], "exit_warmup": 0.2, "exit_cooldown": 0.1},
+    }
+    assert cumulative_seconds(result) == pytest.approx([*range(1, 11)])
+    timed = cumulative_seconds({**result, "step_seconds": {"dense": 2.0, "exits": 1.0}})
+    assert timed == [2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
+    assert cumulative_seconds({**result, "step_seconds": {"dense": 2.0}})[-1] == 20
+    assert cli.main(["study", "tiny", *short]) == 0
+    assert "Times are by the medians" in (tmp_path / "results" / "README.md").read_text()
+
+
+def test_scores_are_read_off_the_curves_at_equal_cost():
+    def result(speed, scores):
+        log = [{"step": step, "eval_a_roc_auc": score, "eval_b_roc_auc": score} for step, score in scores]
+        training = {"tokens_per_step": 4 * 32, "tokens": 4 * 4 * 32, "steps": 4, "tokens_per_second": speed}
+        fields = {**TINY["base"], "exit_policy": "none"}
+        return {"log": log, "training": training, "fields": fields, "flops": {"generator": 0.0}}
+
+    # The second takes twice as long, so it has come half as far when the first is done.
+    arms = {"fast": [result(64.0, [(2, 0.6), (4, 0.7)])], "slow": [result(32.0, [(2, 0.7), (4, 0.9)])]}
+    lines = equal_cost(arms, "fast")
+    assert lines[-2].split(" | ")[1:] == ["0.7000", "0.7000", "0.7000 |"]
+    assert lines[-1].split(" | ")[1:] == ["0.9000", "0.9000", "0.7000 |"]
+
+
 @pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
 def test_packaged_studies_make_sense(name):
-    content = yaml.safe_load(study.STUDIES.joinpath(f"{name}.yaml").read_text())
+    content = study.read_study(name)
     runs = study.read_runs(content)
     assert len({run.name for run in runs}) == len(runs)
-    assert {run.arm for run in runs} == set(content["arms"])
+    assert {run.arm.split("@")[0] for run in runs} == set(content["arms"])
+    assert content["baseline"] in content["arms"]
     for run in runs:
         config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
         build_config(config_fields)

@@ -12,6 +12,7 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainer,
     ElectraEarlyExitTrainingArguments,
 )
+from modeling_electra_exit.trainers.collator import build_collator
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
 from modeling_electra_exit.trainers.trainer import DivergenceError
 from tests.conftest import tiny_config, tiny_model
@@ -42,11 +43,13 @@ def make_trainer(tokenizer, output_dir, model=None, **arguments):
         "exit_warmup": 0.0,
         "exit_cooldown": 0.0,
     }
+    model, data = tiny_model() if model is None else model, sequences(tokenizer)
+    args = ElectraEarlyExitTrainingArguments(**{**settings, **arguments})
     return ElectraEarlyExitTrainer(
-        tiny_model() if model is None else model,
-        ElectraEarlyExitTrainingArguments(**{**settings, **arguments}),
-        DataCollatorForReplacedTokenDetection(tokenizer, LENGTH),
-        train_dataset=sequences(tokenizer),
+        model,
+        args,
+        *build_collator(model.config, data, tokenizer, args, LENGTH),
+        train_dataset=data,
         eval_dataset=sequences(tokenizer, 8, seed=1),
         processing_class=tokenizer,
     )
@@ -147,6 +150,42 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     assert second.state.total_flos == straight.state.total_flos
 
 
+@pytest.mark.parametrize(
+    "generator",
+    [
+        {"generator_type": "bigram"},
+        {"generator_type": "frozen"},
+        {"generator_type": "self"},  # an epoch is four steps: the proposals of the first are in use at step 5
+        # The table of the second refresh is in use when the run is cut at step 5.
+        {"generator_type": "neighbor", "generator_refresh_steps": 3},
+    ],
+    ids=lambda fields: fields["generator_type"],
+)
+def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(tokenizer, tmp_path, generator):
+    tiny_model().save_pretrained(tmp_path / "frozen")
+    tokenizer.save_pretrained(tmp_path / "frozen")
+    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(tmp_path / "frozen")}
+    saving = {**common, "save_strategy": "steps", "save_steps": 5}
+    straight = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **saving)
+    straight.train()
+    torch.manual_seed(99)
+    second = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert_same(weights(straight), weights(second))
+    replaced = [log["discriminator_loss"] for log in straight.state.log_history[:7]]
+    assert len(set(replaced)) == 7  # something is replaced, and other tokens every time
+
+
+def test_a_trainer_finds_the_generator_that_the_config_names(tokenizer, tmp_path):
+    trainer = ElectraEarlyExitTrainer(
+        tiny_model(generator_type="unigram"),
+        make_trainer(tokenizer, tmp_path).args,
+        train_dataset=sequences(tokenizer),
+        processing_class=tokenizer,
+    )
+    assert trainer.train().training_loss > 0
+
+
 def test_evaluation_is_the_same_every_time_and_at_full_depth(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
     seen = []
@@ -202,6 +241,18 @@ def test_bf16_on_a_cpu(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, bf16=True, max_steps=2)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
+
+
+def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "frozen")
+    tokenizer.save_pretrained(tmp_path / "frozen")
+    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(tmp_path / "frozen")}
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="frozen"), **arguments)
+    dtypes = []
+    head = trainer.generator.model._model.generator.lm_head
+    head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    trainer.train()
+    assert dtypes[0] == torch.bfloat16  # the other call counts its operations
 
 
 @pytest.mark.parametrize(

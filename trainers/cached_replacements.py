@@ -1,0 +1,184 @@
+"""Replacements sampled once and kept beside the data: `electra-exit cache-replacements`."""
+
+import json
+import logging
+import math
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import DatasetDict, Features, Value
+from datasets import Sequence as SequenceFeature
+
+from .arguments import ElectraEarlyExitTrainingArguments
+from .collator import MASK_SHARE
+from .data import CACHE_REPORT, checksum, count_tokens, id_dtype
+from .generators import IN_MODEL, GeneratorContext, Replacements, StepGenerator, build_generator
+from .parsing import Parser, UsageError, parse
+from .pretraining import build_config, prepare_run
+
+
+logger = logging.getLogger(__name__)
+
+COLUMN = "replacements"
+BATCH = 64
+# These depend on the model in training, or were sampled before already.
+NOT_BEFOREHAND = (*IN_MODEL, "self", "cached")
+
+
+def cache_command(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit cache-replacements",
+        usage="electra-exit cache-replacements RECIPE --folder FOLDER [--draws N] [--field value ...]",
+        description="Sample replacements for every token of a recipe's text, several a token, with the generator that "
+        "the recipe or --generator_type names, for `electra-exit pretrain RECIPE --generator_type cached "
+        "--generator_folder FOLDER`. A recipe's other fields are flags here too; see `electra-exit pretrain --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file")
+    parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
+    parser.add_argument("--draws", type=int, default=4, help="replacements a token (default: %(default)s)")
+    args, flags = parser.parse_known_args(list(argv))
+    if args.draws < 1:
+        raise UsageError(f"--draws must be at least 1, got {args.draws}")
+    if args.folder.exists():
+        raise UsageError(f"{args.folder} exists; choose another --folder, or remove it")
+    config_fields, data_args, training_args, _ = parse([args.recipe, *flags])
+    print(describe(cache_replacements(config_fields, data_args, training_args, args.folder, args.draws)))
+    return 0
+
+
+def cache_replacements(
+    config_fields: dict, data_args, training_args: ElectraEarlyExitTrainingArguments, folder: Path, draws: int
+) -> dict:
+    """Sample `draws` replacements for every token of a run's text into `folder`; returns what [`write_cache`] does.
+
+    Raises:
+        UsageError: for a generator that is a part of a model in training.
+    """
+    if (name := build_config(config_fields).generator_type) in NOT_BEFOREHAND:
+        raise UsageError(
+            f"generator_type {name!r} cannot be sampled beforehand; for a trained masked language "
+            "model give `--generator_type frozen --generator_folder FOLDER`"
+        )
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    context = GeneratorContext(config, packed["train"], tokenizer, training_args)
+    generator = build_generator(config, packed["train"], tokenizer, training_args)
+    return write_cache(generator, packed, context, draws, folder)
+
+
+def write_cache(
+    generator: Replacements | StepGenerator, packed: DatasetDict, context: GeneratorContext, draws: int, folder: Path
+) -> dict:
+    """Write one Arrow file a split, with the column `replacements`: for each sequence a flat list, `draws` ids for
+    each of its tokens in turn, in the smallest integer type. A special token's are itself.
+
+    A neural generator must not see what it predicts, so it meets each sequence several times, every time with another
+    `mlm_probability` of its tokens masked, until all were.
+
+    Returns:
+        What `cache.json` says too, for each split: tokens, seconds, bytes, operations, how often a replacement equals
+        the original, and a checksum of the sequences.
+    """
+    folder.mkdir(parents=True)
+    features = Features({COLUMN: SequenceFeature(Value(id_dtype(context.config.vocab_size)))})
+    report = {"generator_type": context.config.generator_type, "draws": draws, "splits": {}}
+    with torch.random.fork_rng():
+        torch.manual_seed(context.args.mask_seed)
+        for split, sequences in packed.items():
+            path, start = folder / f"{split}.arrow", time.perf_counter()
+            equal = total = 0
+
+            def sample(batch):
+                nonlocal equal, total
+                rows = [np.asarray(row, dtype=np.int64) for row in batch["input_ids"]]
+                tables = sample_rows(generator, rows, context, draws)
+                ordinary = [~np.isin(row, context.tokenizer.all_special_ids) for row in rows]
+                equal += sum(int((t == r[:, None])[o].sum()) for t, r, o in zip(tables, rows, ordinary, strict=True))
+                total += draws * sum(int(o.sum()) for o in ordinary)
+                return {COLUMN: [table.ravel() for table in tables]}
+
+            sequences.map(
+                sample, batched=True, batch_size=BATCH, remove_columns=sequences.column_names, features=features,
+                cache_file_name=str(path), load_from_cache_file=False, desc=f"sampling {split}",
+                new_fingerprint=f"{checksum(sequences):08x}",  # made from the function, it would hash all weights
+            )  # fmt: skip
+            report["splits"][split] = {
+                "sequences": len(sequences),
+                "tokens": count_tokens(sequences),
+                "seconds": round(time.perf_counter() - start, 1),
+                "bytes": path.stat().st_size,
+                "flops": generator_flops(generator, sequences, context),
+                "equal_rate": equal / max(1, total),
+                "checksum": checksum(sequences),
+            }
+    (folder / CACHE_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def generator_flops(generator, sequences, context: GeneratorContext) -> float:
+    """Operations of a neural generator that meets each of the sequences as often as it takes to mask all tokens."""
+    if not isinstance(generator, StepGenerator):
+        return 0.0
+    return _parts(context) * generator.flops(len(sequences), max(map(len, sequences["input_ids"])))
+
+
+def _parts(context: GeneratorContext) -> int:
+    return math.ceil(1 / context.config.mlm_probability)
+
+
+def sample_rows(
+    generator: Replacements | StepGenerator, rows: list[np.ndarray], context: GeneratorContext, draws: int
+) -> list[np.ndarray]:
+    """For each row (tokens,) its replacements (tokens, draws), int64."""
+    tables = [np.repeat(row[:, None], draws, axis=1) for row in rows]
+    chances = [np.random.default_rng((context.args.mask_seed, zlib.crc32(row.tobytes()))) for row in rows]
+    parts = _parts(context)
+    split = [
+        np.array_split(chance.permutation(np.flatnonzero(~np.isin(row, context.tokenizer.all_special_ids))), parts)
+        for row, chance in zip(rows, chances, strict=True)
+    ]
+    for part in range(parts):
+        positions = [np.sort(places[part]) for places in split]
+        if isinstance(generator, StepGenerator):
+            drawn = _sample_in_step(generator, rows, positions, chances, context, draws)
+        else:
+            drawn = [
+                np.stack([generator(row, places, chance) for _ in range(draws)], axis=1)
+                for row, places, chance in zip(rows, positions, chances, strict=True)
+            ]
+        for table, places, replacements in zip(tables, positions, drawn, strict=True):
+            table[places] = replacements
+    return tables
+
+
+def _sample_in_step(generator, rows, positions, chances, context, draws) -> list[np.ndarray]:
+    """`draws` replacements for `positions` of each row, all masked at once."""
+    length = max(map(len, rows))
+    input_ids = np.full((len(rows), length), context.tokenizer.pad_token_id)
+    mlm_labels = np.full_like(input_ids, -100)
+    for i, (row, places, chance) in enumerate(zip(rows, positions, chances, strict=True)):
+        input_ids[i, : len(row)] = row
+        mlm_labels[i, places] = row[places]
+        input_ids[i, places[chance.random(len(places)) < MASK_SHARE]] = context.tokenizer.mask_token_id
+    attention_mask = np.arange(length) < np.array([[len(row)] for row in rows])
+    tensors = (
+        torch.from_numpy(a).to(context.args.device) for a in (input_ids, mlm_labels, attention_mask.astype(int))
+    )
+    with torch.autocast(context.args.device.type, torch.bfloat16, enabled=context.args.bf16):
+        drawn = generator.propose_several(*tensors, draws).cpu().numpy()
+    return np.split(drawn, np.cumsum([len(places) for places in positions])[:-1])
+
+
+def describe(report: dict) -> str:
+    """The cost and the size, a line a split."""
+    lines = [f"{report['draws']} replacements a token by `{report['generator_type']}`"]
+    for split, found in report["splits"].items():
+        lines.append(
+            f"  {split}: {found['tokens']:,} tokens in {found['seconds']:,.1f} s, {found['bytes'] / 1e6:,.1f} MB "
+            f"({found['bytes'] / found['tokens']:.1f} bytes a token); {found['equal_rate']:.1%} equal the original"
+        )
+    return "\n".join(lines)
