@@ -22,6 +22,7 @@ from .model_card import card_command
 from .parsing import UsageError, parse
 from .pretraining import pretrain
 from .push_dataset import push_dataset_command
+from .scoring import score_command
 from .study import study_command
 from .trainer import DivergenceError
 
@@ -67,6 +68,7 @@ COMMANDS = {
     "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
     "calibrate": (calibrate_command, "pick the thresholds of a fine-tuned model's exits"),
     "evaluate": (evaluate_command, "measure a checkpoint on GLUE tasks and BLiMP"),
+    "score": (score_command, "say of each token of a text how likely it is a replacement"),
     "export": (export_command, "write a checkpoint as plain ELECTRA"),
     "push": (push_command, "push a run or a saved model to the Hub"),
     "push-dataset": (push_dataset_command, "push prepared data and its tokenizer"),

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from . import metrics
@@ -14,6 +13,7 @@ from .arguments import FineTuningArguments, FineTuningDataArguments
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import DataError, read_files
 from .finetuning import evaluate, load_examples, train_classifier
+from .scoring import Scorer
 from .tasks import TASKS
 
 
@@ -57,7 +57,6 @@ def judge_blimp(folder: Path | str, path: Path, pairs_per_paradigm: int | None =
     Raises:
         DataError: if the file cannot be read, or lacks a column.
     """
-    model, tokenizer = _discriminator(folder), AutoTokenizer.from_pretrained(folder)
     rows = read_files([str(path)])
     for column in ("sentence_good", "sentence_bad", "UID"):
         if column not in rows.column_names:
@@ -67,16 +66,8 @@ def judge_blimp(folder: Path | str, path: Path, pairs_per_paradigm: int | None =
         seen[row["UID"]] += 1
         if pairs_per_paradigm is None or seen[row["UID"]] <= pairs_per_paradigm:
             pairs.append((row["sentence_good"], row["sentence_bad"]))
-    sentences = [sentence for pair in pairs for sentence in pair]
-    # By length, so that a batch has little padding.
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    scores = np.zeros(len(sentences))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        batch = tokenizer([sentences[i] for i in chosen], padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        scores[chosen] = (F.logsigmoid(-logits.float()) * batch["attention_mask"]).sum(dim=1)
+    sentences = (sentence for pair in pairs for sentence in pair)
+    scores = np.array([score.pseudo_log_likelihood for score in Scorer(str(folder))(sentences)])
     good, bad = scores[::2], scores[1::2]
     return {"accuracy": float(((good > bad) + 0.5 * (good == bad)).mean()), "pairs": len(pairs)}
 

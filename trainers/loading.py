@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 
 from .data import first_line
-from .parsing import Parser, UsageError
+from .parsing import Parser, UsageError, config_reason
 
 
 OURS = ElectraEarlyExitConfig.model_type
@@ -64,6 +65,8 @@ def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overr
         raise UsageError(f"`model_type` of {checkpoint} must be one of {known}, got {model_type!r}")
     try:
         return starts[model_type](checkpoint, **config_overrides)
+    except StrictDataclassError as error:
+        raise UsageError(f"{checkpoint}: {config_reason(error)}") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{checkpoint}: {first_line(error)}") from error
 

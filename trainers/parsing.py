@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -83,6 +84,14 @@ class Parser(HfArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def config_reason(error: Exception) -> str:
+    """Why a config was refused, in one line that names the field."""
+    # The library's own first line names the validator; the reason is the last.
+    reason = str(error.__cause__ or error).strip().split("\n")[-1].strip()
+    name = re.search(r"field '(\w+)'", str(error))
+    return f"{name[1]}: {reason}" if name and name[1] not in reason else reason
 
 
 def yaml_names(folder: Traversable) -> list[str]:

@@ -27,7 +27,7 @@ from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flo
 from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
-from .parsing import UsageError
+from .parsing import UsageError, config_reason
 from .trainer import ElectraEarlyExitTrainer
 
 
@@ -161,10 +161,7 @@ def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
     try:
         return ElectraEarlyExitConfig(**{**config_fields, **derived})
     except (StrictDataclassError, ValueError) as error:
-        # The library's own first line names the validator; the reason is the last.
-        reason = str(error.__cause__ or error).strip().split("\n")[-1].strip()
-        name = re.search(r"field '(\w+)'", str(error))
-        raise UsageError(f"{name[1]}: {reason}" if name and name[1] not in reason else reason) from error
+        raise UsageError(config_reason(error)) from error
 
 
 def _vocabulary_fields(tokenizer, asked: int | None) -> dict:

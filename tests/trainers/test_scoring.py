@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import ElectraConfig, ElectraForPreTraining
+
+from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
+from modeling_electra_exit.trainers import cli, scoring
+from tests.conftest import tiny_config, tiny_model
+
+
+TEXTS = ["a cat runs", "the dog", "a bird sees the red house of a cat and the dog runs", "", "cat " * 200]
+
+
+@pytest.fixture
+def checkpoint(tokenizer, tmp_path):
+    for part in (tiny_model(), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def one_by_one(checkpoint, text, **options):
+    scorer = scoring.Scorer(checkpoint)
+    ids = scorer.tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return ids, scorer.model(ids, **options)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 8192])  # one text a batch; some; all
+def test_scores_are_those_of_each_text_alone_in_its_place(checkpoint, monkeypatch, tokens):
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(scoring, "WINDOW", 3)
+    scores = list(scoring.Scorer(checkpoint)(TEXTS))
+    assert len(scores) == len(TEXTS)
+    for text, score in zip(TEXTS, scores, strict=True):
+        ids, outputs = one_by_one(checkpoint, text)
+        assert len(score.tokens) == len(score.replaced) == ids.shape[1] <= 128
+        torch.testing.assert_close(torch.tensor(score.replaced), outputs.logits[0].sigmoid(), atol=1e-5, rtol=1e-5)
+        expected = F.logsigmoid(-outputs.logits).sum()
+        torch.testing.assert_close(torch.tensor(score.pseudo_log_likelihood), expected, atol=1e-4, rtol=1e-5)
+        assert score.exit_layers is None
+
+
+def test_exits_give_every_text_what_it_gets_alone(checkpoint):
+    threshold = 0.68
+    scores = list(scoring.Scorer(checkpoint, threshold)(TEXTS))
+    left = {layer for score in scores for layer in score.exit_layers}
+    assert len(left) > 1  # some left, some did not
+    for text, score in zip(TEXTS, scores, strict=True):
+        alone = next(scoring.Scorer(checkpoint, threshold)([text]))
+        assert score.exit_layers == alone.exit_layers
+        torch.testing.assert_close(torch.tensor(score.replaced), torch.tensor(alone.replaced), atol=1e-5, rtol=1e-5)
+
+
+def test_batches_hold_what_fits_and_miss_nothing(monkeypatch):
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
+    lengths = [7, 3, 50, 5, 5, 4, 1]
+    batches = list(scoring.batches_by_length(lengths))
+    assert sorted(number for batch in batches for number in batch) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 20 for batch in batches)
+    assert len(batches) == 3
+
+
+def test_a_file_becomes_json_lines(checkpoint, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("a cat runs\n\nthe dog\n")
+    assert cli.main(["score", checkpoint, str(tmp_path / "text.txt"), "--output", str(tmp_path / "scores.jsonl")]) == 0
+    entries = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [len(entry["tokens"]) for entry in entries] == [5, 2, 4]
+    assert entries[0].keys() == {"tokens", "replaced", "pseudo_log_likelihood"}
+    error = capsys.readouterr().err
+    assert "3 texts, 11 tokens" in error
+    assert cli.main(["score", checkpoint, str(tmp_path / "text.txt"), "--exit_threshold", "0.68"]) == 0
+    assert "exit_layers" in json.loads(capsys.readouterr().out.splitlines()[0])
+
+
+def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
+    config = {name: getattr(tiny_config(), name) for name in ("vocab_size", "embedding_size", "hidden_size",
+              "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")}  # fmt: skip
+    plain = ElectraForPreTraining(ElectraConfig(**config)).eval()
+    for part in (plain, tokenizer):
+        part.save_pretrained(tmp_path)
+    score = next(scoring.Scorer(str(tmp_path))(["a cat runs"]))
+    with torch.no_grad():
+        expected = plain(tokenizer("a cat runs", return_tensors="pt")["input_ids"]).logits[0].sigmoid()
+    torch.testing.assert_close(torch.tensor(score.replaced), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["{folder}/model", "{folder}/none.txt"], "no such file: "),
+        (["{folder}/none", "{folder}/text.txt"], "no model in "),
+        (["{folder}/classifier", "{folder}/text.txt"], "must hold a pre-trained discriminator, got Electra"),
+        (["{folder}/dense", "{folder}/text.txt", "--exit_threshold", "0.5"], "--exit_threshold needs exit heads"),
+        (["{folder}/model", "{folder}/text.txt", "--exit_threshold", "-1"], "exit_threshold"),
+        (["{folder}/model", "{folder}/text.txt", "--text_column", "body"], "must have the column `body`, got text"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_one_line(checkpoint, tokenizer, tmp_path, capsys, flags, message):
+    ElectraEarlyExitForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    for part in (tiny_model(exit_policy="none"), tokenizer):
+        part.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("a cat runs\n")
+    assert cli.main(["score", *(flag.format(folder=tmp_path) for flag in flags)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("electra-exit score: error: ")
+    assert message in error
