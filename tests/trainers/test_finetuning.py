@@ -102,7 +102,10 @@ def test_seeds_their_folders_and_their_spread(start, glue, tmp_path, capsys):
 
 
 def test_it_learns_and_the_folder_classifies(start, glue, tmp_path):
-    assert run(start, "--task", "sst2", *flags(glue, tmp_path, num_train_epochs=15, learning_rate=3e-3)) == 0
+    # Gently, and all layers alike: the tokenizer's ids differ from process to process, and three times the rate
+    # collapses for one set of them in six.
+    settings = {"num_train_epochs": 15, "learning_rate": 1e-3, "layerwise_lr_decay": 1.0}
+    assert run(start, "--task", "sst2", *flags(glue, tmp_path, **settings)) == 0
     assert metrics_of(tmp_path / "out")["evaluation"]["accuracy"]["mean"] >= 0.9
     folder = str(tmp_path / "out" / "seed-42")
     classify = pipeline("text-classification", model=folder, tokenizer=folder)
