@@ -253,7 +253,7 @@ def seconds_of(result: dict) -> float:
 def curve(result: dict) -> dict[str, list[float]]:
     """`score`, the held-out ROC-AUC while training (the mean over the held-out sets), by `tokens`, `flops` and
     `seconds`."""
-    points = [(entry["step"], [v for k, v in entry.items() if _CURVE.fullmatch(k)]) for entry in result["log"]]
+    points = [(entry["step"], _scores(entry)) for entry in result["log"]]
     points = [(step, mean(scores)) for step, scores in points if scores]
     steps, flops, seconds = [step for step, _ in points], cumulative_flops(result), cumulative_seconds(result)
     tokens = [step * result["training"]["tokens_per_step"] for step in steps]
@@ -265,7 +265,11 @@ def curve(result: dict) -> dict[str, list[float]]:
     }
 
 
-_CURVE = re.compile(r"eval_(\w+_)?roc_auc")
+def _scores(entry: dict) -> list[float]:
+    """Held-out ROC-AUC in a log entry: on the sets that are common to all arms, or where there are none on the run's
+    own. A run's last entry may have both."""
+    common = [value for name, value in entry.items() if re.fullmatch(r"eval_\w+_roc_auc", name)]
+    return common or [entry[name] for name in ("eval_roc_auc",) if name in entry]
 
 
 def cumulative_flops(result: dict) -> list[float]:

@@ -10,7 +10,13 @@ import yaml
 from modeling_electra_exit.trainers import cli, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
-from modeling_electra_exit.trainers.study_report import cumulative_flops, cumulative_seconds, equal_cost
+from modeling_electra_exit.trainers.study_report import (
+    cumulative_flops,
+    cumulative_seconds,
+    curve,
+    equal_cost,
+    held_out_auc,
+)
 from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
@@ -183,6 +189,9 @@ def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(stud
         assert -20 < result["generator"]["replacement_log_probability"] < 0
         assert 0 <= result["generator"]["generator_equal_rate"] < 1
         assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"])
+        assert curve(result)["score"][-1] == pytest.approx(
+            held_out_auc(result), abs=1e-4
+        )  # it ends where it is judged
     for name in ("easy", "hard"):  # one corruption for all
         assert len({result["judged"][f"held_out_{name}"]["replaced_rate"] for result in found.values()}) == 1
     given = {arm: found[f"only-{arm}@0.001-seed0"]["given"]["flops"] for arm in GENERATORS["arms"]}
