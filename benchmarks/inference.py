@@ -1,0 +1,129 @@
+"""How fast is a fine-tuned text classifier, and how accurate: at full depth, compiled, and with exits?
+
+    python benchmarks/inference.py FOLDER EXAMPLES.jsonl [--json FILE] [--batch_sizes 1 8 32 128] [--repeats 5]
+
+Every second example picks the thresholds of the exits (`calibrate_exits`, at most `--max_accuracy_drop`); the others
+are measured. Variants take turns, pass by pass, and medians are compared. `exits` has a threshold for each exit;
+`deebert` is one entropy for all, `pabee` one patience for all, and both run one example at a time, as their authors do
+it, whatever the batch size of the others.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from steps import device, records
+from transformers import DataCollatorWithPadding
+
+from modeling_electra_exit.trainers import calibrate_exits
+from modeling_electra_exit.trainers.calibration import load_classifier, load_examples
+from modeling_electra_exit.trainers.parsing import UsageError
+
+
+RULES = {
+    "exits": {"criterion": "confidence"},
+    "deebert": {"criterion": "entropy", "one_for_all": True},
+    "pabee": {"criterion": "patience"},
+}
+ONE_AT_A_TIME = ("deebert", "pabee")
+
+
+def build_variants(folder: Path, tokenizer, calibration, args) -> dict:
+    """A model for each variant."""
+    dense, _ = load_classifier(folder)
+    dense.config.inference_exit_thresholds = dense.config.inference_exit_temperatures = None
+    variants = {"dense": dense.to(device())}
+    if not args.no_compile:
+        variants["dense.compiled"] = torch.compile(copy.deepcopy(dense), dynamic=True)
+    for name, options in RULES.items():
+        model = copy.deepcopy(dense)
+        found = calibrate_exits(model, calibration, args.max_accuracy_drop, **options,
+                                data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip
+        print(f"{name}: thresholds {[round(t, 4) for t in found.thresholds]} by {len(calibration)} examples")
+        variants[name] = model
+    return variants
+
+
+def batches_of(examples, tokenizer, batch_size: int) -> list[dict]:
+    collate = DataCollatorWithPadding(tokenizer)
+    starts = range(0, len(examples), batch_size)
+    return [
+        dict(collate([examples[i] for i in range(s, min(s + batch_size, len(examples)))]).to(device())) for s in starts
+    ]
+
+
+@torch.inference_mode()
+def one_pass(model, batches: list[dict]) -> tuple[float, float, float]:
+    """Seconds, accuracy, and layers an example took, the mean, of all batches once."""
+    right, layers, total = 0, 0, sum(len(batch["labels"]) for batch in batches)
+    start = time.perf_counter()
+    answers = [model(**{k: v for k, v in batch.items() if k != "labels"}) for batch in batches]
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    for batch, outputs in zip(batches, answers, strict=True):
+        right += (outputs.logits.argmax(-1) == batch["labels"]).sum().item()
+        full = len(batch["labels"]) * model.config.num_hidden_layers
+        layers += full if outputs.exit_layers is None else outputs.exit_layers.sum().item()
+    return seconds, right / total, layers / total
+
+
+def measure(variants: dict, examples, tokenizer, batch_size: int, args, prefix: str) -> list[dict]:
+    """The records of one batch size, and its lines of the table."""
+    samples, quality = {name: [] for name in variants}, {}
+    batches = {size: batches_of(examples, tokenizer, size) for size in {1, batch_size}}
+    for repeat in range(args.repeats + 1):  # the first pass allocates and compiles
+        for name, model in variants.items():
+            seconds, *quality[name] = one_pass(model, batches[1 if name in ONE_AT_A_TIME else batch_size])
+            if repeat:
+                samples[name].append(len(examples) / seconds)
+    speeds = {name: statistics.median(values) for name, values in samples.items()}
+    for name, (accuracy, layers) in quality.items():
+        times = speeds[name] / speeds["dense"]
+        print(f"| {prefix}/{name} | {speeds[name]:.1f} | {times:.2f} | {accuracy:.4f} | {layers:.2f} |", flush=True)
+    accuracies = {name: accuracy for name, (accuracy, _) in quality.items()}
+    return [
+        *records(prefix, "examples_per_second", "examples/s", speeds, "dense", samples),
+        *records(prefix, "accuracy", "share", accuracies, "dense"),
+        *records(prefix, "layers", "layers", {name: layers for name, (_, layers) in quality.items()}, "dense"),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a fine-tuned sequence classifier with exits, and its tokenizer")
+    parser.add_argument("examples", type=Path, help="labelled texts as JSON Lines, not those trained on")
+    parser.add_argument("--text_columns", nargs="+", help="one or two (default: all columns of strings)")
+    parser.add_argument("--label_column", default="label")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--max_accuracy_drop", type=float, default=0.005)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no_compile", action="store_true", help="without torch.compile, which needs a C++ compiler")
+    parser.add_argument("--json", help="write the records to this file")
+    args = parser.parse_args()
+    try:
+        model, tokenizer = load_classifier(args.folder)
+        examples = load_examples(args.examples, tokenizer, model.config, args.text_columns, args.label_column)
+    except UsageError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
+    calibration, measured = (examples.select(range(start, len(examples), 2)) for start in (0, 1))
+    variants = build_variants(args.folder, tokenizer, calibration, args)
+    print(f"{device()}, {torch.get_num_threads()} threads, {len(measured)} examples measured\n")
+    print("| case | examples/s | times full depth | accuracy | layers |\n|---|---|---|---|---|")
+    found = []
+    longest = max(map(len, measured["input_ids"]))
+    for batch_size in args.batch_sizes:
+        prefix = f"{args.folder.name}/{longest}/{str(model.dtype).removeprefix('torch.')}/batch-{batch_size}"
+        found += measure(variants, measured, tokenizer, batch_size, args, prefix)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
