@@ -39,7 +39,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig
-from .exit_policy import POLICIES, Evidence, Selection, capacity, select
+from .exit_policy import POLICIES, Evidence, Selection, capacity, row_noise, select
 from .exit_state import ElectraEarlyExitState, token_losses
 
 
@@ -140,11 +140,20 @@ class Exits:
     heads: map states (batch, tokens, hidden) to logits (batch, tokens).
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
+    noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
     """
 
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor]]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
+    noise_seeds: torch.Tensor | None = None
+
+    def noise(self, number: int, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Uniform noise (batch, length) for the policy and for the audit sample at exit `number`, from the seeds of
+        the sequences; without seeds there is none, and both draw from torch's generator."""
+        if self.noise_seeds is None:
+            return None, None
+        return tuple(row_noise(self.noise_seeds, 1 + 2 * number + i, length) for i in range(2))
 
 
 @dataclass
@@ -283,16 +292,18 @@ class ElectraEarlyExitEncoder(nn.Module):
         config, positions = self.config, tokens.positions()
         num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
+        noise, lottery = exits.noise(number, positions.shape[1])
         evidence = Evidence(
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
             token_loss=self._token_losses(exits.state, input_ids, positions),
             protected=None if protected is None else protected.gather(1, positions),
             padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
+            noise=noise,
         )
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
-            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
+            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
         # Whom chance alone chose is a uniform sample already; a threshold leaves no places to give away.
         audit_fraction = {"random": 1.0, "threshold": 0.0}.get(exit_policy, config.audit_fraction)
         selection = select(
@@ -302,6 +313,7 @@ class ElectraEarlyExitEncoder(nn.Module):
             padding=evidence.padding,
             audit_fraction=audit_fraction,
             log_weights=log_weights,
+            lottery=lottery,
         )
         trace.selections.append(selection)
         exited = positions.gather(1, selection.order[:, num_kept:])
@@ -340,18 +352,20 @@ class ElectraEarlyExitGenerator(nn.Module):
         return self.lm_head(self.predictions(hidden_states[masked]))
 
 
-def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
+def sample_tokens(logits: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """One token a row from softmax(logits), by inverting the cumulative distribution, in fp32.
 
     Args:
         logits (`torch.FloatTensor` of shape `(rows, vocabulary)`).
+        noise (`torch.FloatTensor` of shape `(rows,)`, *optional*): uniform in [0, 1), else torch's generator's.
 
     Returns:
         `torch.LongTensor` of shape `(rows,)`.
     """
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
     # Scaled by the last entry instead of by 1, because rounding leaves the sum of the probabilities beside 1.
-    uniform = torch.rand(logits.shape[0], 1, device=logits.device) * cumulative[:, -1:]
+    noise = torch.rand(logits.shape[0], device=logits.device) if noise is None else noise
+    uniform = noise.unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
 
 
@@ -576,12 +590,13 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if self.config.generator_type == "mlm":
             self.generator.lm_head = value
 
-    def exits(self) -> Exits | None:
+    def exits(self, noise_seeds: torch.Tensor | None = None) -> Exits | None:
         """The exits' heads and statistics, or `None` for a model without."""
         if not self.config.has_exit_heads:
             return None
         shared = [self.discriminator_predictions] * len(self.config.exit_layers)
-        return Exits(getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None), self.exit_state)
+        heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
+        return Exits(heads, gain_heads, self.exit_state, noise_seeds)
 
     @can_return_tuple
     def forward(
@@ -595,6 +610,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         mlm_labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
+        noise_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
@@ -609,6 +625,9 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
                 tensor, so that a changing value does not make `torch.compile` compile again.
+            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): one seed a sequence, the only source of
+                chance of the generator's samples and of the exits. Left out: torch's generator. Dropout draws from
+                torch's generator in any case.
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
@@ -630,7 +649,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                     "`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels"
                 )
             input_ids, labels, generator_loss = self.corrupt(
-                input_ids, mlm_labels, attention_mask, token_type_ids, position_ids
+                input_ids, mlm_labels, attention_mask, token_type_ids, position_ids, noise_seeds
             )
 
         outputs = self.electra(
@@ -640,7 +659,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             exit_policy=exit_policy,
-            exits=self.exits(),
+            exits=self.exits(noise_seeds),
             return_dict=True,
             **kwargs,
         )
@@ -690,6 +709,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        noise_seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Let the generator replace the masked tokens by samples.
 
@@ -697,6 +717,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token at masked positions, else
                 -100.
+            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): as in [`forward`].
 
         Returns:
             The corrupted ids (batch, sequence), the labels (batch, sequence; 1 where a sample differs from the
@@ -722,9 +743,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         originals = mlm_labels[masked]
         # The sum over max(1, count) is 0, not NaN, for a batch in which nothing could be masked.
         generator_loss = F.cross_entropy(logits, originals, reduction="sum") / max(1, len(originals))
+        noise = None if noise_seeds is None else row_noise(noise_seeds, 0, masked.shape[1])[masked]
         with torch.no_grad():
             original_ids = torch.where(masked, mlm_labels, input_ids)
-            corrupted_ids = original_ids.masked_scatter(masked, sample_tokens(logits))
+            corrupted_ids = original_ids.masked_scatter(masked, sample_tokens(logits, noise))
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
 
     @staticmethod

@@ -20,7 +20,7 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
 
     Defaults that differ: `learning_rate`, `warmup_steps`, `max_steps`, `adam_epsilon` and `weight_decay` are those of
     google-research/electra (`configure_pretraining.py`, `model/optimization.py`); `report_to` is TensorBoard where it
-    is installed.
+    is installed; `dataloader_drop_last` is true, and both `ddp_...` defaults are false.
 
     Raises:
         ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
@@ -33,6 +33,17 @@ class ElectraEarlyExitTrainingArguments(TrainingArguments):
     max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
     adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
     weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave out an epoch's last sequences that do not fill a batch of all processes, other ones every "
+            "epoch. Otherwise several processes repeat sequences to fill it, and one has a smaller batch. Evaluation "
+            "leaves out none."
+        },
+    )
+    # Every parameter takes part in every step, and what buffers measure is all-reduced where it is measured.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_INHERITED["ddp_find_unused_parameters"])
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata=_INHERITED["ddp_broadcast_buffers"])
     report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
     adam_bias_correction: bool = field(
         default=False,

@@ -19,9 +19,9 @@ MASK_SHARE = 0.85
 class DataCollatorForReplacedTokenDetection:
     """Pads to a fixed length, and masks for the generator or replaces tokens itself.
 
-    The mask of a sequence is a function of (`seed`, epoch, the sequence's own ids). So it does not depend on the batch
-    a sequence lands in, on the number of loader workers or of processes; two epochs differ; and a resumed run sees
-    what an uninterrupted one would have seen.
+    The mask of a sequence, and the seed of the noise that it meets in the model, is a function of (`seed`, epoch, the
+    sequence's own ids). So it does not depend on the batch a sequence lands in, on the number of loader workers or of
+    processes; two epochs differ; and a resumed run sees what an uninterrupted one would have seen.
 
     Args:
         tokenizer: needs a mask token and a pad token.
@@ -62,8 +62,8 @@ class DataCollatorForReplacedTokenDetection:
         Returns:
             `input_ids` with `mlm_labels`, the original ids at masked positions and -100 elsewhere; or, with
             `replacements`, corrupted `input_ids` with `labels`, 1 where a token was replaced by another and 0
-            elsewhere. Both `torch.LongTensor` of shape `(batch, sequence)`. And `attention_mask` (same shape), only
-            where there is padding.
+            elsewhere. Both `torch.LongTensor` of shape `(batch, sequence)`. `noise_seeds`, `torch.LongTensor` of shape
+            `(batch,)`. And `attention_mask` (shape of `input_ids`), only where there is padding.
         """
         rows = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
         longest = max(len(row) for row in rows)
@@ -78,6 +78,7 @@ class DataCollatorForReplacedTokenDetection:
         for i, row in enumerate(rows):
             input_ids[i, : len(row)], labels[i, : len(row)] = make(row)
         batch = {"input_ids": torch.from_numpy(input_ids), name: torch.from_numpy(labels)}
+        batch["noise_seeds"] = torch.tensor([int(self._generator(row, 1).integers(2**63)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
@@ -101,7 +102,10 @@ class DataCollatorForReplacedTokenDetection:
 
     def _choose(self, row: np.ndarray) -> tuple[np.ndarray, np.random.Generator]:
         """The positions to corrupt, never a special token's, and the sequence's own random generator."""
-        generator = np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes())))
+        generator = self._generator(row)
         candidates = np.flatnonzero(~np.isin(row, self._special_ids))
         count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
+
+    def _generator(self, row: np.ndarray, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, int(self._epoch), zlib.crc32(row.tobytes()), *purpose))

@@ -22,6 +22,7 @@ from .callbacks import OneLineProgressCallback
 from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
 from .collator import DataCollatorForReplacedTokenDetection
 from .data import load_documents, prepare
+from .distributed import decided_once
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .generators import build_replacements
 from .initialization import initialize_from_corpus
@@ -54,9 +55,10 @@ def pretrain(
     """  # fmt: skip
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
-    checkpoint = check_output_folder(training_args, given)
+    checkpoint = decided_once(lambda: check_output_folder(training_args, given))
     trainer, data_report = build_trainer(config_fields, data_args, training_args)
-    write_json(Path(training_args.output_dir) / RUN_FILE, given)
+    if trainer.is_world_process_zero():
+        write_json(Path(training_args.output_dir) / RUN_FILE, given)
     train(trainer, checkpoint, data_report)
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
@@ -102,6 +104,12 @@ def build_trainer(config_fields: dict, data_args: DataArguments, args) -> tuple[
             f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(packed["train"]) < batch:
+        raise UsageError(
+            f"the text makes {len(packed['train'])} sequences, and a batch takes {batch} "
+            f"(--per_device_train_batch_size {args.per_device_train_batch_size}); give more text or a smaller batch"
+        )
     asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
     config = build_config(config_fields, **_vocabulary_fields(tokenizer, asked))
     torch.manual_seed(args.seed)
