@@ -34,9 +34,32 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.softplus(logits) - logits * torch.sigmoid(logits)
 
 
-def gumbel_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise, fp32."""
-    return -torch.empty_like(tensor, dtype=torch.float32).exponential_().log()
+def row_noise(seeds: torch.Tensor, stream: int, length: int) -> torch.Tensor:
+    """Uniform noise that is a function of the row's seed and of nothing else.
+
+    So a sequence meets the same chance in whatever batch, on whatever process and device it is computed. The numbers
+    are the outputs of SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at as many counters.
+
+    Args:
+        seeds (`torch.LongTensor` of shape `(batch,)`).
+        stream (`int`): streams of one seed are independent.
+        length (`int`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, length)`, fp32, in (0, 1).
+    """
+    counters = torch.arange(1, length + 1, device=seeds.device) + (stream << 32)
+    # Multiplications wrap around, as they should. Right shifts drag the sign along, which the masks take off.
+    state = seeds.unsqueeze(1) + counters * -0x61C8864680B583EB
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    state = state ^ ((state >> 31) & 0x1FFFFFFFF)
+    return (((state >> 41) & 0x7FFFFF).float() + 0.5) / 2**23
+
+
+def gumbel(uniform: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise from uniform noise in (0, 1), fp32."""
+    return -(-uniform.float().log()).log()
 
 
 class Evidence(NamedTuple):
@@ -46,6 +69,7 @@ class Evidence(NamedTuple):
     gain (`torch.FloatTensor`, *optional*): predicted fall of the loss from this exit head to the final one, in nats.
     token_loss (`torch.FloatTensor`, *optional*): running mean of the final loss of the token's vocabulary id, in nats.
     protected, padding (`torch.BoolTensor`, *optional*): tokens that must continue, and tokens that must not.
+    noise (`torch.FloatTensor`, *optional*): uniform in (0, 1), drawn for each sequence by itself; ask [`uniform`].
     """
 
     logits: torch.Tensor
@@ -53,6 +77,13 @@ class Evidence(NamedTuple):
     token_loss: torch.Tensor | None = None
     protected: torch.Tensor | None = None
     padding: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+    def uniform(self) -> torch.Tensor:
+        """The source of chance of a policy, `(batch, tokens)`, fp32, in (0, 1)."""
+        if self.noise is not None:
+            return self.noise
+        return torch.rand_like(self.logits, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
 
 
 def entropy_signal(evidence: Evidence) -> torch.Tensor:
@@ -71,7 +102,7 @@ def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
     the other with probabilities proportional to the weights w of those that remain (the Gumbel-top-k trick, Kool et
     al., 2019, arXiv 1903.06059). Every token keeps some chance to continue, so that deep layers are starved of none.
     """
-    return log_entropy(evidence) + gumbel_like(evidence.logits)
+    return log_entropy(evidence) + gumbel(evidence.uniform())
 
 
 def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
@@ -115,7 +146,7 @@ def budget_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
 
 def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
     """As many, at random (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control for every other policy."""
-    return Ranking(torch.rand_like(evidence.logits, dtype=torch.float32), num_kept)
+    return Ranking(evidence.uniform(), num_kept)
 
 
 def entropy_excess(evidence: Evidence, config) -> torch.Tensor:
@@ -242,6 +273,7 @@ def select(
     padding: torch.Tensor | None = None,
     audit_fraction: float = 0.0,
     log_weights: torch.Tensor | None = None,
+    lottery: torch.Tensor | None = None,
 ) -> Selection:
     """Choose the `num_kept` tokens of every row that continue.
 
@@ -256,6 +288,8 @@ def select(
         audit_fraction (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
         log_weights (`torch.Tensor` of shape `(batch, tokens)`, *optional*): what `scores` are without their Gumbel
             noise. Asks for `inverse_probability`.
+        lottery (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] that draws the
+            audit sample. Left out: from torch's generator.
 
     Raises:
         ValueError: if `num_kept` is not between 1 and the number of tokens.
@@ -270,7 +304,8 @@ def select(
 
     audited = nobody
     if (num_audit := round(audit_fraction * num_kept)) > 0:
-        lottery = torch.rand_like(scores).masked_fill(protected | padding, -1.0)
+        lottery = torch.rand_like(scores) if lottery is None else lottery
+        lottery = lottery.masked_fill(protected | padding, -1.0)
         drawn = lottery.topk(num_audit, dim=1)
         audited = nobody.scatter(1, drawn.indices, drawn.values >= 0)
     # Protected tokens outrank the audit sample, which outranks every other score.

@@ -14,26 +14,29 @@ CHUNK_ELEMENTS = 2**22
 BLOCK = 128
 
 
-def sample_in_proportion(weights: torch.Tensor) -> torch.Tensor:
+def sample_in_proportion(weights: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """One column a row, by inverting the cumulative distribution in two steps: first a block of columns, then a
     column of it. That is exact, and adds up hundreds of numbers a row instead of the whole vocabulary.
 
     Args:
         weights (`torch.FloatTensor` of shape `(rows, columns)`): at least 0, in fp32, not all 0 in a row; need not sum
             to 1.
+        noise (`torch.FloatTensor` of shape `(rows, 2)`, *optional*): uniform in [0, 1), for the two steps. Left out:
+            from torch's generator.
 
     Returns:
         `torch.LongTensor` of shape `(rows,)`.
     """
+    noise = torch.rand(len(weights), 2, device=weights.device) if noise is None else noise
     columns = weights.shape[1]
     whole = columns - columns % BLOCK
     sums = torch.cat(
         [weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2), weights[:, whole:].sum(dim=1, keepdim=True)], dim=1
     )
-    block = _invert(sums)
+    block = _invert(sums, noise[:, :1])
     inside = block * BLOCK + torch.arange(BLOCK, device=weights.device)
     chosen = weights.gather(1, inside.clamp_max(columns - 1)).masked_fill(inside >= columns, 0.0)
-    return (block * BLOCK + _invert(chosen)).squeeze(1).clamp_max(columns - 1)
+    return (block * BLOCK + _invert(chosen, noise[:, 1:])).squeeze(1).clamp_max(columns - 1)
 
 
 def sample_tokens(logits: torch.Tensor, draws: int | None = None) -> torch.Tensor:
@@ -52,11 +55,10 @@ def sample_tokens(logits: torch.Tensor, draws: int | None = None) -> torch.Tenso
     return torch.stack([sample_in_proportion(probabilities) for _ in range(draws)], dim=1)
 
 
-def _invert(weights: torch.Tensor) -> torch.Tensor:
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     cumulative = weights.cumsum(dim=1)
     # Scaled by the last entry instead of by a sum computed elsewhere, which rounding would leave beside it.
-    uniform = torch.rand(len(weights), 1, device=weights.device) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, uniform, right=True).clamp_max(weights.shape[1] - 1)
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_max(weights.shape[1] - 1)
 
 
 class PredictMaskedTokens(torch.autograd.Function):
@@ -71,6 +73,7 @@ class PredictMaskedTokens(torch.autograd.Function):
         weight (`torch.FloatTensor` of shape `(vocabulary, width)`).
         bias (`torch.FloatTensor` of shape `(vocabulary,)`).
         targets (`torch.LongTensor` of shape `(rows,)`).
+        noise (`torch.FloatTensor` of shape `(rows, 2)`, *optional*): as in [`sample_in_proportion`].
 
     Returns:
         The mean cross-entropy, fp32 of shape `()` and 0 for no rows; and one sample a row, `torch.LongTensor` of shape
@@ -78,7 +81,7 @@ class PredictMaskedTokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(ctx, hidden, weight, bias, targets, noise=None):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         wants_gradients = any(ctx.needs_input_grad)
@@ -98,7 +101,7 @@ class PredictMaskedTokens(torch.autograd.Function):
                 weights = logits.exp_()
                 total = weights.sum(dim=1, keepdim=True)
                 loss += (total.log() - of_target).sum() * scale
-                samples[here] = sample_in_proportion(weights)
+                samples[here] = sample_in_proportion(weights, None if noise is None else noise[here])
                 if not wants_gradients:
                     continue
                 # d loss / d logits = (softmax - one-hot) / rows
@@ -117,4 +120,4 @@ class PredictMaskedTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, _):
         # In place: the gradients are needed once, and a vocabulary's worth of them is not worth a copy.
-        return *(gradient.mul_(grad_loss) for gradient in ctx.saved_tensors), None
+        return *(gradient.mul_(grad_loss) for gradient in ctx.saved_tensors), None, None

@@ -37,7 +37,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import ElectraEarlyExitConfig
-from .exit_policy import POLICIES, Evidence, Selection, above_threshold, capacity, round_up, select
+from .exit_policy import POLICIES, Evidence, Selection, above_threshold, capacity, round_up, row_noise, select
 from .exit_state import ElectraEarlyExitState, token_losses
 from .generator_head import PredictMaskedTokens, sample_tokens
 
@@ -146,6 +146,7 @@ class Exits:
     leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
         (positions of tokens, or numbers of sequences) to which of them leave.
     rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
+    noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
     """
 
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor]]
@@ -153,6 +154,14 @@ class Exits:
     state: ElectraEarlyExitState | None = None
     leaves: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     rows_per_item: int = 1
+    noise_seeds: torch.Tensor | None = None
+
+    def noise(self, number: int, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Uniform noise (batch, length) for the policy and for the audit sample at exit `number`, from the seeds of
+        the sequences; without seeds there is none, and both draw from torch's generator."""
+        if self.noise_seeds is None:
+            return None, None
+        return tuple(row_noise(self.noise_seeds, 2 + 2 * number + i, length) for i in range(2))
 
 
 # At inference, fine-tuned models let those leave who are certain: beside the policies of the config.
@@ -382,18 +391,20 @@ class ElectraEarlyExitEncoder(nn.Module):
             return after
         num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
+        noise, lottery = exits.noise(number, positions.shape[1])
         evidence = Evidence(
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
             token_loss=self._token_losses(exits.state, input_ids, positions),
             protected=None if protected is None else protected.gather(1, positions),
             padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
+            noise=noise,
         )
         if exit_policy == "threshold" and not self.training:
             return self._exit_exactly(tokens, trace, number, token_mask, ~above_threshold(evidence, config))
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
-            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, torch.rand_like(scores), scores)
+            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
         # Whom chance alone chose is a uniform sample already; a threshold leaves no places to give away.
         audit_fraction = {"random": 1.0, "threshold": 0.0}.get(exit_policy, config.audit_fraction)
         selection = select(
@@ -403,6 +414,7 @@ class ElectraEarlyExitEncoder(nn.Module):
             padding=evidence.padding,
             audit_fraction=audit_fraction,
             log_weights=log_weights,
+            lottery=lottery,
         )
         trace.selections.append(selection)
         exited = positions.gather(1, selection.order[:, num_kept:])
@@ -511,9 +523,11 @@ class ElectraEarlyExitNeighbors(nn.Module):
             nearest = similarity.topk(self.nearest.shape[1]).indices
             self.nearest[start : start + 1024] = nearest.to(self.nearest.dtype)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`."""
-        drawn = torch.randint(self.nearest.shape[1], tokens.shape, device=tokens.device)
+    def forward(self, tokens: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`. `noise` is as in
+        [`PredictMaskedTokens`], and its first column alone is used."""
+        uniform = torch.rand(tokens.shape, device=tokens.device) if noise is None else noise[:, 0]
+        drawn = (uniform * self.nearest.shape[1]).long().clamp_max(self.nearest.shape[1] - 1)
         return self.nearest[tokens, drawn].long()
 
 
@@ -827,12 +841,13 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if self.config.generator_type in ("mlm", "self"):
             self.generator.lm_head = value
 
-    def exits(self) -> Exits | None:
+    def exits(self, noise_seeds: torch.Tensor | None = None) -> Exits | None:
         """The exits' heads and statistics, or `None` for a model without."""
         if not self.config.has_exit_heads:
             return None
         shared = [self.discriminator_predictions] * len(self.config.exit_layers)
-        return Exits(getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None), self.exit_state)
+        heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
+        return Exits(heads, gain_heads, self.exit_state, noise_seeds)
 
     @can_return_tuple
     def forward(
@@ -847,6 +862,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
         proposal_mask: torch.Tensor | None = None,
+        noise_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
@@ -864,6 +880,9 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 tensor, so that a changing value does not make `torch.compile` compile again.
             proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): for the generator `"self"`,
                 where to propose replacements for the sequences' next visit.
+            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): one seed a sequence, the only source of
+                chance of the generator's samples and of the exits. Left out: torch's generator. Dropout draws from
+                torch's generator in any case.
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
@@ -883,7 +902,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
         if mlm_labels is not None and labels is None:
             input_ids, labels, generator_loss = self.corrupt(
-                input_ids, mlm_labels, attention_mask, token_type_ids, position_ids
+                input_ids, mlm_labels, attention_mask, token_type_ids, position_ids, noise_seeds
             )
 
         proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
@@ -897,7 +916,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             exit_policy=exit_policy,
-            exits=self.exits(),
+            exits=self.exits(noise_seeds),
             return_dict=True,
             **kwargs,
         )
@@ -955,6 +974,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        noise_seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Let the generator replace the masked tokens.
 
@@ -962,6 +982,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token at masked positions, else
                 -100.
+            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): as in [`forward`].
 
         Returns:
             The corrupted ids (batch, sequence), the labels (batch, sequence; 1 where a sample differs from the
@@ -976,12 +997,14 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
         masked = mlm_labels != -100
-        originals, generator_loss = mlm_labels[masked], None
+        originals, generator_loss, noise = mlm_labels[masked], None, None
+        if noise_seeds is not None:
+            noise = torch.stack([row_noise(noise_seeds, stream, masked.shape[1])[masked] for stream in (0, 1)], dim=1)
         if self.config.generator_type == "neighbor":
-            samples = self.generator(originals)
+            samples = self.generator(originals, noise)
         else:
             states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
-            generator_loss, samples = self._predict_tokens(states, originals)
+            generator_loss, samples = self._predict_tokens(states, originals, noise)
         original_ids = torch.where(masked, mlm_labels, input_ids)
         corrupted_ids = original_ids.masked_scatter(masked, samples)
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
@@ -1009,10 +1032,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             loss, _ = self._predict_tokens(self.generator(hidden_states[chosen]), mlm_labels[chosen])
         return loss, proposals
 
-    def _predict_tokens(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _predict_tokens(self, states, targets, noise=None) -> tuple[torch.Tensor, torch.Tensor]:
         """The generator's mean cross-entropy at `targets` (tokens,), and a sample for each."""
         head = self.generator.lm_head
-        return PredictMaskedTokens.apply(states, head.weight, head.bias, targets)
+        return PredictMaskedTokens.apply(states, head.weight, head.bias, targets, noise)
 
     def _generator_states(self, input_ids, masked, attention_mask, token_type_ids, position_ids) -> torch.Tensor:
         embeddings = self.electra.embeddings(input_ids, token_type_ids, position_ids)

@@ -51,7 +51,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
 
     Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
-    (`configure_pretraining.py`).
+    (`configure_pretraining.py`); `dataloader_drop_last` is true, and both `ddp_...` defaults are false.
 
     Raises:
         ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
@@ -60,6 +60,17 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     learning_rate: float = field(default=5e-4, metadata=_INHERITED["learning_rate"])
     warmup_steps: float = field(default=10_000, metadata=_INHERITED["warmup_steps"])
     max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave out an epoch's last sequences that do not fill a batch of all processes, other ones every "
+            "epoch. Otherwise several processes repeat sequences to fill it, and one has a smaller batch. Evaluation "
+            "leaves out none."
+        },
+    )
+    # Every parameter takes part in every step, and what buffers measure is all-reduced where it is measured.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_INHERITED["ddp_find_unused_parameters"])
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata=_INHERITED["ddp_broadcast_buffers"])
     corpus_init: bool = field(
         default=False,
         metadata={

@@ -19,9 +19,9 @@ MASK_SHARE = 0.85
 class DataCollatorForReplacedTokenDetection:
     """Pads to a fixed length, and masks for the generator or replaces tokens itself.
 
-    The mask of a sequence is a function of (`seed`, epoch, the sequence's own ids). So it does not depend on the batch
-    a sequence lands in, on the number of loader workers or of processes; two epochs differ; and a resumed run sees
-    what an uninterrupted one would have seen.
+    The mask of a sequence, and the seed of the noise that it meets in the model, is a function of (`seed`, epoch, the
+    sequence's own ids). So it does not depend on the batch a sequence lands in, on the number of loader workers or of
+    processes; two epochs differ; and a resumed run sees what an uninterrupted one would have seen.
 
     Args:
         tokenizer: needs a mask token and a pad token.
@@ -65,8 +65,8 @@ class DataCollatorForReplacedTokenDetection:
         Returns:
             `input_ids` with `mlm_labels`, the original ids at the chosen positions and -100 elsewhere. With
             `replacements`, these `input_ids` are corrupted, and `labels` is 1 where a token was replaced by another
-            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`. And `attention_mask` (same shape),
-            only where there is padding.
+            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`. `noise_seeds`, `torch.LongTensor` of
+            shape `(batch,)`. And `attention_mask` (shape of `input_ids`), only where there is padding.
         """
         rows = [self._corrupted(**feature) for feature in features]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -81,6 +81,8 @@ class DataCollatorForReplacedTokenDetection:
             for i, row in enumerate(rows):
                 padded[i, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
+        seeds = [self._generator(np.asarray(feature["input_ids"], dtype=np.int64), 1) for feature in features]
+        batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
         return batch
@@ -107,10 +109,13 @@ class DataCollatorForReplacedTokenDetection:
 
     def _choose(self, row: np.ndarray, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
         """The positions to corrupt, never a special token's, and the sequence's own random generator."""
-        generator = np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes())))
+        generator = self._generator(row, epoch)
         candidates = np.flatnonzero(~np.isin(row, self._special_ids))
         count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
+
+    def _generator(self, row: np.ndarray, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *purpose, zlib.crc32(row.tobytes())))
 
 
 def build_collator(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
+from accelerate import PartialState
 from datasets import (
     Dataset,
     DatasetDict,
@@ -26,6 +27,7 @@ from datasets.arrow_writer import SchemaInferenceError
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
+from .distributed import decided_once
 
 
 logger = logging.getLogger(__name__)
@@ -374,12 +376,17 @@ def _texts(documents: Dataset) -> Iterator[str | None]:
 def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict]:
     """Text to packed sequences: [`load_documents`], [`load_tokenizer`] and [`pack`].
 
+    In a distributed run the first process of each machine prepares the data, and the others read what it cached.
+
     Returns:
         The packed splits, the tokenizer, and the counts of each split as plain dictionaries.
     """
-    documents = load_documents(args)
-    tokenizer = load_tokenizer(args, vocab_size, documents["train"])
-    packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+    with PartialState().local_main_process_first():
+        documents = load_documents(args)
+    # Sent to the others: one trained anew would be the same, but take as long again.
+    tokenizer = decided_once(lambda: load_tokenizer(args, vocab_size, documents["train"]))
+    with PartialState().local_main_process_first():
+        packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
     if args.max_train_sequences is not None:
         if args.max_train_sequences < 1:
             raise DataError(f"--max_train_sequences must be at least 1, got {args.max_train_sequences}")

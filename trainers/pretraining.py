@@ -23,6 +23,7 @@ from .callbacks import OneLineProgressCallback
 from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
 from .collator import build_collator
 from .data import attach_replacements, load_corrupted, load_documents, prepare
+from .distributed import decided_once
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
 from .hub import PushError
 from .initialization import initialize_from_corpus
@@ -58,9 +59,10 @@ def pretrain(
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
-    checkpoint = check_output_folder(training_args, given)
+    checkpoint = decided_once(lambda: check_output_folder(training_args, given))
     trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
-    write_json(Path(training_args.output_dir) / RUN_FILE, given)
+    if trainer.is_world_process_zero():
+        write_json(Path(training_args.output_dir) / RUN_FILE, given)
     train(trainer, checkpoint, data_report, held_out)
     if show and trainer.is_world_process_zero():
         report(training_args.output_dir, data_args)
@@ -124,6 +126,12 @@ def build_trainer(
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
     """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
     config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(packed["train"]) < batch:
+        raise UsageError(
+            f"the text makes {len(packed['train'])} sequences, and a batch takes {batch} "
+            f"(--per_device_train_batch_size {args.per_device_train_batch_size}); give more text or a smaller batch"
+        )
     if config.generator_type == "cached":
         packed = attach_replacements(packed, args.generator_folder)
     torch.manual_seed(args.seed)

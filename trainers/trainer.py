@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from modeling_electra_exit.exit_state import roc_auc
+from modeling_electra_exit.exit_state import all_reduce, roc_auc
 
 from . import cpu_kernels, metrics
 from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
@@ -212,6 +212,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
 
+    def _get_dataloader(self, *args, is_training=False, **kwargs):
+        """`dataloader_drop_last` is about training: an evaluation is of everything."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
         return self.model_config.has_exit_heads and self.args.exits_active(
@@ -305,8 +314,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
         if "loss" in logs and self._micro_steps:
-            for name, total in self._loss_parts.items():
-                logs[name] = round(float(total) / self._micro_steps, 4)
+            parts = all_reduce(torch.stack(list(self._loss_parts.values())))
+            for name, total in zip(self._loss_parts, parts.tolist(), strict=True):
+                logs[name] = round(total / self._micro_steps / self.args.world_size, 4)
             self._loss_parts.clear()
             self._micro_steps = 0
             logs["tokens_per_second"] = round(self.stopwatch.lap())

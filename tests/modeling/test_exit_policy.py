@@ -11,7 +11,8 @@ from modeling_electra_exit.exit_policy import (
     Evidence,
     binary_entropy,
     capacity,
-    gumbel_like,
+    gumbel,
+    row_noise,
     sampled_entropy_signal,
     select,
 )
@@ -105,7 +106,7 @@ def test_inverse_probabilities_make_an_unbiased_estimate():
     torch.manual_seed(0)
     weights, values = torch.rand(40) + 0.05, torch.randn(40)
     log_weights = weights.log().expand(20000, -1)
-    scores = log_weights + gumbel_like(log_weights)
+    scores = log_weights + gumbel(torch.rand_like(log_weights))
     protected = (torch.arange(40) == 3).expand(20000, -1)
     selection = select(scores, 16, protected, audit_fraction=0.25, log_weights=log_weights)
     kept = selection.order[:, :16]
@@ -204,3 +205,20 @@ def test_a_threshold_lets_nobody_leave_who_is_unsure_or_special_and_ignores_padd
     continues = ((binary_entropy(outputs.exit_logits[0]) > 0.5) | special) & real
     assert (outputs.exit_layers[continues] > 2).all()
     assert (outputs.exit_layers > 2).sum(1).tolist() == [capacity(continues.sum(1).max().item() / 64, 64)] * 4
+
+
+def test_the_noise_of_a_row_is_its_own():
+    seeds = torch.tensor([0, 5, 2**63 - 1])
+    noise = row_noise(seeds, 0, 50)
+    assert torch.equal(row_noise(seeds[1:2], 0, 50), noise[1:2])
+    # SplitMix64 in Python's unbounded integers.
+    state = (5 + 2 * 0x9E3779B97F4A7C15) % 2**64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+    assert noise[1, 1].item() == ((state ^ (state >> 31)) >> 41) / 2**23 + 2**-24
+    many = row_noise(torch.arange(2000), 3, 500)
+    assert 0 < many.min() < many.max() < 1
+    assert many.mean().item() == pytest.approx(1 / 2, abs=2e-3)
+    assert many.var().item() == pytest.approx(1 / 12, abs=1e-3)
+    streams = torch.stack([many[:, 0], many[:, 1], row_noise(torch.arange(2000), 4, 500)[:, 0]])
+    assert torch.corrcoef(streams).fill_diagonal_(0).abs().max() < 0.1

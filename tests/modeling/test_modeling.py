@@ -97,7 +97,7 @@ def test_joint_loss_equals_a_plain_loop(tmp_path, monkeypatch, padding):
     sampled = []
     sample = generator_head.sample_in_proportion
     monkeypatch.setattr(
-        generator_head, "sample_in_proportion", lambda weights: sampled.append(sample(weights)) or sampled[-1]
+        generator_head, "sample_in_proportion", lambda *args: sampled.append(sample(*args)) or sampled[-1]
     )
     ours = model(**batch)
     expected, labels = reference_joint_loss(model, {**batch, **model.to_electra(tmp_path), "sampled": sampled[0]})
@@ -133,7 +133,7 @@ def test_a_sampled_token_equal_to_the_original_counts_as_original(monkeypatch):
     model = tiny_model()
     batch = masked_batch()
     originals = batch["mlm_labels"][batch["mlm_labels"] != -100]
-    monkeypatch.setattr(generator_head, "sample_in_proportion", lambda weights: originals.clone())
+    monkeypatch.setattr(generator_head, "sample_in_proportion", lambda *args: originals.clone())
     ids, labels, _ = model.corrupt(batch["input_ids"], batch["mlm_labels"])
     assert labels.sum() == 0
     assert torch.equal(ids[:, 3:13], batch["mlm_labels"][:, 3:13])

@@ -394,7 +394,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(to
     with pytest.raises(DivergenceError, match=r"the loss is nan in step 2; its batch is in .*diverged-step-2-0"):
         trainer.train()
     seen = load_file(tmp_path / "diverged-step-2-0.safetensors")
-    assert set(seen) == {"0.input_ids", "0.mlm_labels"}
+    assert set(seen) == {"0.input_ids", "0.mlm_labels", "0.noise_seeds"}
     assert torch.equal(seen["0.input_ids"], batches[-1])
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values())
