@@ -378,7 +378,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
         for name in ("generator_weight", "discriminator_weight", "generator_alpha"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
         self._check("generator_refresh_steps", self.generator_refresh_steps >= 1, "at least 1")
-        self._check("generator_neighbors", 1 <= self.generator_neighbors < self.vocab_size,
+        fewer = self.generator_neighbors < self.vocab_size or self.generator_type != "neighbor"
+        self._check("generator_neighbors", self.generator_neighbors >= 1 and fewer,
                     f"at least 1 and below vocab_size ({self.vocab_size})")  # fmt: skip
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
         for name in ("generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size"):

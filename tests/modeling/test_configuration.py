@@ -74,7 +74,10 @@ INVALID = [
     ({"generator_type": "my_module:"}, ["generator_type", "'my_module:'"]),
     ({"generator_type": "self", "generator_num_hidden_layers": 3}, ["generator_num_hidden_layers", "between 1 and 2"]),
     ({"generator_type": "self", "generator_num_hidden_layers": 0}, ["generator_num_hidden_layers", "at least 1"]),
-    ({"generator_neighbors": 120}, ["generator_neighbors", "120", "below vocab_size (120)"]),
+    (
+        {"generator_type": "neighbor", "generator_neighbors": 120},
+        ["generator_neighbors", "120", "below vocab_size (120)"],
+    ),
     ({"generator_refresh_steps": 0}, ["generator_refresh_steps", "0", "at least 1"]),
     ({"generator_size": 0.0}, ["generator_size", "0.0", "positive"]),
     ({"generator_size": 0.5, "generator_num_attention_heads": 3}, ["generator_size", "3 attention heads"]),
