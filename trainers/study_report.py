@@ -110,7 +110,7 @@ def columns_of(results: list[dict]) -> list[Column]:
     if "blimp" in judged:
         columns.append(("BLiMP", partial(_judged, "blimp", "accuracy"), "{:.4f}"))
     columns += [
-        (title, partial(_judged, task, TASKS[task].metric), "{:.4f}")
+        (title, partial(_judged, task, TASKS[task].metrics[0]), "{:.4f}")
         for task, title in TASK_TITLES.items()
         if task in judged
     ]

@@ -90,6 +90,7 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
         "configuration_electra_exit.py",
         "exit_policy.py",
         "exit_state.py",
+        "generator_head.py",
         "model.safetensors",
         "modeling_electra_exit.py",
         "modeling_heads.py",
@@ -97,7 +98,8 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
 
 
 # `strict` of huggingface_hub is what makes transformers check the types of a config's fields; it has no other home.
-IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "os", "typing"}
+IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "math", "os", "re",
+           "typing"}  # fmt: skip
 # Ways to files, other programs, the network, or code from elsewhere. Saving and loading are transformers' own.
 FORBIDDEN_NAMES = {"open", "exec", "eval", "compile", "__import__", "__builtins__"}
 FORBIDDEN_ATTRIBUTES = {
@@ -148,10 +150,9 @@ def test_checkpoints_of_older_versions_load_and_give_what_they_gave(folder, tmp_
     assert model.exit_state.auc.tolist() == [0.75, 0.75]
     ids = torch.tensor(expected["input_ids"])
     with torch.no_grad():
-        embeddings = model.electra.embeddings(ids)
         masked = torch.zeros_like(ids, dtype=torch.bool)
         masked[:, 2:4] = True
-        generator_logits = model.generator(embeddings, None, masked)
+        generator_logits = model.generator_logits(ids, masked)
         torch.testing.assert_close(model(ids).logits, torch.tensor(expected["logits"]))
         encoder = AutoModel.from_pretrained(folder)
         assert encoder(ids)[0].double().abs().sum().item() == pytest.approx(expected["hidden_abs_sum"], rel=1e-5)

@@ -1,11 +1,11 @@
 """What goes wrong between here and the Hub: each ends in success, or in one sentence with the folder as it was."""
 
 import json
-import shutil
 
 import pytest
 import yaml
 
+from modeling_electra_exit.trainers import checkpoints
 from modeling_electra_exit.trainers import hub as pushing
 from modeling_electra_exit.trainers.hub import PushError, check_clean, shared_files
 from tests.conftest import tiny_model
@@ -125,7 +125,8 @@ def test_only_what_a_stranger_needs_is_chosen(model):
     (model / "runs").mkdir()
     assert set(shared_files(model)) == {
         "config.json", "model.safetensors", "configuration_electra_exit.py", "exit_policy.py", "exit_state.py",
-        "modeling_electra_exit.py", "tokenizer.json", "tokenizer_config.json",
+        "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
 
 
@@ -140,14 +141,19 @@ def test_a_token_or_a_home_folder_in_a_text_file_stops_the_push(tmp_path, monkey
 
 
 def test_where_the_best_checkpoint_lies_is_not_told(model):
-    (model / "training_args.bin").write_bytes(b"pickled")
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
     (model / "trainer_state.json").write_text(json.dumps(state))
-    files = pushing.training_state_files(model)
+    checkpoint = model.with_name("checkpoint-5")
+    incomplete = model.with_name(checkpoints.INCOMPLETE) / checkpoint.name
+    incomplete.parent.mkdir()
+    checkpoints.commit(model.rename(incomplete), checkpoint)
+    (checkpoint / "training_args.bin").write_bytes(b"pickled")
+    files = pushing.training_state_files(checkpoint)
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-4"
     assert "training_args.bin" not in files
-    assert {"config.json", "model.safetensors"} <= set(files)
-    shutil.rmtree(model)
+    for name, source in files.items():  # whoever resumes from what was pushed finds it undamaged
+        (checkpoint / name).write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    assert checkpoints.damage(checkpoint) is None
 
 
 def test_a_run_that_may_not_push_is_complete_all_the_same(hub, tmp_path, corpus):
