@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -117,7 +117,15 @@ def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
 
 # Forked from a server that has imported everything and done nothing: a fresh process without seconds of imports.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["benchmarks.faults"])
+_PROCESSES.set_forkserver_preload(["modeling_electra_exit.trainers.cli", "tests.trainers.test_cli"])
+
+
+def start(case: "Case", prepare: Callable[[], None] | None = None) -> multiprocessing.Process:
+    process = _PROCESSES.Process(
+        target=_child, args=(["pretrain", str(case.recipe)], prepare, str(case.log)), daemon=True
+    )
+    process.start()
+    return process
 
 
 class Case:
@@ -133,27 +141,24 @@ class Case:
         fields = {**RUN, "train_files": [str(corpus)], "output_dir": str(self.output), **changes}
         self.recipe.write_text(yaml.safe_dump(fields))
 
-    def run(self, prepare: Callable[[], None] | None = None) -> int:
+    def run(self, prepare: Callable[[], None] | None = None, timeout: float | None = 120) -> int:
         """The command once; its exit status, negative for a signal."""
-        process = _PROCESSES.Process(
-            target=_child, args=(["pretrain", str(self.recipe)], prepare, str(self.log)), daemon=True
-        )
-        process.start()
-        process.join(120)
+        process = start(self, prepare)
+        process.join(timeout)
         if process.is_alive():
             process.kill()
-            raise TimeoutError(f"{self.output} took more than two minutes")
+            raise TimeoutError(f"{self.output} took more than {timeout} seconds")
         return process.exitcode
 
     def output_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def differences(self, other: "Case") -> list[str]:
+    def differences(self, other: "Case", last_step: int = RUN["max_steps"]) -> list[str]:
         """What differs from another finished run: tensors of the final model and of the last optimizer state."""
         names = []
         mine, theirs = (load_file(case.output / "model.safetensors") for case in (self, other))
         names += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
-        last = f"checkpoint-{RUN['max_steps']}"
+        last = f"checkpoint-{last_step}"
         states = [torch.load(case.output / last / "optimizer.pt")["state"] for case in (self, other)]
         for index, state in states[1].items():
             names += [f"optimizer {index} {k}" for k, v in state.items() if not torch.equal(states[0][index][k], v)]
@@ -191,16 +196,11 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         rows = list(measure(Path(temporary), args.repeats))
-    print("\n| fault | tried | ended in other weights | steps done again, at most |\n|---|---|---|---|")
+    print("\n| fault | tried | ended in other weights |\n|---|---|---|")
     for row in rows:
-        print(f"| {row['fault']} | {row['tried']} | {row['lost']} | {row['steps_again']} |")
+        print(f"| {row['name']} | {row['samples']} | {row['value']} |")
     if args.json:
-        records = [
-            {"name": row["fault"], "metric": metric, "value": row[metric], "unit": unit, "baseline": None,
-             "ratio": None, "samples": row["tried"]}
-            for row in rows for metric, unit in (("lost", "runs"), ("steps_again", "steps"))
-        ]  # fmt: skip
-        Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measure(folder: Path, repeats: int):
@@ -210,39 +210,47 @@ def measure(folder: Path, repeats: int):
         yield tally(fault.name, [signalled(folder, straight, fault, f"{number}-{i}") for i in range(repeats)])
     for how, damage in DAMAGES.items():
         yield tally(f"a file of the newest checkpoint {how}", list(damaged(folder, straight, how, damage)))
+    yield tally("no room on the disk until the end", [full_disk(folder, straight)])
 
 
-def tally(name: str, outcomes: list[tuple[bool, int]]) -> dict:
-    print(f"{name}: {outcomes}", flush=True)
-    lost = sum(not same for same, _ in outcomes)
-    return {"fault": name, "tried": len(outcomes), "lost": lost, "steps_again": max(steps for _, steps in outcomes)}
+def tally(name: str, same: list[bool]) -> dict:
+    print(f"{name}: {len(same)} tried", flush=True)
+    return {"name": name, "metric": "ended_in_other_weights", "value": same.count(False), "unit": "runs",
+            "baseline": None, "ratio": None, "samples": len(same)}  # fmt: skip
 
 
-def signalled(folder: Path, straight: Case, fault: Fault, name: str) -> tuple[bool, int]:
-    """Whether the run ends as the straight one, and how many steps it did twice."""
+def signalled(folder: Path, straight: Case, fault: Fault, name: str) -> bool:
+    """Whether a run that a signal ended, and the same command continued, ends as the straight one."""
     case = Case(folder, name)
     status = case.run(fault.inject)
     expected = os.EX_TEMPFAIL if fault.signal == signal.SIGTERM else -signal.SIGKILL
     assert status == expected, (fault.name, status, case.output_text())
-    return finish(case, straight, fault.call if fault.target.endswith(("training_step", "AdamW.step")) else 0)
+    return finish(case, straight)
 
 
-def finish(case: Case, straight: Case, reached: int) -> tuple[bool, int]:
-    resumed = max((int(path.name.split("-")[1]) for path in case.output.glob("checkpoint-*")), default=0)
+def finish(case: Case, straight: Case) -> bool:
     assert case.run() == 0, case.output_text()
-    return not case.differences(straight), max(0, reached - resumed)
+    return not case.differences(straight)
 
 
-def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], None]):
+def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], None]) -> Iterator[bool]:
     """Every file of the newest of two checkpoints in turn."""
     fault = Fault("", f"{TRAINER}.training_step", 8)
     for name in sorted(p.name for p in (straight.output / "checkpoint-12").iterdir()):
         case = Case(folder, f"{how}-{name}".replace(" ", "-"))
         case.run(fault.inject)
         damage(case.output / "checkpoint-6" / name)
-        resumed = finish(case, straight, 6)
+        same = finish(case, straight)
         assert "checkpoint-6 is damaged" in case.output_text(), case.output_text()
-        yield resumed[0], 8 - 3
+        yield same
+
+
+def full_disk(folder: Path, straight: Case) -> bool:
+    """No checkpoint fits, nor the final weights; then there is room."""
+    case = Case(folder, "full")
+    status = case.run(LimitFileSize(120_000))
+    assert status == 1, (status, case.output_text())
+    return finish(case, straight)
 
 
 if __name__ == "__main__":
