@@ -3,7 +3,7 @@
     python -m benchmarks.soak --minutes 120 --json benchmarks/results/soak.json
 
 SIGKILL or SIGTERM at random moments, the same command again, until the run is finished. The resident memory and the
-open files of every stretch are read from /proc four times a second, and its growth is from its first quarter to its last.
+open files of every stretch are read from /proc four times a second; they grow from its second quarter to its last.
 """
 
 import argparse
