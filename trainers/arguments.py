@@ -81,6 +81,10 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     model_license: str | None = field(
         default=None, metadata={"help": "License of the model that the card states, such as apache-2.0."}
     )
+    profile_step: int | None = field(
+        default=None,
+        metadata={"help": "Time ten steps from this one on, and log where their time went (`trainers/profiling.py`)."},
+    )
     exit_loss_warmup: float = field(
         default=0.0,
         metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
@@ -117,6 +121,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.profile_step is not None and self.profile_step < 1:
+            raise ValueError(f"`profile_step` must be at least 1, got {self.profile_step}")
         for name in ("exit_warmup", "exit_cooldown", "exit_loss_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be a share between 0 and 1, got {getattr(self, name)}")

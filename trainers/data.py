@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.compute
 from accelerate import PartialState
 from datasets import (
@@ -255,6 +257,7 @@ def pack(
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // 1000))
+        start = time.perf_counter()
         packed[name] = split.map(
             _pack_batch,
             batched=True,
@@ -264,8 +267,10 @@ def pack(
             num_proc=workers if workers > 1 else None,
             desc=f"packing {name}",
         )
+        seconds = time.perf_counter() - start
         counts[name] = _count(split, packed[name])
-        logger.info(f"{name}: {counts[name]}")
+        size = _text_bytes(split) / 1e6
+        logger.info(f"{name}: {counts[name]}; {size:.1f} MB of text in {seconds:.1f} s ({size / seconds:.1f} MB/s)")
         if counts[name].tokens == 0:
             raise DataError(f"the {name} split holds no text: {counts[name]}")
     return packed, counts
@@ -346,6 +351,16 @@ def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> Datas
 def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
     empty = sum(not text or text.isspace() for text in _texts(documents))
     return SplitCounts(len(documents), empty, count_tokens(packed), len(packed))
+
+
+def _text_bytes(documents: Dataset) -> int:
+    """The size of the texts in UTF-8."""
+    sizes = (
+        pyarrow.compute.sum(pyarrow.compute.binary_length(batch.column("text"))).as_py()
+        for batch in documents.with_format("arrow").iter(1000)
+        if not pyarrow.types.is_null(batch.schema.field("text").type)
+    )
+    return sum(size or 0 for size in sizes)
 
 
 def load_corrupted(folder: str) -> Dataset:

@@ -39,7 +39,7 @@ RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 # Arguments that may change between an interruption and its continuation without changing the result.
 HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
             "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
-            "language", "model_license"}  # fmt: skip
+            "language", "model_license", "profile_step"}  # fmt: skip
 
 
 def pretrain(

@@ -29,6 +29,7 @@ from .generators import originals
 from .hub import PushingTrainer
 from .masked_lm import MaskedLanguageModel
 from .optimization import ElectraAdamW
+from .profiling import StepProfileCallback
 
 
 logger = logging.getLogger(__name__)
@@ -200,6 +201,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._reference = None if folder is None else MaskedLanguageModel(folder, tokenizer, self.args.device)
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
+        if self.args.profile_step is not None:
+            self.add_callback(StepProfileCallback(self, self.args.profile_step))
         if self.model_config.discriminator_weight > 0:
             self.add_callback(DifficultyCallback())
         if self.model_config.generator_type == "neighbor":
