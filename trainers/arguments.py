@@ -51,7 +51,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
 
     Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
-    (`configure_pretraining.py`); `dataloader_drop_last` is true, and both `ddp_...` defaults are false.
+    (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` false.
 
     Raises:
         ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
@@ -68,9 +68,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             "leaves out none."
         },
     )
-    # Every parameter takes part in every step, and what buffers measure is all-reduced where it is measured.
+    # Every parameter takes part in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=_INHERITED["ddp_find_unused_parameters"])
-    ddp_broadcast_buffers: bool | None = field(default=False, metadata=_INHERITED["ddp_broadcast_buffers"])
     corpus_init: bool = field(
         default=False,
         metadata={
