@@ -106,7 +106,10 @@ def judge_glue(
         train_sampling_strategy="group_by_length",
         logging_strategy="no",
     )
-    trainer = train_classifier(load_examples(data_args), AutoTokenizer.from_pretrained(folder), data_args, args)
+    # Without exit heads, whatever the pre-training had: all arms of a study are fine-tuned alike.
+    plain = {"exit_policy": "none"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trainer = train_classifier(load_examples(data_args), tokenizer, data_args, args, plain)
     main = task.metrics[0]
     return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}
 
