@@ -1,11 +1,11 @@
 """How fast is a fine-tuned text classifier, and how accurate: at full depth, compiled, and with exits?
 
-    python benchmarks/inference.py FOLDER EXAMPLES.jsonl [--json FILE] [--batch_sizes 1 8 32 128] [--repeats 5]
+    python benchmarks/inference.py FOLDER EXAMPLES.jsonl [--calibration FILE] [--json FILE] [--batch_sizes 1 8 32 128]
 
-Every second example picks the thresholds of the exits (`calibrate_exits`, at most `--max_accuracy_drop`); the others
-are measured. Variants take turns, pass by pass, and medians are compared. `exits` has a threshold for each exit;
-`deebert` is one entropy for all, `pabee` one patience for all, and both run one example at a time, as their authors do
-it, whatever the batch size of the others.
+The examples of `--calibration` pick the thresholds of the exits (`calibrate_exits`, at most `--max_accuracy_drop`);
+without, every second example does, and the others are measured. Variants take turns, pass by pass, and medians are
+compared. `exits` has a threshold for each exit; `deebert` is one entropy for all, `pabee` one patience for all, and
+both run one example at a time, as their authors do it, whatever the batch size of the others.
 """
 
 import argparse
@@ -98,6 +98,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a fine-tuned sequence classifier with exits, and its tokenizer")
     parser.add_argument("examples", type=Path, help="labelled texts as JSON Lines, not those trained on")
+    parser.add_argument("--calibration", type=Path, help="more of the same kind, to pick the thresholds by")
     parser.add_argument("--text_columns", nargs="+", help="one or two (default: all columns of strings)")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128])
@@ -108,10 +109,14 @@ def main():
     args = parser.parse_args()
     try:
         model, tokenizer = load_classifier(args.folder)
-        examples = load_examples(args.examples, tokenizer, model.config, args.text_columns, args.label_column)
+        calibration, measured = (
+            load_examples(path, tokenizer, model.config, args.text_columns, args.label_column)
+            for path in (args.calibration or args.examples, args.examples)
+        )
     except UsageError as error:
         sys.exit(f"{parser.prog}: error: {error}")
-    calibration, measured = (examples.select(range(start, len(examples), 2)) for start in (0, 1))
+    if args.calibration is None:
+        calibration, measured = (measured.select(range(start, len(measured), 2)) for start in (0, 1))
     variants = build_variants(args.folder, tokenizer, calibration, args)
     print(f"{device()}, {torch.get_num_threads()} threads, {len(measured)} examples measured\n")
     print("| case | examples/s | times full depth | accuracy | layers |\n|---|---|---|---|---|")
