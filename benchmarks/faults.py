@@ -106,6 +106,7 @@ TERMS = [
 
 def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
     """In a process of its own: the command line, its output in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     torch.set_num_threads(1)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)

@@ -847,7 +847,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             return None
         shared = [self.discriminator_predictions] * len(self.config.exit_layers)
         heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
-        return Exits(heads, gain_heads, self.exit_state, noise_seeds)
+        return Exits(heads, gain_heads, self.exit_state, noise_seeds=noise_seeds)
 
     @can_return_tuple
     def forward(

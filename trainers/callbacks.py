@@ -14,6 +14,13 @@ from .distributed import anywhere
 from .flops import block_share, capacity_log, with_capacities
 
 
+def log_beside(trainer, logs: dict[str, float]) -> None:
+    """Log from a callback, and leave the step's own log line to come: the library takes any for that one."""
+    due = trainer.control.should_log
+    trainer.log(logs)
+    trainer.control.should_log = due
+
+
 class NewEpochCallback(TrainerCallback):
     """New masks every epoch. Called before the loader starts, so that its workers see it."""
 
@@ -76,7 +83,7 @@ class AdaptiveCapacityCallback(TrainerCallback):
 
     def _log(self, config):
         """Into the log history too: the run's operations are counted from there (`flops.capacity_history`)."""
-        self.trainer.log(capacity_log(config))
+        log_beside(self.trainer, capacity_log(config))
 
 
 class Preempted(SystemExit):

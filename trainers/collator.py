@@ -81,7 +81,8 @@ class DataCollatorForReplacedTokenDetection:
             for i, row in enumerate(rows):
                 padded[i, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
-        seeds = [self._generator(np.asarray(feature["input_ids"], dtype=np.int64), 1) for feature in features]
+        texts = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
+        seeds = [self._generator(text, int(self._epoch), 1) for text in texts]
         batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
@@ -114,8 +115,8 @@ class DataCollatorForReplacedTokenDetection:
         count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
 
-    def _generator(self, row: np.ndarray, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, *purpose, zlib.crc32(row.tobytes())))
+    def _generator(self, row: np.ndarray, epoch: int, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes()), *purpose))
 
 
 def build_collator(

@@ -6,6 +6,8 @@ import time
 import torch
 from transformers import TrainerCallback
 
+from .callbacks import log_beside
+
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,6 @@ class StepProfileCallback(TrainerCallback):
         steps, whole = last - self.first + 1, sum(self.seconds.values())
         shares = "  ".join(f"{part} {seconds / whole:.1%}" for part, seconds in self.seconds.items())
         logger.info(f"steps {self.first} to {last}, {whole / steps * 1e3:.1f} ms each: {shares}")
-        self.trainer.log(
-            {f"profile_{part}_ms": round(seconds / steps * 1e3, 3) for part, seconds in self.seconds.items()}
+        log_beside(
+            self.trainer, {f"profile_{part}_ms": round(spent / steps * 1e3, 3) for part, spent in self.seconds.items()}
         )

@@ -584,3 +584,18 @@ def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_po
 def test_misuse_is_refused_in_words(overrides, inputs, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**overrides).train()(**{**masked_batch(), **inputs})
+
+
+@pytest.mark.parametrize("exit_policy", ["budget", "random"])
+def test_chance_belongs_to_the_sequence_and_not_to_the_batch(exit_policy):
+    model = tiny_model(exit_policy=exit_policy).train()
+    batch = {**masked_batch(), "noise_seeds": torch.tensor([5, -7, 11, 2**60])}
+    together = model(**batch)
+    assert not torch.equal(
+        together.exit_layers, model(**{**batch, "noise_seeds": batch["noise_seeds"] + 1}).exit_layers
+    )
+    torch.manual_seed(1234)  # of no consequence
+    for row in range(4):
+        alone = model(**{name: value[row : row + 1] for name, value in batch.items()})
+        assert torch.equal(alone.rtd_labels[0], together.rtd_labels[row])
+        assert torch.equal(alone.exit_layers[0], together.exit_layers[row])

@@ -355,6 +355,7 @@ def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
     history = [capacity_history(t.model.config, t.state.log_history, 8) for t in (straight, second)]
     assert history[0] == history[1]
     assert len(set(map(tuple, history[0]))) > 2  # they did adapt, before and after the interruption
+    assert [e["step"] for e in straight.state.log_history if "loss" in e] == list(range(1, 9))  # none makes way
 
 
 def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
