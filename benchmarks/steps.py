@@ -35,8 +35,7 @@ class OurStep:
     def __init__(self, config: ElectraEarlyExitConfig, batch_size: int, length: int, bf16: bool, kernels: bool = True):
         torch.manual_seed(0)
         self.model = ElectraEarlyExitForPreTraining(config).train().to(device())
-        if device() == "cpu":
-            self.model.set_attn_implementation("eager")
+        cpu_kernels.suit_attention(self.model, device())
         self.optimizer = ElectraAdamW(self.model.parameters(), lr=1e-4, eps=1e-6, fused=True)
         self.batch = made_up_batch(config, batch_size, length)
         if config.generator_type != "mlm":

@@ -22,6 +22,7 @@ from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
 from .checkpoints import newest_intact, write_json
+from .cpu_kernels import suit_attention
 from .data import DataError, load_from_hub, read_files
 from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
@@ -160,9 +161,7 @@ def build_trainer(model, tokenizer, data_args, args, examples: dict[str, Dataset
         split: encode(rows, task, tokenizer, min(data_args.max_seq_length, model.config.max_position_embeddings))
         for split, rows in examples.items()
     }
-    # On a CPU, at these lengths, plain attention is the fastest.
-    if args.device.type == "cpu":
-        model.set_attn_implementation("eager")
+    suit_attention(model, args.device)
     trainer = FineTuningTrainer(
         model,
         args,

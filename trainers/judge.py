@@ -11,6 +11,7 @@ from transformers import AutoModelForPreTraining, AutoTokenizer
 from . import metrics
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .collator import DataCollatorForReplacedTokenDetection
+from .cpu_kernels import suit_attention
 from .data import DataError, read_files
 from .finetuning import evaluate, load_examples, train_classifier
 from .scoring import Scorer
@@ -116,6 +117,5 @@ def judge_glue(
 
 def _discriminator(folder: Path | str):
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
-    if not torch.accelerator.is_available():
-        model.set_attn_implementation("eager")
+    suit_attention(model, torch.accelerator.current_accelerator() or "cpu")
     return model

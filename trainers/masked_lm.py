@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 
+from .cpu_kernels import suit_attention
 from .parsing import UsageError
 
 
@@ -41,10 +42,7 @@ class MaskedLanguageModel:
             )
         if not same_tokens:
             raise UsageError(f"the tokenizer in {folder} has another vocabulary than this run's")
-        if torch.device(device).type == "cpu":
-            model.set_attn_implementation(
-                "eager"
-            )  # the fastest there at usual lengths, and its operations are counted
+        suit_attention(model, device)
         self._model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()

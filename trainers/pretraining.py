@@ -22,6 +22,7 @@ from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
 from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
 from .collator import build_collator
+from .cpu_kernels import suit_attention
 from .data import attach_replacements, load_corrupted, load_documents, prepare
 from .distributed import decided_once
 from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
@@ -136,9 +137,7 @@ def build_trainer(
         packed = attach_replacements(packed, args.generator_folder)
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config)
-    # On a CPU, at these lengths, plain attention is the fastest, in bf16 several times so.
-    if args.device.type == "cpu":
-        model.set_attn_implementation("eager")
+    suit_attention(model, args.device)
     if args.corpus_init:
         initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
     collator, generator = build_collator(config, packed["train"], tokenizer, args, data_args.max_seq_length)

@@ -67,8 +67,7 @@ class Scorer:
         self.model = load_for(ElectraEarlyExitForPreTraining, checkpoint, **overrides).eval()
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model.to(self.device)
-        if self.device.type == "cpu":
-            self.model.set_attn_implementation("eager")
+        cpu_kernels.suit_attention(self.model, self.device)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[Score]:
         """The score of each text, in the order of the texts."""
