@@ -83,7 +83,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
             that it is an estimate of the loss over all tokens. For `"sampled_entropy"` alone.
         exit_distillation_weight (`float`, defaults to 0.0):
             Weight, relative to the exit heads' loss, of the cross-entropy between the final head's prediction, without
-            gradient, and the exit heads' on audit tokens.
+            gradient, and the exit heads': on audit tokens while pre-training, on everything labelled in the
+            fine-tuning heads (the squared difference in a regression).
         exit_error_target (`float`, *optional*):
             Adapt the capacities: the error of an exit head, above that of the final head on the same audit tokens and
             averaged over both classes, that capacities rise above and fall below. Left out: `exit_keep` stays.

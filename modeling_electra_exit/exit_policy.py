@@ -365,12 +365,19 @@ class ConfidenceRule:
         """
         return confidence(logits) > self.thresholds[number]
 
+    def asks(self, number: int) -> bool:
+        """Whether it matters what the head of exit `number` says. It costs nothing where it does not."""
+        return self.thresholds[number] < 1
+
 
 class EntropyRule(ConfidenceRule):
     """Leave with an entropy below the exit's threshold (DeeBERT, Xin et al., 2020, arXiv 2004.12993)."""
 
     def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         return prediction_entropy(logits) < self.thresholds[number]
+
+    def asks(self, number: int) -> bool:
+        return self.thresholds[number] > 0
 
 
 class PatienceRule(ConfidenceRule):
@@ -390,6 +397,10 @@ class PatienceRule(ConfidenceRule):
         self.predictions = self.predictions.index_put(place, predictions)
         self.agreements = self.agreements.index_put(place, agreements)
         return agreements >= self.thresholds[number]
+
+    def asks(self, number: int) -> bool:
+        # The first exit has nothing to agree with, and what one says counts at those that follow.
+        return any(later >= self.thresholds[later] for later in range(number, len(self.thresholds)))
 
 
 # Who leaves a fine-tuned model: name -> class of rules, made for one forward pass from one threshold an exit.

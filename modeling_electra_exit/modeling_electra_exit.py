@@ -140,7 +140,8 @@ class ElectraEarlyExitLayer(ElectraLayer):
 class Exits:
     """What a model lends its encoder to decide about exits: one entry an exit layer.
 
-    heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns.
+    heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns; `None`
+        for an exit that nobody takes.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
     leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
@@ -149,12 +150,16 @@ class Exits:
     noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
     """
 
-    heads: Sequence[Callable[[torch.Tensor], torch.Tensor]]
+    heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
     leaves: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     rows_per_item: int = 1
     noise_seeds: torch.Tensor | None = None
+
+    def open_layers(self, config: ElectraEarlyExitConfig) -> list[int]:
+        """The exit layers that somebody may take."""
+        return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
     def noise(self, number: int, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Uniform noise (batch, length) for the policy and for the audit sample at exit `number`, from the seeds of
@@ -284,7 +289,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         trace = ExitTrace()
         if exit_policy != "none":
             trace.exit_layers = torch.full_like(tokens.order, len(self.layer)).contiguous()
-        exit_layers = [] if exits is None else self.config.exit_layers
+        exit_layers = [] if exits is None else exits.open_layers(self.config)
         # What a token's head said when it left is a fine-tuned model's answer; there is nothing to come back for.
         reentry_layers = 0 if exit_policy in CERTAIN else self.config.exit_reentry_layers
         since_exit = 0
@@ -302,7 +307,7 @@ class ElectraEarlyExitEncoder(nn.Module):
                 hidden_states = self.layer_output(hidden_states, tokens.restore())
 
             if index + 1 in exit_layers and tokens.active.shape[1]:
-                number = exit_layers.index(index + 1)
+                number = self.config.exit_layers.index(index + 1)
                 normed = self.norm(tokens.active)
                 trace.logits.append(exits.heads[number](normed))
                 trace.positions.append(tokens.positions())
@@ -326,6 +331,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         items = torch.arange(len(hidden_states) // exits.rows_per_item, device=hidden_states.device)
         trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
         active, rows, frozen, before = hidden_states, None, None, hidden_states
+        exit_layers = exits.open_layers(self.config)
 
         def restore():
             return active if frozen is None else frozen.index_copy(0, rows, active)
@@ -339,7 +345,7 @@ class ElectraEarlyExitEncoder(nn.Module):
                 active = layer(active, attention_mask, position_ids=position_ids, **kwargs)
             if self._listening(kwargs):
                 before = self.layer_output(before, restore())
-            if index + 1 not in self.config.exit_layers or len(items) == 0:
+            if index + 1 not in exit_layers or len(items) == 0:
                 continue
             number = self.config.exit_layers.index(index + 1)
             logits = exits.heads[number](self.norm(active))

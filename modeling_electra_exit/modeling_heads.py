@@ -6,6 +6,7 @@ Training runs at full depth, and every head learns (`ElectraEarlyExitTaskModel.r
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -97,6 +98,23 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         """Logits as categorical predictions for the exit criteria: (items..., predictions, classes)."""
         return logits.unsqueeze(-2)
 
+    def exit_head_loss(self, logits: torch.Tensor, targets, final_logits: torch.Tensor, token_mask) -> torch.Tensor:
+        """An exit head's own loss, and with distillation its distance from the final head; fp32 logits."""
+        loss, weight = self.task_loss(logits, targets), self.config.exit_distillation_weight
+        return (
+            loss + weight * self.distillation_loss(logits, final_logits, targets, token_mask) if weight > 0 else loss
+        )
+
+    def distillation_loss(self, logits: torch.Tensor, teacher: torch.Tensor, targets, token_mask) -> torch.Tensor:
+        """Mean cross-entropy between the teacher's predictions and those of `logits`."""
+        teacher, student = (self.predictions(each, token_mask) for each in (teacher, logits))
+        # Padding has no chance to hold an answer: probability 0 at a logarithm of minus infinity.
+        log_probabilities = student.log_softmax(dim=-1).clamp_min(torch.finfo(student.dtype).min)
+        losses = -(teacher.softmax(dim=-1) * log_probabilities).sum(dim=-1)
+        if losses.dim() == 3:  # tokens, of which some have no label
+            losses = losses[targets != -100]
+        return losses.mean()
+
     def heads(self, choices: int | None = None) -> dict[int, Callable[[torch.Tensor], torch.Tensor]]:
         """The heads by the layer that they read, the final one last: states (batch, sequence, hidden) to logits.
 
@@ -113,15 +131,10 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             return heads
         return {layer: lambda states, head=head: head(states).view(-1, choices) for layer, head in heads.items()}
 
-    def leaving_rule(self, attention_mask: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """By what this one forward pass lets go; see [`Exits`]."""
-        rule = CRITERIA[self.config.inference_exit_criterion](self.config.inference_exit_thresholds)
-
-        def leaves(number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-            mask = None if attention_mask is None or items.dim() > 1 else attention_mask[items]
-            return rule(number, self.predictions(logits, mask), items)
-
-        return leaves
+    def leaves(self, rule, attention_mask, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Whom a rule of [`CRITERIA`] lets go at exit `number`; see [`Exits`]."""
+        mask = None if attention_mask is None or items.dim() > 1 else attention_mask[items]
+        return rule(number, self.predictions(logits, mask), items)
 
     def run(self, targets, exit_layer: int | None = None, choices: int | None = None, **inputs) -> dict:
         """The encoder, and all heads that are wanted.
@@ -148,7 +161,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             final_head = heads[exit_layer]
         elif not self.training and config.has_inference_exits:
             policy = self.exit_policy_at_inference
-            leaves = self.leaving_rule(inputs["attention_mask"])
+            rule = CRITERIA[config.inference_exit_criterion](config.inference_exit_thresholds)
+            exit_heads = [head if rule.asks(number) else None for number, head in enumerate(exit_heads)]
+            leaves = partial(self.leaves, rule, inputs["attention_mask"])
             exits = Exits(exit_heads, leaves=leaves, rows_per_item=choices or 1)
         elif targets is not None and exit_heads:
             exits = Exits(exit_heads)
@@ -161,7 +176,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         if targets is not None:
             loss = self.task_loss(logits.float(), targets)
             if policy == "none" and exits is not None:
-                exit_loss = torch.stack([self.task_loss(each.float(), targets) for each in outputs.exit_logits]).mean()
+                common = targets, logits.detach().float(), inputs["attention_mask"]
+                losses = [self.exit_head_loss(each.float(), *common) for each in outputs.exit_logits]
+                exit_loss = torch.stack(losses).mean()
                 loss = loss + config.exit_loss_weight * exit_loss
         return {
             "loss": loss,
@@ -203,8 +220,17 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
     def task_loss(self, logits, targets):
         return self.loss_function(targets, logits, self.config)
 
+    @property
+    def is_regression(self) -> bool:
+        return self.config.problem_type == "regression" or self.num_labels == 1
+
+    def distillation_loss(self, logits, teacher, targets, token_mask):
+        if self.is_regression:
+            return F.mse_loss(logits, teacher)
+        return super().distillation_loss(logits, teacher, targets, token_mask)
+
     def predictions(self, logits, token_mask=None):
-        if self.config.problem_type == "regression" or self.num_labels == 1:
+        if self.is_regression:
             raise ValueError(
                 "a regression has no certainty to leave by: `inference_exit_thresholds` must be None, got "
                 f"{self.config.inference_exit_thresholds!r}"

@@ -73,6 +73,8 @@ def evaluate_tasks(
     """
     arguments = {}
     for task in tasks:
+        if task not in (*TASKS, "blimp"):
+            raise UsageError(f"--tasks must be of {', '.join(TASKS)} and blimp, got {task!r}")
         if task == "blimp":
             check_blimp(model, blimp)
             continue

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -129,6 +130,46 @@ def test_loss_is_the_final_heads_and_the_mean_of_the_exits(model_class, override
     expected = model(**batch).loss
     torch.testing.assert_close(outputs.exit_loss, torch.stack(losses).mean().detach())
     torch.testing.assert_close(outputs.loss, expected + 0.7 * torch.stack(losses).mean())
+
+
+def distance(model, student, teacher, batch):
+    """What distillation adds, item by item, from the logits of an exit and of the final head."""
+    if model.config.num_labels == 1 or model.config.problem_type == "regression":
+        return (student - teacher).square().mean()
+    if model.config.problem_type == "multi_label_classification":
+        p, q = teacher.sigmoid(), student.sigmoid()
+        return -(p * q.log() + (1 - p) * (1 - q).log()).mean()
+    if isinstance(model, TOKEN):
+        student, teacher = (each[batch["labels"] != -100] for each in (student, teacher))
+    if isinstance(model, ANSWER):
+        pairs = [
+            (student[row, :length, end], teacher[row, :length, end])
+            for row, length in enumerate(batch["attention_mask"].sum(1))
+            for end in (0, 1)
+        ]
+    else:
+        pairs = list(zip(student, teacher, strict=True))
+    return torch.stack([-(t.softmax(-1) * s.softmax(-1).log()).sum() for s, t in pairs]).mean()
+
+
+@pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
+def test_exits_learn_the_final_heads_answers(model_class, overrides, labels):
+    model, batch = case(model_class, overrides, labels)
+    batch["attention_mask"][1, ..., 6:] = 0
+    outputs = model.train()(**batch)
+    teacher = logits_of(outputs).detach()
+    distances = [distance(model, logits, teacher, batch) for logits in outputs.exit_logits]
+    plain = outputs.exit_loss
+    outputs.loss.backward()
+    final_heads = {n: p.grad.clone() for n, p in model.named_parameters() if not n.startswith(("electra", "exit_"))}
+    model.zero_grad()
+    model.config.exit_distillation_weight = 0.5
+    distilled = model(**batch)
+    torch.testing.assert_close(distilled.exit_loss, plain + 0.5 * torch.stack(distances).mean().detach())
+    distilled.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    for name, gradient in final_heads.items():  # the teacher is not taught
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
 @pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
@@ -316,15 +357,36 @@ def test_when_everybody_has_left_nothing_is_computed():
     torch.testing.assert_close(outputs.logits, model(**batch_of(examples(SEQUENCE)), exit_layer=1).logits)
 
 
+NEVER = [("confidence", 1.0), ("entropy", 0.0), ("patience", 3)]
+
+
+@pytest.mark.parametrize(("criterion", "threshold"), [*NEVER, ("confidence", 0.999999)])
 @pytest.mark.parametrize("model_class", NATIVE)
-def test_a_threshold_that_nobody_passes_is_full_depth(model_class):
-    model = head_model(model_class, inference_exit_thresholds=[1.0, 1.0, 1.0]).eval()
+def test_a_threshold_that_nobody_passes_is_full_depth(model_class, criterion, threshold):
+    model = head_model(model_class, inference_exit_criterion=criterion, inference_exit_thresholds=[threshold] * 3)
+    model.eval()
     batch = batch_of(examples(model_class))
     outputs = model(**batch)
     real = batch["attention_mask"].bool() if model_class is TOKEN else slice(None)
     assert (outputs.exit_layers[real] == 6).all()
     model.config.inference_exit_thresholds = None
     torch.testing.assert_close(logits_of(outputs)[real], logits_of(model(**batch))[real])
+
+
+@pytest.mark.parametrize("model_class", NATIVE)
+@pytest.mark.parametrize(
+    ("criterion", "thresholds", "asked"),
+    [*((name, [never] * 3, [0, 0, 0]) for name, never in NEVER), ("confidence", [1.0, 0.99, 1.0], [0, 1, 0]),
+     ("entropy", [0.0, 0.0, 0.01], [0, 0, 1]), ("patience", [3, 1, 3], [1, 1, 0])],
+)  # fmt: skip
+def test_a_head_that_cannot_let_anybody_go_is_not_asked(model_class, criterion, thresholds, asked):
+    model = head_model(model_class, inference_exit_criterion=criterion, inference_exit_thresholds=thresholds).eval()
+    calls = [0, 0, 0]
+    for number, head in enumerate(model.exit_classifiers):
+        last = head[-1] if isinstance(head, nn.Sequential) else head
+        last.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    model(**batch_of(examples(model_class)))
+    assert calls == asked
 
 
 def test_selected_hidden_states():

@@ -103,7 +103,8 @@ def test_blimp_by_hand(data):
 
 
 MISTAKES = [
-    (["{start}", "--tasks", "sst2,squad"], "`task` must be one of cola, "),
+    (["{start}", "--tasks", "sst2,squad"], "--tasks must be of cola, "),
+    (["{start}", "--tasks", "sst2,squad"], "and blimp, got 'squad'"),
     (["{start}", "--tasks", "blimp"], "the task blimp needs its file: --blimp FILE"),
     (["{start}", "--tasks", "blimp", "--blimp", "/nowhere"], "no such file: /nowhere"),
     (
