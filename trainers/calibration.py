@@ -4,7 +4,7 @@
     calibrate_exits(model, held_out, max_accuracy_drop=0.005)
     model.save_pretrained(folder)  # or push_to_hub: the thresholds are in the config
 
-and, for text classification on the command line, `electra-exit calibrate`.
+and, for classification of texts and of their words on the command line, `electra-exit calibrate`.
 """
 
 import importlib.util
@@ -22,7 +22,14 @@ from datasets import Dataset, load_dataset
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
 
 from modeling_electra_exit.exit_policy import CRITERIA, confidence, prediction_entropy
 
@@ -32,6 +39,7 @@ from .parsing import Parser, UsageError
 
 CUTS = 20  # quantiles of an exit's certainty that are tried as its threshold
 TIMED_PASSES = 3
+TIMED_BATCHES = 32
 
 
 @dataclass
@@ -58,7 +66,7 @@ class Calibration:
     exit_accuracy (`list[float]`): of each exit head, had everybody left there.
     full_accuracy, accuracy (`float`): of the full depth and of the exits, as run.
     depth (`float`): layers that an item takes, the mean, as a share of all.
-    full_examples_per_second, examples_per_second (`float`): medians of passes over the examples, in turn.
+    full_examples_per_second, examples_per_second (`float`): medians of passes over the first batches, in turn.
     curve (`list[Point]`): from full depth to everybody leaving at the first exit, predicted from the full depth's
         logits. For tokens that is an approximation, since those that stay see frozen neighbours; `accuracy` is not.
     """
@@ -129,7 +137,8 @@ def calibrate_exits(
     config.inference_exit_temperatures = temperatures
     bound = right[-1].mean() - max_accuracy_drop
     chosen, accuracy = choose(model, batches, points, bound)
-    seconds = time_in_turn(model, batches, chosen.thresholds)
+    timed = batches[:TIMED_BATCHES]
+    seconds = time_in_turn(model, timed, chosen.thresholds)
     config.inference_exit_thresholds = chosen.thresholds
     return Calibration(
         criterion,
@@ -143,7 +152,7 @@ def calibrate_exits(
         float(right[-1].mean()),
         accuracy,
         chosen.depth,
-        *(len(dataset) / each for each in seconds),
+        *(sum(len(batch["labels"]) for batch in timed) / each for each in seconds),
         points,
     )
 
@@ -300,9 +309,8 @@ def calibrate_command(argv: Sequence[str]) -> int:
     examples = load_examples(args.examples, tokenizer, model.config, args.text_columns, args.label_column)
     try:
         found = calibrate_exits(
-            model, examples, args.max_accuracy_drop, args.criterion, DataCollatorWithPadding(tokenizer),
-            args.batch_size,
-        )  # fmt: skip
+            model, examples, args.max_accuracy_drop, args.criterion, collator_for(model, tokenizer), args.batch_size
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
     model.config.save_pretrained(args.folder)
@@ -315,21 +323,26 @@ def calibrate_command(argv: Sequence[str]) -> int:
 def calibrate_parser() -> Parser:
     parser = Parser(
         prog="electra-exit calibrate",
-        description="Pick temperatures and thresholds for the exits of a fine-tuned text classifier on held-out "
-        "examples and store them in its config.json. Writes calibration.json and calibration.png beside it.",
+        description="Pick temperatures and thresholds for the exits of a fine-tuned classifier, of texts or of words, "
+        "on held-out examples and store them in its config.json. Writes calibration.json and calibration.png beside "
+        "it. Take examples like those that the model will meet, and none that it was trained on.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
     parser.add_argument("examples", type=Path, help="held-out examples as JSON Lines")
     parser.add_argument("--max_accuracy_drop", type=float, default=0.005, help="absolute (default: %(default)s)")
     parser.add_argument("--criterion", choices=list(CRITERIA), default="confidence", help="default: %(default)s")
-    parser.add_argument("--text_columns", nargs="+", help="one or two (default: all columns of strings)")
-    parser.add_argument("--label_column", default="label", help="default: %(default)s")
+    parser.add_argument(
+        "--text_columns", nargs="+", help="one or two of strings, or one of lists of words (default: all there are)"
+    )
+    parser.add_argument(
+        "--label_column", default="label", help="numbers or names, for words a list of them (default: %(default)s)"
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     return parser
 
 
 def load_classifier(folder: Path):
-    """A fine-tuned text classifier with exits, and its tokenizer.
+    """A fine-tuned classifier of texts or of words, and its tokenizer.
 
     Raises:
         UsageError: if there is none.
@@ -338,44 +351,87 @@ def load_classifier(folder: Path):
         raise UsageError(f"no model in {folder}: it has no config.json")
     config = AutoConfig.from_pretrained(folder)
     kind = (config.architectures or ["a model of no known class"])[0]
-    if config.model_type != "electra_early_exit" or not kind.endswith("ForSequenceClassification"):
-        raise UsageError(f"{folder} holds {kind}; give a fine-tuned ElectraEarlyExitForSequenceClassification")
-    return AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    auto_class = {
+        "ElectraEarlyExitForSequenceClassification": AutoModelForSequenceClassification,
+        "ElectraEarlyExitForTokenClassification": AutoModelForTokenClassification,
+    }.get(kind)
+    if auto_class is None:
+        raise UsageError(
+            f"{folder} holds {kind}; give a fine-tuned ElectraEarlyExitForSequenceClassification or "
+            "ElectraEarlyExitForTokenClassification"
+        )
+    return auto_class.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def classifies_words(config) -> bool:
+    return config.architectures[0].endswith("ForTokenClassification")
+
+
+def collator_for(model, tokenizer) -> Callable:
+    collator = DataCollatorForTokenClassification if classifies_words(model.config) else DataCollatorWithPadding
+    return collator(tokenizer)
 
 
 def load_examples(
     path: Path, tokenizer, config, text_columns: list[str] | None = None, label_column: str = "label"
 ) -> Dataset:
-    """Labelled texts of a JSON Lines file as the model takes them.
+    """Labelled examples of a JSON Lines file as the model takes them.
 
     Args:
-        text_columns (`list[str]`, *optional*): one or two. Left out: all columns of strings but the label's.
-        label_column (`str`): numbers of classes, or their names.
+        text_columns (`list[str]`, *optional*): one or two of strings; for a classifier of words, one of lists of
+            words. Left out: all columns of that kind but the label's.
+        label_column (`str`): numbers of classes, or their names; for words, a list of one for each.
 
     Raises:
-        UsageError: for a file, column or label that is not there.
+        UsageError: for a file, column or label that is not there, or labels that are more or fewer than words.
     """
     if not path.exists():
         raise UsageError(f"no such file: {path}")
     data = load_dataset("json", data_files=str(path), split="train")
-    strings = [name for name, kind in data.features.items() if "string" in getattr(kind, "dtype", "")]
-    texts = text_columns or [name for name in strings if name != label_column]
+    words = classifies_words(config)
+    kinds = {name: getattr(kind, "feature", None) if words else kind for name, kind in data.features.items()}
+    fitting = [name for name, kind in kinds.items() if "string" in str(getattr(kind, "dtype", ""))]
+    texts = text_columns or [name for name in fitting if name != label_column]
     if missing := [name for name in (*texts, label_column) if name not in data.column_names]:
         raise UsageError(f"{path} has no column {', '.join(missing)}; it has {', '.join(data.column_names)}")
-    if len(texts) not in (1, 2):
-        raise UsageError(f"name one or two of the columns of {path} with --text_columns; it has {', '.join(strings)}")
-    names = config.label2id
-
-    def encode(batch):
-        encoded = tokenizer(
-            *(batch[name] for name in texts), truncation=True, max_length=config.max_position_embeddings
+    if len(texts) not in ((1,) if words else (1, 2)) or not set(texts) <= set(fitting):
+        wanted = "one column of lists of words" if words else "one or two columns of strings"
+        raise UsageError(f"name {wanted} of {path} with --text_columns; it has {', '.join(fitting) or 'none'}")
+    encode = encode_words if words else encode_texts
+    data = data.map(
+        lambda batch: encode(batch, texts, label_column, tokenizer, config),
+        batched=True, remove_columns=data.column_names,
+    )  # fmt: skip
+    found = {label for row in data["labels"] for label in row} - {-100} if words else set(data["labels"])
+    if unknown := found - set(range(config.num_labels)):
+        raise UsageError(
+            f"column {label_column} of {path} has labels that the model has not: {sorted(unknown, key=str)[:5]}"
         )
-        return {**encoded, "labels": [names.get(label, label) for label in batch[label_column]]}
-
-    data = data.map(encode, batched=True, remove_columns=data.column_names)
-    if unknown := {label for label in data["labels"] if label not in range(config.num_labels)}:
-        raise UsageError(f"column {label_column} of {path} has labels that the model has not: {sorted(unknown)[:5]}")
     return data
+
+
+def encode_texts(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
+    """`input_ids` and what else the tokenizer gives, and `labels` as numbers where the model knows their names."""
+    encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=config.max_position_embeddings)
+    return {**encoded, "labels": [config.label2id.get(label, label) for label in batch[label_column]]}
+
+
+def encode_words(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
+    """As [`encode_texts`], with the label of a word at its first token and -100 at all others."""
+    (column,) = texts
+    for words, tags in zip(batch[column], batch[label_column], strict=True):
+        if len(words) != len(tags):
+            raise UsageError(f"{len(words)} words in {column}, and {len(tags)} labels in {label_column}: {words[:8]}")
+    encoded = tokenizer(
+        batch[column], is_split_into_words=True, truncation=True, max_length=config.max_position_embeddings
+    )
+    labels = []
+    for row, tags in enumerate(batch[label_column]):
+        places = pairwise([None, *encoded.word_ids(row)])
+        labels.append([
+            -100 if word in (None, before) else config.label2id.get(tags[word], tags[word]) for before, word in places
+        ])  # fmt: skip
+    return {**encoded, "labels": labels}
 
 
 def summary(found: Calibration) -> str:

@@ -177,7 +177,7 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
         ({}, ["--label_column", "gold"], "no column gold; it has sentence, label, idx"),
         ({"label": 7}, [], "labels that the model has not: [7]"),
         ({"label": "maybe"}, [], "labels that the model has not: ['maybe']"),
-        ({"a": "x", "b": "y"}, [], "one or two of the columns"),
+        ({"a": "x", "b": "y"}, [], "one or two columns of strings"),
         ({}, ["--max_accuracy_drop", "2"], "must be in [0, 1)"),
     ],
 )
@@ -190,10 +190,55 @@ def test_mistakes_are_answered_in_one_line(folder, tmp_path, capsys, columns, fl
     assert message in error
 
 
+def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    labels = {"num_labels": 2, "id2label": {0: "O", 1: "B-CAT"}, "label2id": {"O": 0, "B-CAT": 1}}
+    model = ElectraEarlyExitForTokenClassification(tiny_config(vocab_size=len(tokenizer), **labels))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts = [text.split() for text in made_up(48)[0]]
+    rows = [{"tokens": words, "tags": ["B-CAT" if word == "cat" else "O" for word in words]} for words in texts]
+    examples = tmp_path / "held_out.jsonl"
+    command = ["calibrate", str(tmp_path / "model"), str(examples), "--max_accuracy_drop", "0.1"]
+    examples.write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main([*command, "--label_column", "tags"]) == 0
+    found = json.loads((tmp_path / "model" / "calibration.json").read_text())
+    words = sum(map(len, texts))
+    assert found["full_accuracy"] * words == pytest.approx(round(found["full_accuracy"] * words), abs=1e-2)
+    assert (
+        json.loads((tmp_path / "model" / "config.json").read_text())["inference_exit_thresholds"]
+        == found["thresholds"]
+    )
+    capsys.readouterr()
+    for wrong, message in (
+        ({"tags": ["B-DOG"] * len(texts[0])}, "labels that the model has not: ['B-DOG']"),
+        ({"tags": ["O"]}, f"{len(texts[0])} words in tokens, and 1 labels in tags"),
+        ({"more": texts[0]}, "name one column of lists of words"),
+    ):
+        examples.write_text("\n".join(json.dumps({**row, **wrong}) for row in rows[:1]))
+        assert cli.main([*command, "--label_column", "tags"]) == 2
+        assert message in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+def test_a_word_has_its_label_once(tokenizer):
+    config = tiny_config(num_labels=2)
+    config.label2id = {"O": 0, "X": 1}
+    words = ["cat", "catcat", "dog"]  # of which the second is no entry of the vocabulary, and several tokens
+    batch = {"tokens": [words], "tags": [["O", "X", 1]]}
+    found = calibration.encode_words(batch, ["tokens"], "tags", tokenizer, config)
+    first = {}
+    for place, word in enumerate(tokenizer([words], is_split_into_words=True).word_ids(0)):
+        first.setdefault(word, place)
+    expected = [-100] * len(found["input_ids"][0])
+    for word, label in enumerate((0, 1, 1)):
+        expected[first[word]] = label
+    assert found["labels"] == [expected]
+
+
 def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
     assert "no model in" in capsys.readouterr().err
-    ElectraEarlyExitForTokenClassification(tiny_config()).save_pretrained(tmp_path)
+    ElectraEarlyExitForMultipleChoice(tiny_config()).save_pretrained(tmp_path)
     assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
-    assert "ElectraEarlyExitForTokenClassification" in capsys.readouterr().err
+    assert "holds ElectraEarlyExitForMultipleChoice; give" in capsys.readouterr().err
