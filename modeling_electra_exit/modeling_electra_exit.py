@@ -327,14 +327,18 @@ class ElectraEarlyExitEncoder(nn.Module):
     def _run_sequences(
         self, hidden_states, attention_mask, token_mask, exits: Exits, position_ids=None, **kwargs
     ) -> tuple[torch.Tensor, ExitTrace]:
-        """As `forward`, where whole sequences leave: the batch shrinks."""
+        """As `forward`, where whole sequences leave: the batch shrinks, to the longest sequence that stays, too."""
         items = torch.arange(len(hidden_states) // exits.rows_per_item, device=hidden_states.device)
         trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
         active, rows, frozen, before = hidden_states, None, None, hidden_states
         exit_layers = exits.open_layers(self.config)
 
         def restore():
-            return active if frozen is None else frozen.index_copy(0, rows, active)
+            if frozen is None:
+                return active
+            whole = frozen.clone()
+            whole[rows, : active.shape[1]] = active
+            return whole
 
         def rows_of(items):
             each = torch.arange(exits.rows_per_item, device=items.device)
@@ -359,10 +363,16 @@ class ElectraEarlyExitEncoder(nn.Module):
             frozen, active, items = restore(), active[rows_of(stay)], items[stay]
             rows = rows_of(items)
             if len(items):
-                mask = None if token_mask is None else token_mask[rows]
+                mask = None
+                if token_mask is not None:
+                    mask = token_mask[rows]
+                    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+                    longest = int((mask.any(dim=0) * places).amax().clamp_min(1))
+                    mask, active = mask[:, :longest], active[:, :longest]
                 attention_mask = create_bidirectional_mask(self.config, active, mask)
-                if position_ids is not None and len(position_ids) > 1:
-                    position_ids = position_ids[rows_of(stay)]
+                if position_ids is not None:
+                    own = position_ids[rows_of(stay)] if len(position_ids) > 1 else position_ids
+                    position_ids = own[:, : active.shape[1]]
         return self.norm(restore()), trace
 
     def _run_on_survivors(self, layer, tokens: ActiveTokens, token_mask, since_exit: int, **kwargs) -> torch.Tensor:

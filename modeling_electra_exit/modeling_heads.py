@@ -195,7 +195,8 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         """The final head's logits of those that stayed, and of those that left, what the exit's head said."""
         for layer, (items, exit_logits) in (outputs.exit_answers or {}).items():
             if items.dim() == 1:
-                said = logits.index_copy(0, items, exit_logits)
+                said = logits.clone()
+                said[items, : exit_logits.shape[1]] = exit_logits  # of a span: padding may have gone before
             else:
                 said = logits.scatter(1, items.unsqueeze(-1).expand_as(exit_logits), exit_logits)
             left = outputs.exit_layers == layer
@@ -350,7 +351,7 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
 
     def predictions(self, logits, token_mask=None):
         if token_mask is not None:
-            logits = logits.masked_fill(token_mask.unsqueeze(-1) == 0, -torch.inf)
+            logits = logits.masked_fill(token_mask[:, : logits.shape[1], None] == 0, -torch.inf)
         return logits.transpose(1, 2)
 
     @can_return_tuple

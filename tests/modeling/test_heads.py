@@ -218,9 +218,9 @@ def test_a_pre_training_checkpoint_runs_at_full_depth_until_thresholds_are_set(t
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert len(model.exit_classifiers) == 2
     batch = batch_of(examples(SEQUENCE))
-    seen = rows_computed(model)
+    seen = states_computed(model)
     assert model(**batch).exit_layers is None
-    assert seen == [6] * 6
+    assert seen == [(6, 64)] * 6
 
 
 # ---- Inference: sequences ----
@@ -295,11 +295,11 @@ def set_thresholds(model, criterion):
     model.config.inference_exit_thresholds = thresholds
 
 
-def rows_computed(model):
-    """Rows that each layer computes, filled in by running the model."""
+def states_computed(model):
+    """Rows and columns that each layer computes, filled in by running the model."""
     seen = []
     for layer in model.electra.encoder.layer:
-        layer.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0]))
+        layer.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[:2])))
     return seen
 
 
@@ -341,18 +341,30 @@ def test_a_batch_of_sequences_exits_as_each_alone(model_class, overrides, criter
 def test_who_left_is_not_computed():
     model = head_model(SEQUENCE).eval()
     set_thresholds(model, "confidence")
-    seen = rows_computed(model)
-    layers = model(**batch_of(examples(SEQUENCE))).exit_layers
-    expected = [(layers > index).sum().item() for index in range(6)]
-    assert seen == [count for count in expected if count]
-    assert min(seen) < len(LENGTHS)
+    seen = states_computed(model)
+    layers = model(**batch_of(examples(SEQUENCE))).exit_layers.tolist()
+    staying = [[n for n, layer in zip(LENGTHS, layers, strict=True) if layer > index] for index in range(6)]
+    assert seen == [(len(lengths), max(lengths)) for lengths in staying if lengths]
+    assert min(seen)[0] < len(LENGTHS)
+    assert min(columns for _, columns in seen) < max(LENGTHS)
+
+
+def test_rows_of_padding_alone_do_no_harm():
+    model = head_model(SEQUENCE, inference_exit_thresholds=[0.9, 0.9, 0.9]).eval()
+    calls = iter([torch.tensor([False, True, False]), torch.tensor([False, False]), torch.tensor([False, False])])
+    model.leaves = lambda *_: next(calls)
+    batch = batch_of(examples(SEQUENCE)[:3])
+    batch["attention_mask"][[0, 2]] = 0
+    outputs = model(**batch)
+    assert outputs.exit_layers.tolist() == [6, 1, 6]
+    assert outputs.logits.isfinite().all()
 
 
 def test_when_everybody_has_left_nothing_is_computed():
     model = head_model(SEQUENCE, inference_exit_thresholds=[0.0, 1.0, 1.0]).eval()
-    seen = rows_computed(model)
+    seen = states_computed(model)
     outputs = model(**batch_of(examples(SEQUENCE)), output_hidden_states=True)
-    assert seen == [6]
+    assert seen == [(6, 64)]
     assert len(outputs.hidden_states) == 7
     torch.testing.assert_close(outputs.logits, model(**batch_of(examples(SEQUENCE)), exit_layer=1).logits)
 
