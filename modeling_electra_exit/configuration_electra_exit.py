@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
+CLASSIFIER_POOLINGS = ("first", "mean")
 EXIT_HEADS = ("separate", "shared")
 GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "frozen", "cached", "self", "none")
 # A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
@@ -92,6 +93,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
         audit_fraction (`float`, defaults to 0.2):
             Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
+        classifier_pooling (`str`, defaults to `"first"`):
+            What the heads for whole sequences read, at the exits and at the end: the states of the `"first"` token, as
+            in ELECTRA, or the `"mean"` over all tokens but padding. Early layers have put little into the first
+            token, and checkpoints for sentence embeddings often nothing at all.
         inference_exit_criterion (`str`, defaults to `"confidence"`):
             When a sequence (classification, multiple choice, question answering) or a token (token classification)
             leaves a fine-tuned model in evaluation mode: when its largest probability is above the threshold
@@ -167,6 +172,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_error_target: float | int | None = None
     exit_flops_budget: float | int | None = None
     audit_fraction: float | int = 0.2
+    classifier_pooling: str = "first"
     inference_exit_criterion: str = "confidence"
     inference_exit_thresholds: list[float | int] | None = None
     inference_exit_temperatures: list[float | int] | None = None
@@ -283,6 +289,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             ("exit_context", EXIT_CONTEXTS),
             ("exit_head", EXIT_HEADS),
             ("norm_position", NORM_POSITIONS),
+            ("classifier_pooling", CLASSIFIER_POOLINGS),
             ("inference_exit_criterion", tuple(CRITERIA)),
         ):
             self._check(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")

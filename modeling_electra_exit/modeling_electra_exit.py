@@ -141,7 +141,7 @@ class Exits:
     """What a model lends its encoder to decide about exits: one entry an exit layer.
 
     heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns; `None`
-        for an exit that nobody takes.
+        for an exit that nobody takes. For "certain_sequences" they also take the `token_mask` of those states.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
     leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
@@ -330,7 +330,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         """As `forward`, where whole sequences leave: the batch shrinks, to the longest sequence that stays, too."""
         items = torch.arange(len(hidden_states) // exits.rows_per_item, device=hidden_states.device)
         trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
-        active, rows, frozen, before = hidden_states, None, None, hidden_states
+        active, mask, rows, frozen, before = hidden_states, token_mask, None, None, hidden_states
         exit_layers = exits.open_layers(self.config)
 
         def restore():
@@ -352,7 +352,7 @@ class ElectraEarlyExitEncoder(nn.Module):
             if index + 1 not in exit_layers or len(items) == 0:
                 continue
             number = self.config.exit_layers.index(index + 1)
-            logits = exits.heads[number](self.norm(active))
+            logits = exits.heads[number](self.norm(active), token_mask=mask)
             leaves = exits.leaves(number, logits, items)
             if not leaves.any():  # waits for the device, and is all that an exit costs where nobody leaves
                 continue
@@ -363,7 +363,6 @@ class ElectraEarlyExitEncoder(nn.Module):
             frozen, active, items = restore(), active[rows_of(stay)], items[stay]
             rows = rows_of(items)
             if len(items):
-                mask = None
                 if token_mask is not None:
                     mask = token_mask[rows]
                     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)

@@ -115,21 +115,36 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             losses = losses[targets != -100]
         return losses.mean()
 
-    def heads(self, choices: int | None = None) -> dict[int, Callable[[torch.Tensor], torch.Tensor]]:
+    def pool(self, states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        """What a head reads of the states (batch, sequence, hidden)."""
+        return states
+
+    def heads(self, token_mask: torch.Tensor | None, choices: int | None = None) -> dict[int, Callable]:
         """The heads by the layer that they read, the final one last: states (batch, sequence, hidden) to logits.
 
         In evaluation mode the exits' logits are divided by their temperatures. With `choices`, that many rows of the
-        batch are one question, and logits are of shape `(batch / choices, choices)`.
+        batch are one question, and logits are of shape `(batch / choices, choices)`. `token_mask` (batch, sequence)
+        is that of the whole batch; the heads take another with other rows.
         """
-        exits = self.config.exit_layers if self.config.has_exit_heads else []
-        heads = dict(zip(exits, getattr(self, "exit_classifiers", [self.final_head] * len(exits)), strict=False))
-        if not self.training and self.config.inference_exit_temperatures is not None:
-            for layer, temperature in zip(exits, self.config.inference_exit_temperatures, strict=True):
-                heads[layer] = lambda states, head=heads[layer], t=temperature: head(states) / t
-        heads[self.config.num_hidden_layers] = self.final_head
-        if choices is None:
-            return heads
-        return {layer: lambda states, head=head: head(states).view(-1, choices) for layer, head in heads.items()}
+        config, exits = self.config, self.config.exit_layers if self.config.has_exit_heads else []
+        own = getattr(self, "exit_classifiers", [self.final_head] * len(exits)) if exits else []
+        temperatures = None if self.training else config.inference_exit_temperatures
+        temperatures = [*(temperatures or [1.0] * len(exits)), 1.0]
+
+        def head_with(module, temperature):
+            def head(states: torch.Tensor, token_mask: torch.Tensor | None = token_mask) -> torch.Tensor:
+                logits = module(self.pool(states, token_mask))
+                logits = logits if temperature == 1 else logits / temperature
+                return logits if choices is None else logits.view(-1, choices)
+
+            return head
+
+        return {
+            layer: head_with(module, temperature)
+            for layer, module, temperature in zip(
+                [*exits, config.num_hidden_layers], [*own, self.final_head], temperatures, strict=True
+            )
+        }
 
     def leaves(self, rule, attention_mask, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Whom a rule of [`CRITERIA`] lets go at exit `number`; see [`Exits`]."""
@@ -150,9 +165,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             `exit_loss`, the mean over the exit heads; where sequences or tokens may leave early, it is the loss of the
             answers given.
         """
-        config, heads, policy = self.config, self.heads(choices), "none"
+        config, policy, exits = self.config, "none", None
+        heads = self.heads(inputs["attention_mask"], choices)
         *exit_heads, final_head = heads.values()
-        exits = None
         if exit_layer is not None:
             if exit_layer not in heads:
                 raise ValueError(
@@ -217,6 +232,16 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
 
     def final_head(self, states):
         return self.classifier(states)
+
+    def pool(self, states, token_mask):
+        """The states of the one token that ELECTRA's head reads, or of what stands for all of them."""
+        if self.config.classifier_pooling == "first":
+            return states[:, :1]
+        if token_mask is None:
+            return states.mean(dim=1, keepdim=True)
+        weights = (token_mask != 0).unsqueeze(-1).float()
+        mean = (states.float() * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True).clamp_min(1)
+        return mean.to(states.dtype)
 
     def task_loss(self, logits, targets):
         return self.loss_function(targets, logits, self.config)

@@ -57,6 +57,7 @@ def test_overrides_while_loading_are_checked(tmp_path):
 
 # (fields, what the message must say: the field, the value, and a legal value)
 INVALID = [
+    ({"classifier_pooling": "max"}, ["classifier_pooling", "'max'", "'first', 'mean'"]),
     ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'budget'", "'random'", "'none'"]),
     ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
     ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),

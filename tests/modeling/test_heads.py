@@ -172,6 +172,25 @@ def test_exits_learn_the_final_heads_answers(model_class, overrides, labels):
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
+def test_mean_pooling_reads_every_token_but_padding():
+    model = head_model(SEQUENCE, classifier_pooling="mean").eval()
+    batch = batch_of(examples(SEQUENCE)[:3])
+    batch["attention_mask"][0, :2] = 0  # padding on the left counts no more than on the right
+    states = model.electra(**batch, output_hidden_states=True).hidden_states
+    outputs = model(**batch, labels=torch.tensor([0, 1, 2]))
+    for layer, head, logits in zip(
+        (*model.config.exit_layers, 6),
+        (*model.exit_classifiers, model.classifier),
+        (*outputs.exit_logits, outputs.logits),
+        strict=True,
+    ):
+        for row, mask in enumerate(batch["attention_mask"].bool()):
+            mean = states[layer][row][mask].mean(dim=0)
+            torch.testing.assert_close(logits[row], head(mean.view(1, 1, -1))[0], atol=1e-6, rtol=1e-5)
+    everything = model(batch["input_ids"]).logits
+    torch.testing.assert_close(everything, model(batch["input_ids"], attention_mask=torch.ones(3, 40)).logits)
+
+
 @pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
 def test_every_parameter_of_a_head_is_trained(model_class, overrides, labels):
     model, batch = case(model_class, overrides, labels)
@@ -262,14 +281,18 @@ def sequence_alone(model, ids):
         states = layer(states, None)
         if index + 1 in config.exit_layers:
             number = config.exit_layers.index(index + 1)
-            logits = model.exit_classifiers[number](model.electra.encoder.norm(states))
+            normed = model.electra.encoder.norm(states)
+            if config.classifier_pooling == "mean":
+                normed = normed.mean(dim=1, keepdim=True)
+            logits = model.exit_classifiers[number](normed)
             if config.inference_exit_temperatures is not None:
                 logits = logits / config.inference_exit_temperatures[number]
             logits = logits.view(1, -1) if model_class is CHOICE else logits
             multi_label = config.problem_type == "multi_label_classification"
             if leaves_alone(config, number, predictions_of(model_class, logits, multi_label), history):
                 return logits, index + 1
-    logits = model.final_head(model.electra.encoder.norm(states))
+    states = model.electra.encoder.norm(states)
+    logits = model.final_head(states.mean(dim=1, keepdim=True) if config.classifier_pooling == "mean" else states)
     return (logits.view(1, -1) if model_class is CHOICE else logits), len(model.electra.encoder.layer)
 
 
@@ -311,13 +334,14 @@ def states_computed(model):
         (SEQUENCE, {}),
         (SEQUENCE, {"norm_position": "pre", "inference_exit_temperatures": [2.0, 0.5, 1.5]}),
         (SEQUENCE, {"problem_type": "multi_label_classification"}),
+        (SEQUENCE, {"classifier_pooling": "mean", "initializer_range": 0.3}),
         (ANSWER, {}),
         (CHOICE, {}),
     ],
 )
 def test_a_batch_of_sequences_exits_as_each_alone(model_class, overrides, criterion, attention):
     if criterion == "patience":  # layers that change little, so that exits agree
-        overrides = {**overrides, "initializer_range": 0.1 if model_class is CHOICE else 0.05}
+        overrides = {"initializer_range": 0.1 if model_class is CHOICE else 0.05, **overrides}
     model = head_model(model_class, **overrides).eval()
     set_thresholds(model, criterion)
     model.set_attn_implementation(attention)
