@@ -48,11 +48,13 @@ class Point:
 
     thresholds (`list[float]`): one an exit.
     accuracy (`float`): share of right predictions.
+    drop_error (`float`): standard error of the difference from the full depth's accuracy, item by item.
     depth (`float`): layers that an item takes, the mean, as a share of all.
     """
 
     thresholds: list[float]
     accuracy: float
+    drop_error: float
     depth: float
 
 
@@ -65,6 +67,7 @@ class Calibration:
         over 15 bins, without and with its temperature.
     exit_accuracy (`list[float]`): of each exit head, had everybody left there.
     full_accuracy, accuracy (`float`): of the full depth and of the exits, as run.
+    drop_error (`float`): standard error of their difference, item by item.
     depth (`float`): layers that an item takes, the mean, as a share of all.
     full_examples_per_second, examples_per_second (`float`): medians of passes over the first batches, in turn.
     curve (`list[Point]`): from full depth to everybody leaving at the first exit, predicted from the full depth's
@@ -81,6 +84,7 @@ class Calibration:
     exit_accuracy: list[float]
     full_accuracy: float
     accuracy: float
+    drop_error: float
     depth: float
     full_examples_per_second: float
     examples_per_second: float
@@ -99,13 +103,15 @@ def calibrate_exits(
     """Pick temperatures and thresholds for a fine-tuned model's exits and set them in its config.
 
     Each exit head gets the temperature with the lowest cross-entropy (Guo et al., 2017, arXiv 1706.04599). Thresholds
-    start where nobody leaves, and step by step that one falls which saves most layers for the accuracy it costs.
+    start where nobody leaves, and step by step that one falls which saves most layers for the accuracy it costs. Of
+    the points on the way the fastest is taken whose drop, measured, is at most `max_accuracy_drop` with its standard
+    error added: the best of many points on these examples is not as good on others.
 
     Args:
         model: for sequence classification (one label or several), token classification or multiple choice, with exits.
         dataset (`Dataset`): held-out examples as `Trainer` takes them, with `labels`. Never those trained on.
-        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost on these examples. For several
-            labels and for tokens, the accuracy of the single labels.
+        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost, the standard error of what was
+            measured included. For several labels and for tokens, the accuracy of the single labels.
         criterion (`str`): a key of `CRITERIA`.
         data_collator (*optional*): left out, pads with the tokenizer of the folder that the model came from.
         one_for_all (`bool`): one threshold for all exits, as DeeBERT has; with patience it is always so.
@@ -132,11 +138,10 @@ def calibrate_exits(
     certainty = certainties(criterion, scaled)
     layers = np.array([*config.exit_layers, config.num_hidden_layers])
     curve = speed_accuracy_curve(criterion, certainty, right, layers / layers[-1], one_for_all)
-    points = [Point([float(threshold_of(criterion, cut)) for cut in cuts], a, d) for cuts, a, d in curve]
+    points = [Point([float(threshold_of(criterion, cut)) for cut in cuts], *found) for cuts, *found in curve]
 
     config.inference_exit_temperatures = temperatures
-    bound = right[-1].mean() - max_accuracy_drop
-    chosen, accuracy = choose(model, batches, points, bound)
+    chosen, answers = choose(model, batches, points, right[-1], max_accuracy_drop)
     timed = batches[:TIMED_BATCHES]
     seconds = time_in_turn(model, timed, chosen.thresholds)
     config.inference_exit_thresholds = chosen.thresholds
@@ -150,7 +155,8 @@ def calibrate_exits(
         [expected_calibration_error(logits, labels) for logits in scaled],
         right[:-1].mean(axis=1).tolist(),
         float(right[-1].mean()),
-        accuracy,
+        float(answers.mean()),
+        drop_error(answers, right[-1]),
         chosen.depth,
         *(sum(len(batch["labels"]) for batch in timed) / each for each in seconds),
         points,
@@ -227,16 +233,24 @@ def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
 
 
 def outcome(certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, cuts: Sequence[float]):
-    """Accuracy and mean depth where items leave at the first exit that is certain above its cut."""
+    """Accuracy, standard error of its drop, and mean depth where items leave at the first exit that is certain above
+    its cut."""
     leaves = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
     exit_taken = leaves.argmax(axis=0)
-    return float(right[exit_taken, np.arange(right.shape[1])].mean()), float(depths[exit_taken].mean())
+    answers = right[exit_taken, np.arange(right.shape[1])]
+    return float(answers.mean()), drop_error(answers, right[-1]), float(depths[exit_taken].mean())
+
+
+def drop_error(answers: np.ndarray, full: np.ndarray) -> float:
+    """Standard error of the mean of how much more often the full depth is right, item by item; both (items,)."""
+    return float((full - answers).std() / np.sqrt(len(full)))
 
 
 def speed_accuracy_curve(
     criterion: str, certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, one_for_all: bool
 ) -> list:
-    """(cuts, accuracy, depth) from full depth down. Arguments (exits, items), (exits + 1, items), (exits + 1,)."""
+    """(cuts, accuracy, standard error of its drop, depth) from full depth down. Arguments (exits, items), (exits + 1,
+    items), (exits + 1,)."""
     if one_for_all or criterion == "patience":
         cuts = cuts_of(criterion, certainty.reshape(-1))
         return [(each, *outcome(certainty, right, depths, each)) for each in ([cut] * len(certainty) for cut in cuts)]
@@ -244,35 +258,36 @@ def speed_accuracy_curve(
     cuts = [float(row[0]) for row in candidates]
     curve = [(cuts, *outcome(certainty, right, depths, cuts))]
     while True:
-        _, accuracy, depth = curve[-1]
+        _, accuracy, _, depth = curve[-1]
         best, best_rate = None, 0.0
         for number, row in enumerate(candidates):
             for cut in row[row < cuts[number]]:
                 moved = [*cuts[:number], float(cut), *cuts[number + 1 :]]
-                new_accuracy, new_depth = outcome(certainty, right, depths, moved)
+                new_accuracy, error, new_depth = outcome(certainty, right, depths, moved)
                 # One item wrong is the least that an error can cost; what costs nothing goes by what it saves.
                 rate = (depth - new_depth) / max(accuracy - new_accuracy, 1 / right.shape[1])
                 if rate > best_rate:
-                    best, best_rate = (moved, new_accuracy, new_depth), rate
+                    best, best_rate = (moved, new_accuracy, error, new_depth), rate
         if best is None:
             return curve
         curve.append(best)
         cuts = best[0]
 
 
-def choose(model, batches, points: list[Point], bound: float) -> tuple[Point, float]:
-    """The fastest point whose accuracy, run and not predicted, is at least `bound`, and that accuracy."""
+def choose(model, batches, points: list[Point], full: np.ndarray, max_drop: float) -> tuple[Point, np.ndarray]:
+    """The fastest point within `max_drop` of the full depth, whose answers are `full` (items,), when run and not only
+    predicted; and how right it was, (items,)."""
     for point in sorted(points, key=lambda point: point.depth):
-        if point.accuracy >= bound - 1e-9 or point is points[0]:
-            accuracy = run(model, batches, point.thresholds)
-            if accuracy >= bound - 1e-9 or point is points[0]:
-                return point, accuracy
+        if point is points[0] or full.mean() - point.accuracy + point.drop_error <= max_drop + 1e-9:
+            answers = run(model, batches, point.thresholds)
+            if point is points[0] or full.mean() - answers.mean() + drop_error(answers, full) <= max_drop + 1e-9:
+                return point, answers
     raise AssertionError("the first point is full depth")
 
 
 @torch.inference_mode()
-def run(model, batches, thresholds: list[float] | None) -> float:
-    """Accuracy with these thresholds, as run."""
+def run(model, batches, thresholds: list[float] | None) -> np.ndarray:
+    """Share of each item's predictions that are right with these thresholds, as run, (items,)."""
     model.config.inference_exit_thresholds = thresholds
     right = []
     for batch in batches:
@@ -282,7 +297,7 @@ def run(model, batches, thresholds: list[float] | None) -> float:
         labels = labels.unsqueeze(-1) if labels.dim() < logits.dim() - 1 else labels
         labelled = (labels != -100).all(dim=-1)
         right.append(is_right(logits[labelled], labels[labelled]))
-    return float(np.concatenate(right).mean())
+    return np.concatenate(right)
 
 
 def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
@@ -329,7 +344,10 @@ def calibrate_parser() -> Parser:
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
     parser.add_argument("examples", type=Path, help="held-out examples as JSON Lines")
-    parser.add_argument("--max_accuracy_drop", type=float, default=0.005, help="absolute (default: %(default)s)")
+    parser.add_argument(
+        "--max_accuracy_drop", type=float, default=0.005,
+        help="what the measured drop and its standard error may be together, absolute (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--criterion", choices=list(CRITERIA), default="confidence", help="default: %(default)s")
     parser.add_argument(
         "--text_columns", nargs="+", help="one or two of strings, or one of lists of words (default: all there are)"
@@ -450,7 +468,8 @@ def summary(found: Calibration) -> str:
         *lines,
         "",
         f"full depth: accuracy {found.full_accuracy:.4f}, {found.full_examples_per_second:.1f} examples/s",
-        f"with exits: accuracy {found.accuracy:.4f}, {found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
+        f"with exits: accuracy {found.accuracy:.4f} (drop {found.full_accuracy - found.accuracy:.4f} "
+        f"+- {found.drop_error:.4f}), {found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
         f"{found.depth:.0%} of the layers",
     ])  # fmt: skip
 
