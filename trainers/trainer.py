@@ -23,7 +23,7 @@ from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallb
 from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
 from .collator import build_collator
 from .difficulty import Difficulty, DifficultyCallback
-from .distributed import anywhere, decided_once
+from .distributed import anywhere, decided_once, name_as_unsharded, switch_fsdp_on
 from .flops import active_tokens, step_flops
 from .generators import originals
 from .hub import PushingTrainer
@@ -61,6 +61,18 @@ class ElectraTrainer(Trainer):
         self._writing_checkpoint = False
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if (sharding := self.args.sharding()) is not None:
+            switch_fsdp_on(self.accelerator, sharding)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            name_as_unsharded(self.model)
+        return prepared
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM a checkpoint is written at the
@@ -156,6 +168,8 @@ class ElectraTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
+        if state_dict is not None:  # gathered from shards, tied weights twice
+            state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(path):
