@@ -262,6 +262,13 @@ class DataArguments:
     validation_files: list[str] | None = field(
         default=None, metadata={"help": "Held-out files of the same kind. Left out: documents are held out."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Tokenise the training text while it is read, in constant memory, instead of beforehand; each "
+            "process reads its own part. Needs --validation_files (or such a split) and --max_steps."
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
     sample_by: str = field(
         default="paragraph",

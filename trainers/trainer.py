@@ -22,6 +22,7 @@ from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArgumen
 from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback, Preempted, PreemptionCallback
 from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
 from .collator import build_collator
+from .data import PackedStream
 from .difficulty import Difficulty, DifficultyCallback
 from .distributed import anywhere, decided_once, name_as_unsharded, switch_fsdp_on
 from .flops import active_tokens, step_flops
@@ -230,7 +231,10 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
-        """`dataloader_drop_last` is about training: an evaluation is of everything."""
+        """`dataloader_drop_last` is about training: an evaluation is of everything. A stream has a loader of its own:
+        accelerate would leave most of what a process reads to the others."""
+        if is_training and isinstance(self.train_dataset, PackedStream):
+            return self.train_dataset.loader(self._train_batch_size, self.data_collator, self.args.mask_seed)
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:

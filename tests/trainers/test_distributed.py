@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForPreTraining
 from transformers.training_args import ParallelMode
 
-from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments, cli
+from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments, cli, data
 from modeling_electra_exit.trainers.callbacks import Preempted
+from modeling_electra_exit.trainers.data import _encode
 from modeling_electra_exit.trainers.distributed import whole
 from modeling_electra_exit.trainers.flops import capacity_history
 from modeling_electra_exit.trainers.parsing import RECIPES, UsageError, parse_fields
@@ -83,7 +84,16 @@ def work(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
         results["preempted"] = (stop.code, trainer.state.global_step)
 
     results["statuses"] = [cli.main(["pretrain", recipe]) for _ in range(2)]
+    flags = ["--streaming", "true", "--validation_files", str(folder / "corpus.txt")]
+    results["streamed"] = cli.main(["pretrain", recipe, *flags, "--output_dir", str(folder / "streamed")])
     return results
+
+
+def note_encoding(texts, tokenizer):
+    """Says which process tokenises, in the place of what does."""
+    with open(os.environ["ENCODED"], "a") as file:
+        file.write(f"{os.environ['RANK']} {len(texts)}\n")
+    return _encode(texts, tokenizer)
 
 
 def shard(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
@@ -112,6 +122,8 @@ def serve(job, rank: int, port: int, folder: Path, *args):
     """One of two processes, as torchrun starts them."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ["ENCODED"] = str(folder / "encoded.txt")
+    data._encode = note_encoding
     torch.set_num_threads(1)
     torch.save(job(rank, folder, *args), folder / f"rank-{rank}.pt")
 
@@ -215,6 +227,18 @@ def test_the_command_line_runs_once_and_refuses_everywhere(two):
     assert first["statuses"] == second["statuses"] == [0, 2]
     measured = json.loads((folder / "run" / "metrics.json").read_text())
     assert measured["training"]["tokens_per_step"] == 2 * 4 * 32
+
+
+def test_data_is_prepared_once_and_a_stream_is_shared(two):
+    folder, (first, second) = two
+    encoded = [line.split() for line in (folder / "encoded.txt").read_text().splitlines()]
+    # The recipe's corpus of 60 documents, a fifth of them held out; the stream's 60 in halves, its held-out data anew.
+    assert encoded[:2] == [["0", "48"], ["0", "12"]]
+    assert [line for line in encoded[2:] if line[1] == "60"] == [["0", "60"]]
+    streamed = [line for line in encoded[2:] if line[1] != "60"]
+    assert {rank for rank, _ in streamed} == {"0", "1"}
+    assert {count for _, count in streamed} == {"30"}
+    assert first["streamed"] == second["streamed"] == 0
 
 
 def test_histories_agree(two):
