@@ -1,8 +1,18 @@
 """Weak scaling over processes of one machine: the same work for each, so that the ideal is as many times the tokens.
 
     python -m benchmarks.scaling --json benchmarks/results/scaling.json
+    python -m benchmarks.scaling --arithmetic --json benchmarks/results/communication.json
 
 Each process has one thread, and they talk over gloo: this says what coordination costs on a CPU, nothing about GPUs.
+What many GPUs would send each other follows from the sizes of the weights; `--arithmetic` reckons it and runs nothing.
+
+Reckoned for one process and one optimizer step, N processes, rings (each process sends (N - 1) / N of a buffer for a
+gather or a reduce-scatter, in N - 1 hops, and twice that for an all-reduce), nothing hidden behind the computation:
+
+- DDP: one all-reduce of all gradients, in fp32; in each forward pass a broadcast of the buffers.
+- FSDP2: in each forward and each backward pass a gather of every layer's weights, in each forward pass one of all
+  others, in bf16; one reduce-scatter of all gradients, in fp32. Each layer's is a collective of its own.
+- Exits: one all-reduce of 2 + 14 numbers an exit, in fp32, a forward pass.
 """
 
 import argparse
@@ -14,6 +24,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from modeling_electra_exit import ElectraEarlyExitForPreTraining
+from modeling_electra_exit.modeling_electra_exit import ElectraEarlyExitLayer
+from modeling_electra_exit.trainers.flops import step_flops
+from modeling_electra_exit.trainers.parsing import parse_fields, read_recipe
+from modeling_electra_exit.trainers.pretraining import build_config
 from tests.conftest import write_corpus
 
 
@@ -27,7 +44,17 @@ def main():
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn")
     parser.add_argument("--port", type=int, default=29651)
     parser.add_argument("--json", help="write the table here as well")
+    parser.add_argument("--arithmetic", action="store_true", help="reckon the communication of many GPUs instead")
+    parser.add_argument("--gigabytes_per_second", type=float, default=25, help="assumed, of a process, one way")
+    parser.add_argument("--microseconds_a_hop", type=float, default=5, help="assumed")
+    parser.add_argument("--teraflops", type=float, default=100, help="assumed: what a GPU really computes a second")
     args = parser.parse_args()
+    records = reckon(args) if args.arithmetic else measure(args)
+    if args.json:
+        Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+
+
+def measure(args) -> list[dict]:
     speeds = {count: [] for count in args.processes}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -44,8 +71,55 @@ def main():
         records.append({"name": f"quickstart/processes-{count}", "metric": "tokens_per_second", "value": middle,
                         "unit": "tokens/s", "baseline": f"quickstart/processes-{args.processes[0]}",
                         "ratio": middle / one, "samples": len(values)})  # fmt: skip
-    if args.json:
-        Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+    return records
+
+
+def reckon(args) -> list[dict]:
+    records = []
+    print("| recipe | GPUs | computes | DDP sends | takes | FSDP2 sends | takes | exits send | take |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for recipe in ("electra-small", "electra-base"):
+        fields, data_args, training_args, _ = parse_fields(
+            {**read_recipe(recipe), "output_dir": "unused", "bf16": False}
+        )
+        config, passes = build_config(fields), training_args.gradient_accumulation_steps
+        batch = training_args.per_device_train_batch_size * passes
+        computing = step_flops(config, batch, data_args.max_seq_length, True).total / (args.teraflops * 1e12)
+        for processes in (8, 64, 512):
+            sent = communication(config, processes, passes)
+            taken = {
+                name: size / (args.gigabytes_per_second * 1e9) + hops * args.microseconds_a_hop * 1e-6
+                for name, (size, hops) in sent.items()
+            }
+            cells = " | ".join(f"{sent[name][0] / 1e6:,.4g} MB | {taken[name] * 1e3:.3g} ms" for name in sent)
+            print(f"| {recipe} | {processes} | {computing * 1e3:.0f} ms | {cells} |")
+            for name, (size, _) in sent.items():
+                common = {"name": f"{recipe}/gpus-{processes}.{name}", "baseline": None, "ratio": None, "samples": 0}
+                records += [
+                    {**common, "metric": "bytes_sent", "value": size, "unit": "bytes"},
+                    {**common, "metric": "seconds_communicating", "value": taken[name], "unit": "s"},
+                    {**common, "metric": "seconds_computing", "value": computing, "unit": "s"},
+                ]
+    return records
+
+
+def communication(config, processes: int, passes: int) -> dict[str, tuple[float, float]]:
+    """What a process sends in an optimizer step of `passes` forward passes, in bytes, and the hops it waits for."""
+    with torch.device("meta"):
+        model = ElectraEarlyExitForPreTraining(config)
+    layers = [module for module in model.modules() if isinstance(module, ElectraEarlyExitLayer)]
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    share, hops = (processes - 1) / processes, processes - 1
+    groups = len(layers) + 2  # the embeddings with what is tied to them, and the rest
+    buffers = sum(buffer.nbytes for buffer in model.buffers()) * passes
+    gathered = 2 * (2 * in_layers + everything - in_layers) * passes  # bytes, in bf16
+    statistics = 4 * (2 + 14 * len(config.exit_layers)) * passes if config.has_exit_heads else 0
+    return {
+        "ddp": (share * 2 * 4 * everything + buffers, hops * (2 + passes)),
+        "fsdp2": (share * (gathered + 4 * everything), hops * ((len(layers) + groups) * passes + groups)),
+        "exits": (share * 2 * statistics, 2 * hops * passes),
+    }
 
 
 def tokens_per_second(output: Path, processes: int, args) -> float:

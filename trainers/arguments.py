@@ -1,11 +1,15 @@
 """Arguments of a pre-training or fine-tuning run, beside the fields of the model's config."""
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass, field, fields
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
@@ -43,7 +47,31 @@ class ElectraTrainingArguments(TrainingArguments):
             self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
         # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
         super().__post_init__()
+        self.sharding()
+
+    def sharding(self) -> FullyShardedDataParallelPlugin | None:
+        """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` where nobody asked for it.
+
+        Raises:
+            ValueError: for FSDP in one process, of version 1, or with settings that would cost a whole model.
+        """
+        if not (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            return None
+        if self.parallel_mode != ParallelMode.DISTRIBUTED:
+            raise ValueError("`fsdp` shards a model over processes, and this is one alone: start it with torchrun")
+        asked = self.fsdp_plugin_args or {}
+        if (version := int(asked.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
+            raise ValueError(f"`fsdp_config`: `version` must be 2, got {version}")
+        plugin = FullyShardedDataParallelPlugin(**asked)
+        # A checkpoint holds a whole model; and every process loads all of a frozen generator.
+        needed = {"state_dict_type": StateDictType.FULL_STATE_DICT, "cpu_ram_efficient_loading": False}
+        for name, value in needed.items():
+            if getattr(plugin, name) != value:
+                raise ValueError(f"`fsdp_config`: `{name}` must be {value}, got {getattr(plugin, name)}")
+        return plugin
 
 
 @dataclass
@@ -233,6 +261,13 @@ class DataArguments:
     )
     validation_files: list[str] | None = field(
         default=None, metadata={"help": "Held-out files of the same kind. Left out: documents are held out."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Tokenise the training text while it is read, in constant memory, instead of beforehand; each "
+            "process reads its own part. Needs --validation_files (or such a split) and --max_steps."
+        },
     )
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
     sample_by: str = field(

@@ -64,6 +64,8 @@ def cache_replacements(
             f"generator_type {name!r} cannot be sampled beforehand; for a trained masked language "
             "model give `--generator_type frozen --generator_folder FOLDER`"
         )
+    if data_args.streaming:
+        raise UsageError("replacements are cached for stored sequences: leave out --streaming")
     config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
     context = GeneratorContext(config, packed["train"], tokenizer, training_args)
     generator = build_generator(config, packed["train"], tokenizer, training_args)

@@ -10,7 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from modeling_electra_exit.exit_policy import adapt_capacities
 
-from .distributed import anywhere
+from .distributed import anywhere, whole
 from .flops import block_share, capacity_log, with_capacities
 
 
@@ -136,7 +136,7 @@ class NeighborCallback(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if state.global_step % model.config.generator_refresh_steps == 0:
             excluded = self.trainer.processing_class.all_special_ids
-            model.generator.refresh(model.get_input_embeddings().weight, excluded)
+            model.generator.refresh(whole(model.get_input_embeddings().weight), excluded)
 
 
 class OneLineProgressCallback(ProgressCallback):

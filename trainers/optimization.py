@@ -23,6 +23,8 @@ class ElectraAdamW(torch.optim.AdamW):
         originals = [{name: group[name] for name in ("lr", "eps", "weight_decay")} for group in self.param_groups]
         try:
             for group in self.param_groups:
+                if not group["params"]:  # DeepSpeed's ZeRO-3 steps once a group, and empties the others
+                    continue
                 # Kept in the group, so that it is saved with the optimizer and resumes.
                 group["steps_taken"] = group.get("steps_taken", 0) + 1
                 beta1, beta2 = group["betas"]

@@ -136,7 +136,7 @@ def recipe_arguments(recipe: dict) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, bool) else str(v) for v in values)]
+        arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, (bool, dict)) else str(v) for v in values)]
     return arguments
 
 

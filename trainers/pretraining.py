@@ -127,20 +127,24 @@ def build_trainer(
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
     """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
     config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(packed["train"]) < batch:
+    batch, train = args.train_batch_size * args.world_size, packed["train"]
+    if data_args.streaming:
+        _check_streaming(config, args)
+        train = train.sequences()
+    elif args.dataloader_drop_last and len(train) < batch:
         raise UsageError(
-            f"the text makes {len(packed['train'])} sequences, and a batch takes {batch} "
+            f"the text makes {len(train)} sequences, and a batch takes {batch} "
             f"(--per_device_train_batch_size {args.per_device_train_batch_size}); give more text or a smaller batch"
         )
     if config.generator_type == "cached":
         packed = attach_replacements(packed, args.generator_folder)
+        train = packed["train"]
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config)
     suit_attention(model, args.device)
     if args.corpus_init:
-        initialize_from_corpus(model, packed["train"], tokenizer.all_special_ids, args.seed)
-    collator, generator = build_collator(config, packed["train"], tokenizer, args, data_args.max_seq_length)
+        initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
+    collator, generator = build_collator(config, train, tokenizer, args, data_args.max_seq_length)
     corrupted = {Path(path).name: load_corrupted(path) for path in data_args.validation_corrupted or ()}
     trainer = ElectraEarlyExitTrainer(
         model,
@@ -162,6 +166,19 @@ def build_trainer(
         "counts": counts,
     }
     return trainer, described, packed["validation"]
+
+
+def _check_streaming(config: ElectraEarlyExitConfig, args: ElectraEarlyExitTrainingArguments) -> None:
+    """Refuse what a stream cannot give."""
+    if args.max_steps <= 0:
+        raise UsageError(f"--streaming needs --max_steps, because a stream has no end; got {args.max_steps}")
+    if args.dataloader_num_workers > 0:
+        raise UsageError(
+            f"--streaming reads in the training process: --dataloader_num_workers must be 0, got "
+            f"{args.dataloader_num_workers}"
+        )
+    if config.generator_type == "cached":
+        raise UsageError("generator_type 'cached' needs stored sequences: leave out --streaming")
 
 
 def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:

@@ -22,8 +22,9 @@ from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArgumen
 from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback, Preempted, PreemptionCallback
 from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
 from .collator import build_collator
+from .data import PackedStream
 from .difficulty import Difficulty, DifficultyCallback
-from .distributed import anywhere, decided_once
+from .distributed import anywhere, decided_once, name_as_unsharded, switch_fsdp_on
 from .flops import active_tokens, step_flops
 from .generators import originals
 from .hub import PushingTrainer
@@ -61,6 +62,18 @@ class ElectraTrainer(Trainer):
         self._writing_checkpoint = False
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if (sharding := self.args.sharding()) is not None:
+            switch_fsdp_on(self.accelerator, sharding)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            name_as_unsharded(self.model)
+        return prepared
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM a checkpoint is written at the
@@ -156,6 +169,8 @@ class ElectraTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
+        if state_dict is not None:  # gathered from shards, tied weights twice
+            state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
         if self.args.should_save and os.path.exists(path):
@@ -216,7 +231,10 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
-        """`dataloader_drop_last` is about training: an evaluation is of everything."""
+        """`dataloader_drop_last` is about training: an evaluation is of everything. A stream has a loader of its own:
+        accelerate would leave most of what a process reads to the others."""
+        if is_training and isinstance(self.train_dataset, PackedStream):
+            return self.train_dataset.loader(self._train_batch_size, self.data_collator, self.args.mask_seed)
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:

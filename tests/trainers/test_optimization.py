@@ -52,3 +52,22 @@ def test_resumes_where_it_was():
         second.grad = gradient.clone()
         second_optimizer.step()
     assert torch.equal(second, straight)
+
+
+def test_a_group_that_is_emptied_meanwhile_takes_no_step():
+    """ZeRO-3 steps once a group, and the others have no parameters then."""
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    together = ElectraAdamW([{"params": [p]} for p in parameters], lr=0.1)
+    others = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    in_turn = ElectraAdamW([{"params": [p]} for p in others], lr=0.1)
+    for gradient in torch.randn(4, 3, generator=torch.Generator().manual_seed(0)):
+        for parameter in (*parameters, *others):
+            parameter.grad = gradient.clone()
+        together.step()
+        for group, parameter in zip(in_turn.param_groups, others, strict=True):
+            for each in in_turn.param_groups:
+                each["params"] = []
+            group["params"] = [parameter]
+            in_turn.step()
+    for parameter, other in zip(parameters, others, strict=True):
+        assert torch.equal(parameter, other)

@@ -1,0 +1,137 @@
+"""Does it matter how many processes share a batch, what they share of the weights, and on how many machines they are?
+
+    python -m benchmarks.equal_runs --json benchmarks/results/equal_runs.json
+
+The quickstart's model in fp32, 64 sequences a step: by one process, by two of 32 (DDP), by two that share the weights
+(FSDP2), and by two nodes of one process each. The nodes are two network namespaces with addresses of their own, joined
+by a virtual cable; making them takes root, and nothing is left of them. Each run's loss curve and final weights are
+compared with those of the one process. Steps are alike until two losses differ by more than a hundred thousandth: from
+the first sample or token on that rounding decides otherwise, two runs go their own ways.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from benchmarks.scaling import RECIPE
+from tests.conftest import write_corpus
+
+
+BATCH = 64
+# Seven batches: the last sequence of the text is shorter, and a mean over padded sequences is another in two halves.
+SEQUENCES = 7 * BATCH
+NOISE = 1e-5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--port", type=int, default=29661)
+    parser.add_argument("--without_nodes", action="store_true", help="leave out the two nodes, which take root")
+    parser.add_argument("--json", help="write curves and differences here as well")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_corpus(folder / "corpus.txt", documents=900)
+        two = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+        runs = {"1x64": [["--nproc_per_node", "1"]], "2x32": [two], "2x32.fsdp2": [two]}
+        with contextlib.ExitStack() as stack:
+            if not args.without_nodes:
+                runs["2x32.two-nodes"] = stack.enter_context(two_nodes())
+            results = {name: run(folder / name, nodes, args) for name, nodes in runs.items()}
+    one, records = results["1x64"], []
+    print(
+        "| run | first loss | last loss | largest relative difference of a loss | largest of a weight | steps alike |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, (losses, weights) in results.items():
+        apart = [abs(a / b - 1) for a, b in zip(losses, one[0], strict=True)]
+        alike = next((step for step, difference in enumerate(apart) if difference > NOISE), len(apart))
+        weight = max(float((weights[key] - value).abs().max()) for key, value in one[1].items())
+        print(f"| {name} | {losses[0]:.4f} | {losses[-1]:.4f} | {max(apart):.1e} | {weight:.1e} | {alike} |")
+        for metric, value, unit in (
+            ("loss_curve", losses, "nats"),
+            ("loss_difference_max", max(apart), "ratio"),
+            ("weight_difference_max", weight, ""),
+            ("steps_alike", alike, "steps"),
+        ):
+            records.append({"name": f"quickstart/{name}", "metric": metric, "value": value, "unit": unit,
+                            "baseline": "quickstart/1x64", "ratio": None, "samples": len(losses)})  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+
+
+def run(output: Path, nodes: list[list[str]], args) -> tuple[list[float], dict]:
+    """The losses of every step and the final weights of a run that is started by one torchrun a node; what comes
+    before torchrun's own flags in a node's list is the command that enters the node."""
+    processes = []
+    for node in nodes:
+        entered = node.index("--nproc_per_node")
+        flags = {
+            "output_dir": output, "train_files": output.parent / "corpus.txt", "max_steps": args.steps,
+            "per_device_train_batch_size": BATCH // (1 if output.name == "1x64" else 2), "bf16": "false",
+            "max_train_sequences": SEQUENCES, "logging_steps": 1, "num_proc": 1,
+            "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": "true",
+            "fsdp": "fsdp2" in output.name,
+        }  # fmt: skip
+        command = [
+            *(*node[:entered], sys.executable, "-m", "torch.distributed.run", *node[entered:]),
+            *("--master_port", str(args.port), "-m", "modeling_electra_exit.trainers.cli", "pretrain", str(RECIPE)),
+            *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        errors = [process.communicate(timeout=1800)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        raise RuntimeError("\n".join(error[-2000:] for error in errors))
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    tensors = load_file(output / "model.safetensors")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("exit_state.")}
+    return [entry["loss"] for entry in history if "loss" in entry], weights
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[list[list[str]]]:
+    """Two network namespaces that reach each other and nothing else; how to start torchrun in each."""
+    names = [f"electra-{os.getpid()}-{number}" for number in (0, 1)]
+    cables = [f"cable{os.getpid() % 100_000}-{number}" for number in (0, 1)]
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
+        for number, (name, cable) in enumerate(zip(names, cables, strict=True)):
+            ip("-n", name, "address", "add", f"10.199.0.{number + 1}/24", "dev", cable)
+            for device in ("lo", cable):
+                ip("-n", name, "link", "set", device, "up")
+        yield [
+            [
+                *("ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={cable}"),
+                *("--nproc_per_node", "1", "--nnodes", "2", "--node_rank", str(number), "--master_addr", "10.199.0.1"),
+            ]
+            for number, (name, cable) in enumerate(zip(names, cables, strict=True))
+        ]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+if __name__ == "__main__":
+    main()
