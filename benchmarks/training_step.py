@@ -13,7 +13,8 @@ ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, 
   from the discriminator. Its model has the width, depth and vocabulary of ELECTRA-Small's discriminator.
 - `dense`, `exits`: ours, without and with exits in every step (a run has dense phases too); `exits.unigram` replaces
   tokens in the data loader and has no generator in the step; `dense.torch-kernels` is `dense` without
-  `--cpu_kernels`.
+  `--cpu_kernels`; `dense.compiled` and `exits.compiled` went through `torch.compile`, before their steps are timed
+  (minutes on two cores), and are measured only where `--variants` names them.
 
 The share of the peak (MFU) is of the operations that the *objective* needs (for `hf-loop` as for `dense`), over the
 fastest product of two 2048 x 2048 matrices measured in the same run, in the same precision, with whichever kernel is
@@ -24,6 +25,7 @@ Peak memory is that of a process of its own, less what it held before the model 
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -32,6 +34,7 @@ import sys
 import tempfile
 import time
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from steps import OurStep, device, interleave, made_up_batch, records, spread, timing_records
@@ -50,15 +53,53 @@ from modeling_electra_exit.trainers import cpu_kernels
 from modeling_electra_exit.trainers.flops import step_flops
 
 
-TOKENS = 16 * 128
+# Fields of `ElectraConfig`, and how many times narrower the generator is.
+SIZES = {
+    "electra-small": (
+        {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+        4,
+    ),
+    "electra-base": (
+        {"embedding_size": 768, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+        3,
+    ),
+}
 CONFIG = {"cls_token_id": 2, "sep_token_id": 3}
 
 
-def plain_pair() -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
-    """Transformers' generator and discriminator of ELECTRA-Small, on one set of embeddings."""
+class Case(NamedTuple):
+    """What the variants are compared at. `tokens` are those of a step."""
+
+    size: str = "electra-small"
+    length: int = 128
+    precision: str = "fp32"
+    tokens: int = 16 * 128
+
+    @property
+    def bf16(self) -> bool:
+        return self.precision == "bf16"
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens // self.length
+
+    def fields(self) -> dict:
+        """Of the discriminator's config."""
+        return SIZES[self.size][0]
+
+    def generator_fields(self) -> dict:
+        fields, part = SIZES[self.size]
+        return {name: value if name == "embedding_size" else value // part for name, value in fields.items()}
+
+    def our_config(self, **fields) -> ElectraEarlyExitConfig:
+        return ElectraEarlyExitConfig(**CONFIG, **self.fields(), generator_size=1 / SIZES[self.size][1], **fields)
+
+
+def plain_pair(case: Case) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
+    """Transformers' generator and discriminator, on one set of embeddings."""
     torch.manual_seed(0)
-    discriminator = ElectraForPreTraining(ElectraConfig())
-    generator = ElectraForMaskedLM(ElectraConfig(hidden_size=64, num_attention_heads=1, intermediate_size=256))
+    discriminator = ElectraForPreTraining(ElectraConfig(**case.fields()))
+    generator = ElectraForMaskedLM(ElectraConfig(**case.generator_fields()))
     generator.electra.embeddings = discriminator.electra.embeddings
     generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
     return generator.train().to(device()), discriminator.train().to(device())
@@ -81,10 +122,10 @@ class PlainStep:
 
 
 class HfLoop(PlainStep):
-    def __init__(self, length: int, bf16: bool):
-        self.generator, self.discriminator = plain_pair()
-        batch = made_up_batch(self.discriminator.config, TOKENS // length, length)
-        super().__init__(nn.ModuleList([self.generator, self.discriminator]), batch, bf16)
+    def __init__(self, case: Case):
+        self.generator, self.discriminator = plain_pair(case)
+        batch = made_up_batch(self.discriminator.config, case.batch_size, case.length)
+        super().__init__(nn.ModuleList([self.generator, self.discriminator]), batch, case.bf16)
 
     def loss(self):
         ids, labels = self.batch["input_ids"], self.batch["mlm_labels"]
@@ -99,7 +140,7 @@ class HfLoop(PlainStep):
 
 
 class ElectraPytorch(PlainStep):
-    def __init__(self, length: int, bf16: bool):
+    def __init__(self, case: Case):
         from electra_pytorch import Electra
 
         class Logits(nn.Module):
@@ -110,33 +151,33 @@ class ElectraPytorch(PlainStep):
             def forward(self, ids):
                 return self.model(ids).logits
 
-        generator, discriminator = plain_pair()
-        batch = made_up_batch(discriminator.config, TOKENS // length, length)
+        generator, discriminator = plain_pair(case)
+        batch = made_up_batch(discriminator.config, case.batch_size, case.length)
         ids = torch.where(batch["mlm_labels"] == -100, batch["input_ids"], batch["mlm_labels"])
         model = Electra(Logits(generator), Logits(discriminator), mask_token_id=4, mask_ignore_token_ids=[2, 3])
-        super().__init__(model.train(), {"ids": ids}, bf16)
+        super().__init__(model.train(), {"ids": ids}, case.bf16)
 
     def loss(self):
         return self.model(self.batch["ids"]).loss
 
 
 class RtdGdes:
-    def __init__(self, length: int, bf16: bool):
+    def __init__(self, case: Case):
         from rtd_gdes.gdes.model import DebertaV3GDES
         from rtd_gdes.gdes.trainer import train_one_epoch
 
         torch.manual_seed(0)
-        small = ElectraConfig()
+        plain = ElectraConfig(**case.fields())
         config = DebertaV2Config(
-            vocab_size=small.vocab_size, hidden_size=small.hidden_size, num_hidden_layers=small.num_hidden_layers,
-            num_attention_heads=small.num_attention_heads, intermediate_size=small.intermediate_size,
+            vocab_size=plain.vocab_size, hidden_size=plain.hidden_size, num_hidden_layers=plain.num_hidden_layers,
+            num_attention_heads=plain.num_attention_heads, intermediate_size=plain.intermediate_size,
             relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=256, norm_rel_ebd="layer_norm",
             share_att_key=True,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             DebertaV2ForMaskedLM(config).save_pretrained(folder)
             model = DebertaV3GDES(folder).to(device())
-        batch = made_up_batch(config, TOKENS // length, length)
+        batch = made_up_batch(config, case.batch_size, case.length)
         ids, labels = batch["input_ids"], batch["mlm_labels"]
         batch = BatchEncoding({"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)})
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -147,7 +188,7 @@ class RtdGdes:
             50.0,
             optimizer,
             torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-            torch.bfloat16 if bf16 else torch.float32,
+            torch.bfloat16 if case.bf16 else torch.float32,
             torch.amp.GradScaler(device(), enabled=False),
             torch.device(device()),
             1.0,
@@ -158,28 +199,34 @@ class RtdGdes:
             self.step()
 
 
-def ours(length: int, bf16: bool, kernels: bool = True, **fields) -> OurStep:
-    config = ElectraEarlyExitConfig(**CONFIG, **fields)
-    return OurStep(config, TOKENS // length, length, bf16, kernels)
+def ours(case: Case, kernels: bool = True, compiled: bool = False, **fields) -> OurStep:
+    step = OurStep(case.our_config(**fields), case.batch_size, case.length, case.bf16, kernels)
+    if compiled:
+        step.model.compile()
+        step()  # compiles: before the steps in turn, and so not counted
+    return step
 
 
 VARIANTS = {
     "hf-loop": HfLoop,
     "electra-pytorch": ElectraPytorch,
     "rtd-gdes": RtdGdes,
-    "dense.torch-kernels": lambda *case: ours(*case, kernels=False, exit_policy="none"),
-    "dense": lambda *case: ours(*case, exit_policy="none"),
+    "dense.torch-kernels": lambda case: ours(case, kernels=False, exit_policy="none"),
+    "dense": lambda case: ours(case, exit_policy="none"),
+    "dense.compiled": lambda case: ours(case, compiled=True, exit_policy="none"),
     "exits": ours,
-    "exits.unigram": lambda *case: ours(*case, generator_type="unigram"),
+    "exits.compiled": lambda case: ours(case, compiled=True),
+    "exits.unigram": lambda case: ours(case, generator_type="unigram"),
 }
-PACKAGES = {"electra-pytorch": "electra_pytorch", "rtd-gdes": "rtd_gdes"}
+UNCOMPILED = [name for name in VARIANTS if not name.endswith(".compiled")]
+PACKAGES = {"electra-pytorch": "electra_pytorch", "rtd-gdes": "rtd_gdes", "dense.liger": "liger_kernel"}
 
 
 def available(names: list[str]) -> list[str]:
     found = []
     for name in names:
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
-            print(f"{name} left out: it is not installed (the command is at the top of this file)\n")
+            print(f"{name} left out: {PACKAGES[name]} is not installed\n")
         else:
             found.append(name)
     return found
@@ -200,32 +247,32 @@ def gemm_peak(dtype: torch.dtype) -> float:
     return 2 * 2048**3 / min(seconds)
 
 
-def needed_flops(name: str, length: int) -> float | None:
+def needed_flops(name: str, case: Case) -> float | None:
     """Operations that the step's objective needs; `None` where that is another objective."""
     if name == "rtd-gdes":
         return None
-    exits = name.startswith("exits")
-    config = ElectraEarlyExitConfig(**CONFIG, generator_type="unigram" if name == "exits.unigram" else "mlm")
-    return step_flops(config, TOKENS // length, length, exits).total
+    config = case.our_config(generator_type="unigram" if name == "exits.unigram" else "mlm")
+    return step_flops(config, case.batch_size, case.length, name.startswith("exits")).total
 
 
-def peak_bytes(case: list[str]) -> float:
-    command = [sys.executable, __file__, "--peak_of", *case]
+def peak_bytes(name: str, case: Case) -> float:
+    command = [sys.executable, sys.argv[0], "--peak_of", name, *map(str, case)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def print_peak(name: str, length: int, bf16: bool):
-    """In a process of its own: the most memory it ever held, less what it held before the model was made."""
-    if device() == "cuda":
-        before = torch.cuda.memory_allocated()
+def print_peak(name: str, case: Case):
+    """In a process of its own: the most memory that steps ever held, less what it held before the model was made."""
+    cuda = device() == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
+    step = VARIANTS[name](case)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     else:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts anew
-        before = status("VmRSS")
-    step = VARIANTS[name](length, bf16)
     for _ in range(3):
         step()
-    peak = torch.cuda.max_memory_allocated() if device() == "cuda" else status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
     print(peak - before)
 
 
@@ -235,18 +282,18 @@ def status(name: str) -> int:
         return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", file.read(), re.MULTILINE)[1])
 
 
-def measure(length: int, precision: str, names: list[str], repeats: int) -> list[dict]:
-    bf16, prefix = precision == "bf16", f"electra-small/{length}/{precision}"
-    samples = interleave({name: VARIANTS[name](length, bf16) for name in names}, repeats)
-    found = timing_records(prefix, samples, TOKENS, "hf-loop")
-    peaks = {name: peak_bytes([name, str(length), precision]) for name in names}
+def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
+    prefix = f"{case.size}/{case.length}/{case.precision}"
+    samples = interleave({name: VARIANTS[name](case) for name in names}, repeats)
+    found = timing_records(prefix, samples, case.tokens, "hf-loop")
+    peaks = {name: peak_bytes(name, case) for name in names}
     found += records(prefix, "peak_bytes", "B", peaks, "hf-loop")
-    rate = gemm_peak(torch.bfloat16 if bf16 else torch.float32)
+    rate = gemm_peak(torch.bfloat16 if case.bf16 else torch.float32)
     seconds = {r["name"].rsplit("/", 1)[1]: r["value"] for r in found if r["metric"] == "step_seconds"}
-    needed = {name: needed_flops(name, length) for name in names}
+    needed = {name: needed_flops(name, case) for name in names}
     shares = {name: flops / seconds[name] / rate for name, flops in needed.items() if flops}
     found += records(prefix, "mfu", "share", shares, "hf-loop")
-    print(f"\n### Length {length}, {precision} ({rate / 1e9:.0f} GFLOP/s at most)\n")
+    print(f"\n### {case.size}, length {case.length}, {case.precision} ({rate / 1e9:.0f} GFLOP/s at most)\n")
     print("| variant | step | tokens/s | over hf-loop | peak memory | over hf-loop | MFU |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
@@ -261,28 +308,30 @@ def measure(length: int, precision: str, names: list[str], repeats: int) -> list
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None = __doc__, sizes=("electra-small",), tokens: int = Case().tokens, names=UNCOMPILED):
+    """The command line, with the defaults of the device that it is for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=names)
+    parser.add_argument("--tokens", type=int, default=tokens, help="of a step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="write the records to this file")
-    parser.add_argument("--peak_of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--peak_of", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
-        name, length, precision = args.peak_of
-        print_peak(name, int(length), precision == "bf16")
+        name, size, length, precision, tokens = args.peak_of
+        print_peak(name, Case(size, int(length), precision, int(tokens)))
         return
     names = available(list(dict.fromkeys(["hf-loop", *args.variants])))
-    print(f"{device()}, {torch.get_num_threads()} threads, {TOKENS:,} tokens a step")
+    print(f"{device()}, {torch.get_num_threads()} threads, {args.tokens:,} tokens a step")
     found = []
-    for length in args.lengths:
-        for precision in args.precisions:
-            found += measure(length, precision, names, args.repeats)
-            if args.json:
-                with open(args.json, "w", encoding="utf-8") as file:
-                    json.dump(found, file, indent=1)
+    for case in itertools.product(args.sizes, args.lengths, args.precisions, [args.tokens]):
+        found += measure(Case(*case), names, args.repeats)
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ of that size: logits, log-softmax, its gradient, the probabilities to sample fro
 rows at a time are taken through everything that needs them, the gradients included, and one buffer serves it all.
 """
 
+import math
+
 import torch
 
 
-# Logits held at a time: 16 MB of fp32. Larger blocks are new memory from the system at every step, page by page.
+# Logits held at a time, at most: 16 MB of fp32. Larger blocks are hardly faster.
 CHUNK_ELEMENTS = 2**22
 # Probabilities summed at a time when sampling; about the square root of a usual vocabulary.
 BLOCK = 128
@@ -89,10 +91,12 @@ class PredictMaskedTokens(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = torch.zeros_like(hidden), None, torch.zeros_like(bias)
         samples = torch.empty_like(targets)
         scale = 1 / max(1, len(targets))
-        rows = max(1, CHUNK_ELEMENTS // len(weight))
+        # As many in each chunk: a rest of a few rows would cost nearly as much as a whole one.
+        chunks = math.ceil(len(targets) / max(1, CHUNK_ELEMENTS // len(weight)))
+        rows = math.ceil(len(targets) / max(1, chunks))
         with torch.autocast(device, enabled=False):
             matrix, offset = weight.to(dtype), bias.to(dtype)
-            for start in range(0, len(targets), rows):
+            for start in range(0, len(targets), max(1, rows)):
                 here = slice(start, start + rows)
                 states, wanted = hidden[here].to(dtype), targets[here].unsqueeze(1)
                 logits = torch.addmm(offset, states, matrix.t()).float()
@@ -109,10 +113,11 @@ class PredictMaskedTokens(torch.autograd.Function):
                 grad_bias += gradient.sum(dim=0)
                 gradient = gradient.to(dtype)
                 grad_hidden[here] = gradient @ matrix
-                of_chunk = gradient.t() @ states
+                of_chunk = states.t() @ gradient  # transposed back once, when all chunks are in it
                 grad_weight = of_chunk.float() if grad_weight is None else grad_weight.add_(of_chunk)
         if wants_gradients:
-            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
+            transposed = torch.zeros_like(weight.t()) if grad_weight is None else grad_weight.to(weight.dtype)
+            grad_weight = transposed.t().contiguous()
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(samples)
         return loss, samples

@@ -132,8 +132,32 @@ class ElectraEarlyExitLayer(ElectraLayer):
             attention.LayerNorm(hidden_states), attention_mask, frozen_states=visible, **kwargs
         )
         hidden_states = hidden_states + attention.dropout(attention.dense(attended))
-        inner = self.intermediate(feed_forward.LayerNorm(hidden_states))
-        return hidden_states + feed_forward.dropout(feed_forward.dense(inner))
+        return hidden_states + self._activated(
+            feed_forward.LayerNorm(hidden_states), lambda inner: feed_forward.dropout(feed_forward.dense(inner))
+        )
+
+    def feed_forward_chunk(self, attention_output):
+        return self._activated(attention_output, lambda inner: self.output(inner, attention_output))
+
+    def _activated(
+        self, hidden_states: torch.Tensor, second_half: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """What `second_half` makes of the feed-forward block's activation, of which a fifth of a layer's memory would
+        be kept until the gradients are computed. What it was given is kept anyhow, and gives it again then."""
+        before, activation = self.intermediate.dense(hidden_states), self.intermediate.intermediate_act_fn
+        after = activation(before)
+        if not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
+            return second_half(after)
+        place = after.data_ptr()  # not `after` itself, which the closure would keep
+
+        def pack(tensor):
+            return tensor.shape if tensor.data_ptr() == place and tensor.is_contiguous() else tensor
+
+        def unpack(packed):
+            return packed if isinstance(packed, torch.Tensor) else activation(before).view(packed)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return second_half(after)
 
 
 @dataclass
@@ -380,17 +404,19 @@ class ElectraEarlyExitEncoder(nn.Module):
         sees_all = context == "all" or (context == "first" and since_exit == 0)
         visible = tokens.frozen if sees_all and tokens.frozen.shape[1] else None
         # Flash and flex attention take their masks in forms that assume as many queries as keys; sdpa does not.
-        eager = self.config._attn_implementation == "eager"
+        attention = self.config._attn_implementation
+        if "flash" in attention or "flex" in attention:
+            attention = "sdpa"
         keys = None
         if token_mask is not None:
             keys = token_mask.bool().gather(1, tokens.order if visible is not None else tokens.positions())
         if tokens.alive is not None and not sees_all:
             keys = tokens.alive if keys is None else keys & tokens.alive
         mask = None if keys is None else keys[:, None, None, :]
-        if mask is not None and eager:
+        if mask is not None and attention == "eager":
             lowest = torch.finfo(tokens.active.dtype).min
             mask = torch.zeros_like(mask, dtype=tokens.active.dtype).masked_fill(~mask, lowest)
-        updated = layer(tokens.active, mask, visible, attn_implementation="eager" if eager else "sdpa", **kwargs)
+        updated = layer(tokens.active, mask, visible, attn_implementation=attention, **kwargs)
         return updated if tokens.alive is None else torch.where(tokens.alive.unsqueeze(-1), updated, tokens.active)
 
     def _exit(

@@ -1,6 +1,7 @@
 """Parity with transformers, the joint objective against a plain loop, and what exits may and may not do."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -48,6 +49,21 @@ def test_full_depth_gradients_are_electras(tmp_path):
     own = dict(model.named_parameters())
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(own[name].grad, parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_activations_are_not_kept_for_the_gradients(norm_position):
+    model = tiny_model(exit_policy="none", norm_position=norm_position).train()
+    alive = []
+    for layer in model.electra.encoder.layer:
+        layer.intermediate.intermediate_act_fn.register_forward_hook(
+            lambda module, inputs, output: alive.append(weakref.ref(output))
+        )
+    loss = model(masked_batch()["input_ids"], labels=masked_batch()["input_ids"] % 2).loss
+    assert len(alive) == 6
+    assert all(reference() is None for reference in alive)
+    loss.backward()
+    assert len(alive) == 12  # computed again
 
 
 def test_exits_off_in_evaluation_mode(tmp_path):

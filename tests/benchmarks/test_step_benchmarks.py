@@ -1,0 +1,47 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(*arguments):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_a_step_is_compared_in_time_memory_and_operations(tmp_path):
+    small = ["--tokens", 64, "--lengths", 32, "--precisions", "fp32", "--variants", "dense", "--repeats", 2]
+    done = run(FOLDER / "training_step.py", *small, "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    found = {
+        (record["name"], record["metric"]): record for record in json.loads((tmp_path / "found.json").read_text())
+    }
+    variants = {name for name, _ in found}
+    assert variants == {"electra-small/32/fp32/hf-loop", "electra-small/32/fp32/dense"}
+    for variant in variants:
+        assert {metric for name, metric in found if name == variant} == {
+            "step_seconds", "tokens_per_second", "peak_bytes", "mfu",
+        }  # fmt: skip
+    dense = found["electra-small/32/fp32/dense", "tokens_per_second"]
+    seconds = found["electra-small/32/fp32/dense", "step_seconds"]["value"]
+    assert dense["value"] == pytest.approx(64 / seconds)
+    # Weights, gradients and both moments of Adam, at least.
+    assert found["electra-small/32/fp32/dense", "peak_bytes"]["value"] > 4 * 4 * 14e6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a device")
+def test_without_a_device_the_benchmark_for_it_ends_in_one_line():
+    done = run(FOLDER / "gpu.py")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "CUDA" in done.stderr
