@@ -174,14 +174,19 @@ def _at(found: dict, axis: str, budget: float) -> float:
 
 
 def difficulty_table(arms: dict[str, list[dict]]) -> list[str]:
-    """How hard each arm's own generator was at the end."""
+    """How hard each arm's own generator was at the end; nothing where all arms have the same one."""
     columns = [
         ("replacements equal to the original", lambda r: r["generator"]["generator_equal_rate"], "{:.4f}"),
         ("log-probability of replacements", lambda r: r["generator"]["replacement_log_probability"], "{:.2f}"),
         ("of the originals there", lambda r: r["generator"]["original_log_probability"], "{:.2f}"),
         ("ROC-AUC on its own replacements", lambda r: r["generator"]["roc_auc"], "{:.4f}"),
     ]
-    if not any(result.get("generator") for group in arms.values() for result in group):
+    results = [result for group in arms.values() for result in group]
+    generators = {
+        json.dumps({name: value for name, value in result["fields"].items() if name.startswith("generator_")})
+        for result in results
+    }
+    if len(generators) < 2 or not any(result.get("generator") for result in results):
         return []
     rows = [["arm", *(title for title, *_ in columns)]]
     rows += [[arm, *(_cell(group, column) for column in columns)] for arm, group in arms.items()]
