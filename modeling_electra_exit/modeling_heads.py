@@ -6,7 +6,6 @@ Training runs at full depth, and every head learns (`ElectraEarlyExitTaskModel.r
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -178,7 +177,10 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             policy = self.exit_policy_at_inference
             rule = CRITERIA[config.inference_exit_criterion](config.inference_exit_thresholds)
             exit_heads = [head if rule.asks(number) else None for number, head in enumerate(exit_heads)]
-            leaves = partial(self.leaves, rule, inputs["attention_mask"])
+
+            def leaves(*reached):
+                return self.leaves(rule, inputs["attention_mask"], *reached)
+
             exits = Exits(exit_heads, leaves=leaves, rows_per_item=choices or 1)
         elif targets is not None and exit_heads:
             exits = Exits(exit_heads)
