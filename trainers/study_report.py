@@ -144,14 +144,17 @@ def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
 
 
 def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
-    """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end."""
+    """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end.
+    Arms of less than half of the baseline's operations aside: nobody is cut down to those."""
     curves = {arm: [curve(result) for result in group] for arm, group in arms.items()}
     if not all(found["score"] for group in curves.values() for found in group):
         return []
     axes = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
-    budgets = {
-        axis: min(found[axis][-1] for group in curves.values() for found in group) for axis, *_ in axes.values()
-    }
+    spent = {arm: mean(result["flops"]["total"] for result in group) for arm, group in arms.items()}
+    reference = find_arm(arms, baseline)
+    enough = mean(result["flops"]["total"] for result in reference) / 2 if reference else 0.0
+    compared = [found for arm, group in curves.items() if spent[arm] >= enough for found in group]
+    budgets = {axis: min(found[axis][-1] for found in compared) for axis, *_ in axes.values()}
     titles = [f"equal {title} ({budgets[axis] / unit:.1f} {sign})" for title, (axis, unit, sign) in axes.items()]
     rows = [["arm", *titles]]
     for arm, group in curves.items():
@@ -161,8 +164,9 @@ def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
         rows.append([arm, *cells])
     return [
         "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
-        "what the cheapest spends in all. Evaluation is left out of the time, and so is what was spent before on what "
-        "an arm is given. Arms that end later are read before their learning rate has fallen, to their disadvantage:",
+        "what the cheapest spends in all (but for those of less than half of the baseline's operations, which are "
+        "read at their own end). Evaluation is left out of the time, and so is what was spent before on what an arm "
+        "is given. Arms that end later are read before their learning rate has fallen, to their disadvantage:",
         "",
         *_markdown(rows),
     ]

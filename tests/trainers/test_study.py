@@ -241,17 +241,21 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
 
 
 def test_scores_are_read_off_the_curves_at_equal_cost():
-    def result(speed, scores):
+    def result(speed, scores, total=1.0):
         log = [{"step": step, "eval_a_roc_auc": score, "eval_b_roc_auc": score} for step, score in scores]
         training = {"tokens_per_step": 4 * 32, "tokens": 4 * 4 * 32, "steps": 4, "tokens_per_second": speed}
         fields = {**TINY["base"], "exit_policy": "none"}
-        return {"log": log, "training": training, "fields": fields, "flops": {"generator": 0.0}}
+        return {"log": log, "training": training, "fields": fields, "flops": {"generator": 0.0, "total": total}}
 
     # The second takes twice as long, so it has come half as far when the first is done.
     arms = {"fast": [result(64.0, [(2, 0.6), (4, 0.7)])], "slow": [result(32.0, [(2, 0.7), (4, 0.9)])]}
     lines = equal_cost(arms, "fast")
     assert lines[-2].split(" | ")[1:] == ["0.7000", "0.7000", "0.7000 |"]
     assert lines[-1].split(" | ")[1:] == ["0.9000", "0.9000", "0.7000 |"]
+    # Nobody is cut down to an arm that spends next to nothing.
+    arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
+    assert equal_cost(arms, "fast")[-3:-1] == lines[-2:]
+    assert equal_cost(arms, "fast")[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
