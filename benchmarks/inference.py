@@ -23,6 +23,7 @@ from transformers import DataCollatorWithPadding
 
 from modeling_electra_exit.trainers import calibrate_exits
 from modeling_electra_exit.trainers.calibration import classifies_words, load_classifier, load_examples
+from modeling_electra_exit.trainers.data import DataError
 from modeling_electra_exit.trainers.parsing import UsageError
 
 
@@ -121,7 +122,7 @@ def main():
             load_examples(path, tokenizer, model.config, args.text_columns, args.label_column)
             for path in (args.calibration or args.examples, args.examples)
         )
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
     if args.calibration is None:
         calibration, measured = (measured.select(range(start, len(measured), 2)) for start in (0, 1))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -34,6 +34,7 @@ from transformers import (
 from modeling_electra_exit.exit_policy import CRITERIA, confidence, prediction_entropy
 
 from . import metrics
+from .data import read_files
 from .parsing import Parser, UsageError
 
 
@@ -343,7 +344,7 @@ def calibrate_parser() -> Parser:
         "it. Take examples like those that the model will meet, and none that it was trained on.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
-    parser.add_argument("examples", type=Path, help="held-out examples as JSON Lines")
+    parser.add_argument("examples", type=Path, help="held-out examples: a .jsonl, .json, .csv or .parquet file")
     parser.add_argument(
         "--max_accuracy_drop", type=float, default=0.005,
         help="what the measured drop and its standard error may be together, absolute (default: %(default)s)",
@@ -393,7 +394,7 @@ def collator_for(model, tokenizer) -> Callable:
 def load_examples(
     path: Path, tokenizer, config, text_columns: list[str] | None = None, label_column: str = "label"
 ) -> Dataset:
-    """Labelled examples of a JSON Lines file as the model takes them.
+    """Labelled examples of a file, of those kinds that pre-training reads, as the model takes them.
 
     Args:
         text_columns (`list[str]`, *optional*): one or two of strings; for a classifier of words, one of lists of
@@ -401,11 +402,10 @@ def load_examples(
         label_column (`str`): numbers of classes, or their names; for words, a list of one for each.
 
     Raises:
-        UsageError: for a file, column or label that is not there, or labels that are more or fewer than words.
+        UsageError: for a column or label that is not there, or labels that are more or fewer than words.
+        DataError: for a file that cannot be read.
     """
-    if not path.exists():
-        raise UsageError(f"no such file: {path}")
-    data = load_dataset("json", data_files=str(path), split="train")
+    data = read_files([str(path)])
     words = classifies_words(config)
     kinds = {name: getattr(kind, "feature", None) if words else kind for name, kind in data.features.items()}
     fitting = [name for name, kind in kinds.items() if "string" in str(getattr(kind, "dtype", ""))]

@@ -175,7 +175,7 @@ def read_files(paths: list[str], sample_by: str = "paragraph", streaming: bool =
         return load_dataset(loader, data_files=absolute, split="train", streaming=streaming, **options)
     except Exception as error:
         reason = error.__cause__ or error
-        if isinstance(reason, SchemaInferenceError):  # the library found not one row
+        if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
             raise DataError(f"there is no text in {', '.join(paths)}") from error
         raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
 

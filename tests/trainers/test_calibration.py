@@ -250,6 +250,25 @@ def test_a_word_has_its_label_once(tokenizer):
     assert found["labels"] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.jsonl", None, "no such file: "),
+        ("held_out.jsonl", "no JSON at all", "cannot read "),
+        ("held_out.jsonl", "", "there is no text in "),
+        ("README.md", "# Examples", "cannot tell what "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, capsys, name, content, message):
+    pytest.importorskip("matplotlib")
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert cli.main(["calibrate", str(folder), str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert message in error
+    assert name in error
+
+
 def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
