@@ -35,9 +35,8 @@ RULES = {
 ONE_AT_A_TIME = ("deebert", "pabee")
 
 
-def build_variants(folder: Path, tokenizer, calibration, args) -> dict:
-    """A model for each variant."""
-    dense, _ = load_classifier(folder)
+def build_variants(dense, tokenizer, calibration, args) -> dict:
+    """A model for each variant, from one that was loaded."""
     dense.config.inference_exit_thresholds = dense.config.inference_exit_temperatures = None
     variants = {"dense": dense.to(device())}
     if not args.no_compile:
@@ -126,7 +125,7 @@ def main():
         sys.exit(f"{parser.prog}: error: {error}")
     if args.calibration is None:
         calibration, measured = (measured.select(range(start, len(measured), 2)) for start in (0, 1))
-    variants = build_variants(args.folder, tokenizer, calibration, args)
+    variants = build_variants(model, tokenizer, calibration, args)
     print(f"{device()}, {torch.get_num_threads()} threads, {len(measured)} examples measured\n")
     print("| case | examples/s | times full depth | accuracy | layers |\n|---|---|---|---|---|")
     found = []

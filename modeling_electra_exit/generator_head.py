@@ -92,11 +92,11 @@ class PredictMaskedTokens(torch.autograd.Function):
         samples = torch.empty_like(targets)
         scale = 1 / max(1, len(targets))
         # As many in each chunk: a rest of a few rows would cost nearly as much as a whole one.
-        chunks = math.ceil(len(targets) / max(1, CHUNK_ELEMENTS // len(weight)))
-        rows = math.ceil(len(targets) / max(1, chunks))
+        chunks = max(1, math.ceil(len(targets) / max(1, CHUNK_ELEMENTS // len(weight))))
+        rows = max(1, math.ceil(len(targets) / chunks))
         with torch.autocast(device, enabled=False):
             matrix, offset = weight.to(dtype), bias.to(dtype)
-            for start in range(0, len(targets), max(1, rows)):
+            for start in range(0, len(targets), rows):
                 here = slice(start, start + rows)
                 states, wanted = hidden[here].to(dtype), targets[here].unsqueeze(1)
                 logits = torch.addmm(offset, states, matrix.t()).float()

@@ -100,9 +100,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
     def exit_head_loss(self, logits: torch.Tensor, targets, final_logits: torch.Tensor, token_mask) -> torch.Tensor:
         """An exit head's own loss, and with distillation its distance from the final head; fp32 logits."""
         loss, weight = self.task_loss(logits, targets), self.config.exit_distillation_weight
-        return (
-            loss + weight * self.distillation_loss(logits, final_logits, targets, token_mask) if weight > 0 else loss
-        )
+        if weight > 0:
+            loss = loss + weight * self.distillation_loss(logits, final_logits, targets, token_mask)
+        return loss
 
     def distillation_loss(self, logits: torch.Tensor, teacher: torch.Tensor, targets, token_mask) -> torch.Tensor:
         """Mean cross-entropy between the teacher's predictions and those of `logits`."""
@@ -177,11 +177,11 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             policy = self.exit_policy_at_inference
             rule = CRITERIA[config.inference_exit_criterion](config.inference_exit_thresholds)
             exit_heads = [head if rule.asks(number) else None for number, head in enumerate(exit_heads)]
-
-            def leaves(*reached):
-                return self.leaves(rule, inputs["attention_mask"], *reached)
-
-            exits = Exits(exit_heads, leaves=leaves, rows_per_item=choices or 1)
+            exits = Exits(
+                exit_heads,
+                leaves=lambda *reached: self.leaves(rule, inputs["attention_mask"], *reached),
+                rows_per_item=choices or 1,
+            )
         elif targets is not None and exit_heads:
             exits = Exits(exit_heads)
         outputs = self.electra(**inputs, exit_policy=policy, exits=exits, exit_layer=exit_layer, return_dict=True)

@@ -68,7 +68,10 @@ class DataCollatorForReplacedTokenDetection:
             and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`. `noise_seeds`, `torch.LongTensor` of
             shape `(batch,)`. And `attention_mask` (shape of `input_ids`), only where there is padding.
         """
-        rows = [self._corrupted(**feature) for feature in features]
+        texts = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
+        rows = [
+            self._corrupted(**{**feature, "input_ids": text}) for feature, text in zip(features, texts, strict=True)
+        ]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         longest = int(lengths.max())
         length = self.max_seq_length or longest
@@ -81,7 +84,6 @@ class DataCollatorForReplacedTokenDetection:
             for i, row in enumerate(rows):
                 padded[i, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
-        texts = [np.asarray(feature["input_ids"], dtype=np.int64) for feature in features]
         seeds = [self._generator(text, int(self._epoch), 1) for text in texts]
         batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
         if (lengths < length).any():
@@ -90,7 +92,7 @@ class DataCollatorForReplacedTokenDetection:
 
     def _corrupted(self, input_ids, labels=None, **columns) -> dict[str, np.ndarray]:
         """What one sequence becomes; all arrays of shape (tokens,), int64."""
-        row = np.asarray(input_ids, dtype=np.int64)
+        row = np.asarray(input_ids, dtype=np.int64)  # nothing to do where it is one already
         if labels is not None:
             return {"input_ids": row, "labels": np.asarray(labels)}
         epoch = int(self._epoch)
