@@ -168,8 +168,8 @@ class Exits:
         for an exit that nobody takes. For "certain_sequences" they also take the `token_mask` of those states.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
-    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits and who reached it
-        (positions of tokens, or numbers of sequences) to which of them leave.
+    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, who reached it
+        (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to which of them leave.
     rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
     noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
     """
@@ -177,7 +177,7 @@ class Exits:
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
-    leaves: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    leaves: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     rows_per_item: int = 1
     noise_seeds: torch.Tensor | None = None
 
@@ -377,7 +377,7 @@ class ElectraEarlyExitEncoder(nn.Module):
                 continue
             number = self.config.exit_layers.index(index + 1)
             logits = exits.heads[number](self.norm(active), token_mask=mask)
-            leaves = exits.leaves(number, logits, items)
+            leaves = exits.leaves(number, logits, items, mask)
             if not leaves.any():  # waits for the device, and is all that an exit costs where nobody leaves
                 continue
             stay = (~leaves).nonzero().squeeze(1)
@@ -425,7 +425,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         """Let the policy choose who continues past exit `number`, counted from 0."""
         config, positions = self.config, tokens.positions()
         if exit_policy == "certain_tokens":
-            leaves = exits.leaves(number, trace.logits[-1], positions)
+            leaves = exits.leaves(number, trace.logits[-1], positions, None)
             after = self._exit_exactly(tokens, trace, number, token_mask, leaves)
             if after is not tokens:
                 trace.answers[config.exit_layers[number]] = (positions, trace.logits[-1])

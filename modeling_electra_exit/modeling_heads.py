@@ -114,9 +114,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             losses = losses[targets != -100]
         return losses.mean()
 
-    def pool(self, states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """What a head reads of the states (batch, sequence, hidden)."""
-        return states
+    def pooling(self, token_mask: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes of states (batch, sequence, hidden) what a head reads; made once for all heads of these rows."""
+        return lambda states: states
 
     def heads(self, token_mask: torch.Tensor | None, choices: int | None = None) -> dict[int, Callable]:
         """The heads by the layer that they read, the final one last: states (batch, sequence, hidden) to logits.
@@ -129,10 +129,17 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         own = getattr(self, "exit_classifiers", [self.final_head] * len(exits)) if exits else []
         temperatures = None if self.training else config.inference_exit_temperatures
         temperatures = [*(temperatures or [1.0] * len(exits)), 1.0]
+        last_mask, last_pool = token_mask, self.pooling(token_mask)
+
+        def pool(states, token_mask):
+            nonlocal last_mask, last_pool
+            if token_mask is not last_mask:
+                last_mask, last_pool = token_mask, self.pooling(token_mask)
+            return last_pool(states)
 
         def head_with(module, temperature):
             def head(states: torch.Tensor, token_mask: torch.Tensor | None = token_mask) -> torch.Tensor:
-                logits = module(self.pool(states, token_mask))
+                logits = module(pool(states, token_mask))
                 logits = logits if temperature == 1 else logits / temperature
                 return logits if choices is None else logits.view(-1, choices)
 
@@ -144,11 +151,6 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
                 [*exits, config.num_hidden_layers], [*own, self.final_head], temperatures, strict=True
             )
         }
-
-    def leaves(self, rule, attention_mask, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Whom a rule of [`CRITERIA`] lets go at exit `number`; see [`Exits`]."""
-        mask = None if attention_mask is None or items.dim() > 1 else attention_mask[items]
-        return rule(number, self.predictions(logits, mask), items)
 
     def run(self, targets, exit_layer: int | None = None, choices: int | None = None, **inputs) -> dict:
         """The encoder, and all heads that are wanted.
@@ -179,7 +181,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             exit_heads = [head if rule.asks(number) else None for number, head in enumerate(exit_heads)]
             exits = Exits(
                 exit_heads,
-                leaves=lambda *reached: self.leaves(rule, inputs["attention_mask"], *reached),
+                leaves=lambda number, logits, items, token_mask: rule(
+                    number, self.predictions(logits, token_mask), items
+                ),
                 rows_per_item=choices or 1,
             )
         elif targets is not None and exit_heads:
@@ -235,15 +239,15 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
     def final_head(self, states):
         return self.classifier(states)
 
-    def pool(self, states, token_mask):
-        """The states of the one token that ELECTRA's head reads, or of what stands for all of them."""
+    def pooling(self, token_mask):
+        """To the states of the one token that ELECTRA's head reads, or of what stands for all of them."""
         if self.config.classifier_pooling == "first":
-            return states[:, :1]
+            return lambda states: states[:, :1]
         if token_mask is None:
-            return states.mean(dim=1, keepdim=True)
-        weights = (token_mask != 0).unsqueeze(-1).float()
-        mean = (states.float() * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True).clamp_min(1)
-        return mean.to(states.dtype)
+            return lambda states: states.mean(dim=1, keepdim=True)
+        real = (token_mask != 0).unsqueeze(1).to(self.dtype)  # zeros and ones: exact in bf16, too
+        share = real.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1).reciprocal()
+        return lambda states: ((real.to(states.dtype) @ states) * share).to(states.dtype)
 
     def task_loss(self, logits, targets):
         return self.loss_function(targets, logits, self.config)
