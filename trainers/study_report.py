@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -23,6 +23,8 @@ from .pretraining import build_config
 BUDGETS = (".tight", "", ".generous")
 # Between an arm's name and its learning rate, where it is run with several.
 RATE_MARK = "@"
+# What the name of an arm ends in that has exits and is otherwise the arm of the name without it.
+EXITS_MARK = "_exits"
 TASK_TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
 
 # Title of a column, how to find its value in a result (`KeyError` where there is none), how to print it.
@@ -59,7 +61,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         chosen = at_better_rate(arms)
         if len(chosen) < len(arms):
             lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
-        lines += [*table(chosen, baseline), "", *equal_cost(chosen, baseline), *difficulty_table(chosen), ""]
+        parts = (equal_cost(chosen, baseline), exits_table(chosen, baseline), difficulty_table(chosen))
+        lines += [*table(chosen, baseline), "", *chain(*parts), ""]
         if len(chosen) < len(arms):
             lines += ["All learning rates:", "", *table(arms, baseline), ""]
         for figure, draw in FIGURES.items():
@@ -129,7 +132,7 @@ def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
         "FLOPs, layers": lambda r: r["flops"]["blocks"],
         "FLOPs, all": lambda r: r["flops"]["total"],
         "FLOPs a step": lambda r: r["flops"]["total"] / r["training"]["steps"],
-        "time a step": lambda r: seconds_of(r) / r["training"]["steps"],
+        "time a step": _seconds_a_step,
     }
     if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
         costs["FLOPs given before"] = lambda r: r["flops"]["total"] + r["given"]["flops"]
@@ -143,25 +146,40 @@ def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
     return _markdown(rows)
 
 
-def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+# What arms are made equal by: name in a curve, unit, its sign.
+COSTS = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
+
+
+def scores_at_equal_cost(arms: dict[str, list[dict]], baseline: str) -> tuple[dict, dict]:
     """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end.
-    Arms of less than half of the baseline's operations aside: nobody is cut down to those."""
+    Arms of less than half of the baseline's operations aside: nobody is cut down to those.
+
+    Returns:
+        The budgets by the keys of `COSTS`, and for each of these the scores of each arm's runs; both empty where a
+        run has no learning curve.
+    """
     curves = {arm: [curve(result) for result in group] for arm, group in arms.items()}
     if not all(found["score"] for group in curves.values() for found in group):
-        return []
-    axes = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
+        return {}, {}
     spent = {arm: mean(result["flops"]["total"] for result in group) for arm, group in arms.items()}
     reference = find_arm(arms, baseline)
     enough = mean(result["flops"]["total"] for result in reference) / 2 if reference else 0.0
     compared = [found for arm, group in curves.items() if spent[arm] >= enough for found in group]
-    budgets = {axis: min(found[axis][-1] for found in compared) for axis, *_ in axes.values()}
-    titles = [f"equal {title} ({budgets[axis] / unit:.1f} {sign})" for title, (axis, unit, sign) in axes.items()]
+    budgets = {cost: min(found[axis][-1] for found in compared) for cost, (axis, *_) in COSTS.items()}
+    return budgets, {
+        cost: {arm: [_at(found, COSTS[cost][0], budget) for found in group] for arm, group in curves.items()}
+        for cost, budget in budgets.items()
+    }
+
+
+def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+    """The table of [`scores_at_equal_cost`]."""
+    budgets, scores = scores_at_equal_cost(arms, baseline)
+    if not budgets:
+        return []
+    titles = [f"equal {cost} ({budgets[cost] / unit:.1f} {sign})" for cost, (_, unit, sign) in COSTS.items()]
     rows = [["arm", *titles]]
-    for arm, group in curves.items():
-        cells = []
-        for axis in budgets:
-            cells.append(_spread([_at(found, axis, budgets[axis]) for found in group], "{:.4f}"))
-        rows.append([arm, *cells])
+    rows += [[arm, *(_spread(scores[cost][arm], "{:.4f}") for cost in COSTS)] for arm in arms]
     return [
         "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
         "what the cheapest spends in all (but for those of less than half of the baseline's operations, which are "
@@ -170,6 +188,23 @@ def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
         "",
         *_markdown(rows),
     ]
+
+
+def exits_table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+    """Where arms called `name` and `name_exits` differ by their exits alone: both in one row."""
+    _, scores = scores_at_equal_cost(arms, baseline)
+    by_name = {arm.split(RATE_MARK)[0]: arm for arm in arms}
+    names = [name for name in by_name if f"{name}{EXITS_MARK}" in by_name]
+    if not scores or not names:
+        return []
+    reference = find_arm(arms, baseline)
+    titles = ["time a step", "equal tokens", "equal time"]
+    rows = [["without and with exits", *(f"{title}{mark}" for title in titles for mark in ("", ", exits"))]]
+    for name in names:
+        pair = [by_name[name], by_name[f"{name}{EXITS_MARK}"]]
+        row = [name, *(_ratio(arms[arm], reference, _seconds_a_step) for arm in pair)]
+        rows.append(row + [_spread(scores[cost][arm], "{:.4f}") for cost in ("tokens", "time") for arm in pair])
+    return ["", "The same by the pair:", "", *_markdown(rows)]
 
 
 def _at(found: dict, axis: str, budget: float) -> float:
@@ -257,6 +292,10 @@ def cumulative_seconds(result: dict) -> list[float]:
 
 def seconds_of(result: dict) -> float:
     return cumulative_seconds(result)[-1]
+
+
+def _seconds_a_step(result: dict) -> float:
+    return seconds_of(result) / result["training"]["steps"]
 
 
 def curve(result: dict) -> dict[str, list[float]]:

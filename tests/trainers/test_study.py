@@ -15,6 +15,7 @@ from modeling_electra_exit.trainers.study_report import (
     cumulative_seconds,
     curve,
     equal_cost,
+    exits_table,
     held_out_auc,
 )
 from tests.conftest import write_corpus
@@ -256,6 +257,12 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
     arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
     assert equal_cost(arms, "fast")[-3:-1] == lines[-2:]
     assert equal_cost(arms, "fast")[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
+
+    # Arms that differ by their exits alone share a row, whatever their learning rates.
+    assert exits_table(arms, "fast") == []
+    paired = {"fast@0.001": arms["fast"], "fast_exits@0.0005": arms["slow"], "tiny": arms["tiny"]}
+    *_, row = exits_table(paired, "fast")
+    assert row == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
