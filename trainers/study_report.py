@@ -191,20 +191,24 @@ def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
 
 
 def exits_table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
-    """Where arms called `name` and `name_exits` differ by their exits alone: both in one row."""
+    """Arms called `name` and `name_exits`, which differ by their exits alone, in one row; nothing where there are
+    none."""
     _, scores = scores_at_equal_cost(arms, baseline)
     by_name = {arm.split(RATE_MARK)[0]: arm for arm in arms}
-    names = [name for name in by_name if f"{name}{EXITS_MARK}" in by_name]
-    if not scores or not names:
+    if not scores or not any(f"{name}{EXITS_MARK}" in by_name for name in by_name):
         return []
     reference = find_arm(arms, baseline)
-    titles = ["time a step", "equal tokens", "equal time"]
-    rows = [["without and with exits", *(f"{title}{mark}" for title in titles for mark in ("", ", exits"))]]
-    for name in names:
-        pair = [by_name[name], by_name[f"{name}{EXITS_MARK}"]]
-        row = [name, *(_ratio(arms[arm], reference, _seconds_a_step) for arm in pair)]
-        rows.append(row + [_spread(scores[cost][arm], "{:.4f}") for cost in ("tokens", "time") for arm in pair])
-    return ["", "The same by the pair:", "", *_markdown(rows)]
+    columns = {
+        "time a step": lambda arm: _ratio(arms[arm], reference, _seconds_a_step),
+        "equal tokens": lambda arm: _spread(scores["tokens"][arm], "{:.4f}"),
+        "equal time": lambda arm: _spread(scores["time"][arm], "{:.4f}"),
+    }
+    rows = [["arm", *(f"{title}{mark}" for title in columns for mark in ("", ", exits"))]]
+    for name, arm in by_name.items():
+        if not name.endswith(EXITS_MARK):
+            pair = [arm, by_name.get(f"{name}{EXITS_MARK}")]
+            rows.append([name, *(cell(each) if each else "" for cell in columns.values() for each in pair)])
+    return ["", "Each arm without exits and, where it was run, with them:", "", *_markdown(rows)]
 
 
 def _at(found: dict, axis: str, budget: float) -> float:

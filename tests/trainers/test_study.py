@@ -261,8 +261,9 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
     # Arms that differ by their exits alone share a row, whatever their learning rates.
     assert exits_table(arms, "fast") == []
     paired = {"fast@0.001": arms["fast"], "fast_exits@0.0005": arms["slow"], "tiny": arms["tiny"]}
-    *_, row = exits_table(paired, "fast")
-    assert row == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
+    *_, both, alone = exits_table(paired, "fast")
+    assert both == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
+    assert alone == "| tiny | 0.100 |  | 0.6000 |  | 0.6000 |  |"
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
