@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate, chain
@@ -55,7 +55,7 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         "",
     ]
     for stage, arms in found.items():
-        lines += [f"## Stage {stage}: {tokens_of(arms):.1f} M tokens", ""]
+        lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
         if all(result.get("step_seconds") for group in arms.values() for result in group):
             lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
         chosen = at_better_rate(arms)
@@ -78,9 +78,9 @@ def timing_file(stage: str) -> str:
     return f"{stage}-step-seconds.json"
 
 
-def tokens_of(arms: dict[str, list[dict]]) -> float:
-    """Millions of tokens, the most that an arm saw."""
-    return max(result["training"]["tokens"] for group in arms.values() for result in group) / 1e6
+def tokens_of(results: Iterable[dict]) -> float:
+    """Millions of tokens, the most that a run saw."""
+    return max(result["training"]["tokens"] for result in results) / 1e6
 
 
 def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
@@ -393,6 +393,8 @@ def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
             plot.annotate(arm, (cost, score), fontsize=7, xytext=(3, 3), textcoords="offset points")
         front = [p for p in sorted(points) if p[1] == max(score for cost, score in points if cost <= p[0])]
         plot.plot(*zip(*front, strict=True), "k-", linewidth=0.8, drawstyle="steps-post")
+    for plot in plots:
+        plot.margins(x=0.25)  # room for the names
     plots[0].set(xlabel="TFLOPs, everything included", ylabel="held-out ROC-AUC")
     plots[1].set(xlabel="minutes on this machine")
     return _save(figure, path)
