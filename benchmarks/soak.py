@@ -4,12 +4,13 @@
 
 SIGKILL or SIGTERM at random moments, the same command again, until the run is finished; a checkpoint a minute. The
 resident memory and the open files of every stretch are read from /proc four times a second; they grow from its second
-quarter to its last. The run is as long as `--minutes` at the speed of a first short one; before it, an undisturbed one
-takes as long. Neither may take more than twice that and five minutes. With `--piece_minutes 20` the disturbed rests
-after twenty minutes, and the same command continues it; the undisturbed one is one piece.
+quarter to its last. The run is as long as `--minutes` at the speed of a first short one; an undisturbed one runs
+beside it, each on one thread. Neither may take more than twice that and five minutes. With `--piece_minutes 20` the
+disturbed rests after twenty minutes, and the same command continues it; the undisturbed one is one piece.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -36,11 +37,9 @@ def main():
     args = parser.parse_args()
     changes = plan(args.folder, args.minutes)
     straight, disturbed = (Case(args.folder, name, **changes) for name in ("straight", "disturbed"))
-    if not (straight.output / "metrics.json").exists():
-        shutil.rmtree(straight.output, ignore_errors=True)  # of one that was disturbed
-        status = straight.run(timeout=bound(args.minutes))
-        assert status == 0, straight.output_text()
-    if not disturb(disturbed, args):
+    with undisturbed(straight, bound(args.minutes)):
+        finished = disturb(disturbed, args)
+    if not finished:
         print("resting; the same command continues")
         sys.exit(os.EX_TEMPFAIL)
     stretches = json.loads((args.folder / STRETCHES).read_text())
@@ -49,6 +48,22 @@ def main():
         print(f"{record['metric']:24} {record['value']:.4g} {record['unit']}")
     if args.json:
         Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def undisturbed(case: Case, seconds: float):
+    """A run beside what is done meanwhile, waited for at the end; nothing where it finished earlier."""
+    if (case.output / "metrics.json").exists():
+        yield
+        return
+    shutil.rmtree(case.output, ignore_errors=True)  # of one that was cut
+    process, started = start(case), time.monotonic()
+    yield
+    process.join(max(0, started + seconds - time.monotonic()))
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{case.output} took more than {seconds:.0f} seconds")
+    assert process.exitcode == 0, case.output_text()
 
 
 def bound(minutes: float) -> float:
