@@ -53,11 +53,13 @@ class OurStep:
             self.optimizer.zero_grad()
 
 
-def interleave(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` steps of each variant, one of each in turn, after a warm-up."""
+def interleave(steps: dict[str, Callable[[], None]], repeats: int, untimed: int = 0) -> dict[str, list[float]]:
+    """Seconds of `repeats` steps of each variant, one of each in turn, some `untimed` before it; after a warm-up."""
     samples = {variant: [] for variant in steps}
     for repeat in range(WARM_UP + repeats):
         for variant, step in steps.items():
+            for _ in range(untimed):
+                step()
             start = time.perf_counter()
             step()
             if device() == "cuda":

@@ -3,7 +3,8 @@
     pip install --no-deps electra-pytorch==0.1.2 rtd-gdes==0.1.4.1
     python benchmarks/training_step.py [--json FILE] [--lengths 128 512] [--repeats 5]
 
-ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, a step of each in turn in one process:
+ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, a step of each in turn, each in a
+process of its own (ours makes its process keep memory that is freed, from which others in it would gain):
 
 - `hf-loop`: transformers' `ElectraForMaskedLM` with logits at every position, `torch.multinomial` at the masked ones,
   `ElectraForPreTraining` on shared embeddings, `torch.optim.AdamW`; everything at its default.
@@ -19,7 +20,7 @@ ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, 
 The share of the peak (MFU) is of the operations that the *objective* needs (for `hf-loop` as for `dense`), over the
 fastest product of two 2048 x 2048 matrices measured in the same run, in the same precision, with whichever kernel is
 faster.
-Peak memory is that of a process of its own, less what it held before the model was made.
+Peak memory is that of the process while it steps, less what it held before the model was made.
 """
 
 import argparse
@@ -27,9 +28,9 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -65,6 +66,7 @@ SIZES = {
     ),
 }
 CONFIG = {"cls_token_id": 2, "sep_token_id": 3}
+UNTIMED = 2  # steps at the beginning of a turn, until the system has given the process its memory back
 
 
 class Case(NamedTuple):
@@ -255,13 +257,41 @@ def needed_flops(name: str, case: Case) -> float | None:
     return step_flops(config, case.batch_size, case.length, name.startswith("exits")).total
 
 
-def peak_bytes(name: str, case: Case) -> float:
-    command = [sys.executable, sys.argv[0], "--peak_of", name, *map(str, case)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+class Worker:
+    """The step of a variant, in a process of its own."""
+
+    def __init__(self, name: str, case: Case):
+        self.name = name
+        self.pipe, theirs = _PROCESSES.Pipe()
+        self.process = _PROCESSES.Process(target=_serve, args=(name, case, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.ask()  # until it is made
+
+    def ask(self, question: str | None = None):
+        try:
+            if question:
+                self.pipe.send(question)
+            return self.pipe.recv()
+        except EOFError:
+            sys.exit(f"the process of {self.name} has ended")
+
+    def __call__(self):
+        self.ask("step")
+
+    def end(self) -> int:
+        """The most bytes that steps ever held, less what was held before the model was made."""
+        peak = self.ask("peak")
+        self.pipe.close()
+        self.process.join()
+        return peak
 
 
-def print_peak(name: str, case: Case):
-    """In a process of its own: the most memory that steps ever held, less what it held before the model was made."""
+_PROCESSES = multiprocessing.get_context("spawn")  # a CUDA device does not survive a fork
+
+
+def _serve(name: str, case: Case, pipe):
+    """In the process of its own: step when asked to, until the pipe ends."""
     cuda = device() == "cuda"
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     step = VARIANTS[name](case)
@@ -270,10 +300,16 @@ def print_peak(name: str, case: Case):
     else:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts anew
-    for _ in range(3):
-        step()
-    peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
-    print(peak - before)
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
+        while question := pipe.recv():
+            if question == "step":
+                step()
+                if cuda:
+                    torch.cuda.synchronize()
+                pipe.send(None)
+            else:
+                pipe.send((torch.cuda.max_memory_allocated() if cuda else status("VmHWM")) - before)
 
 
 def status(name: str) -> int:
@@ -284,9 +320,10 @@ def status(name: str) -> int:
 
 def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
     prefix = f"{case.size}/{case.length}/{case.precision}"
-    samples = interleave({name: VARIANTS[name](case) for name in names}, repeats)
+    workers = {name: Worker(name, case) for name in names}
+    samples = interleave(workers, repeats, untimed=UNTIMED)
     found = timing_records(prefix, samples, case.tokens, "hf-loop")
-    peaks = {name: peak_bytes(name, case) for name in names}
+    peaks = {name: worker.end() for name, worker in workers.items()}
     found += records(prefix, "peak_bytes", "B", peaks, "hf-loop")
     rate = gemm_peak(torch.bfloat16 if case.bf16 else torch.float32)
     seconds = {r["name"].rsplit("/", 1)[1]: r["value"] for r in found if r["metric"] == "step_seconds"}
@@ -318,12 +355,7 @@ def main(description: str | None = __doc__, sizes=("electra-small",), tokens: in
     parser.add_argument("--tokens", type=int, default=tokens, help="of a step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="write the records to this file")
-    parser.add_argument("--peak_of", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.peak_of:
-        name, size, length, precision, tokens = args.peak_of
-        print_peak(name, Case(size, int(length), precision, int(tokens)))
-        return
     names = available(list(dict.fromkeys(["hf-loop", *args.variants])))
     print(f"{device()}, {torch.get_num_threads()} threads, {args.tokens:,} tokens a step")
     found = []
