@@ -343,13 +343,13 @@ def cumulative_flops(result: dict) -> list[float]:
 # ---- Figures. Each returns whether there was anything to draw. ----
 
 
-def _plots(columns: int):
+def _plots(columns: int, height: float = 4.2):
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, columns, figsize=(5.5 * columns, 4.2), layout="constrained")
+    return pyplot.subplots(1, columns, figsize=(5.5 * columns, height), layout="constrained")
 
 
 def _save(figure, path: Path) -> bool:
@@ -380,24 +380,42 @@ def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
 def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
     """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
     no more cost. What an arm was given before counts, and is drawn as a bar to its left."""
-    figure, plots = _plots(2)
+    figure, plots = _plots(2, height=6)
     axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
-    for plot, (part, own, unit) in zip(plots, axes, strict=True):
-        points = []
+    points = [{}, {}]
+    for plot, found, (part, own, unit) in zip(plots, points, axes, strict=True):
         for number, (arm, group) in enumerate(arms.items()):
             given = mean(r.get("given", {}).get(part, 0.0) for r in group) / unit
             cost, score = mean(map(own, group)) / unit + given, _mean_auc(group)
-            points.append((cost, score))
+            found[arm] = (cost, score)
             plot.plot([cost - given, cost], [score, score], color=f"C{number % 10}", linewidth=1)
             plot.plot(cost, score, "o", color=f"C{number % 10}")
-            plot.annotate(arm, (cost, score), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        front = [p for p in sorted(points) if p[1] == max(score for cost, score in points if cost <= p[0])]
+        reached = sorted(found.values())
+        front = [p for p in reached if p[1] == max(score for cost, score in reached if cost <= p[0])]
         plot.plot(*zip(*front, strict=True), "k-", linewidth=0.8, drawstyle="steps-post")
-    for plot in plots:
-        plot.margins(x=0.25)  # room for the names
+        left, right = plot.get_xlim()
+        plot.set_xlim(right=right + 0.35 * (right - left))  # room for the names
     plots[0].set(xlabel="TFLOPs, everything included", ylabel="held-out ROC-AUC")
     plots[1].set(xlabel="minutes on this machine")
+    figure.canvas.draw()  # now the places on paper are known,
+    figure.set_layout_engine("none")  # and stay
+    for plot, found in zip(plots, points, strict=True):
+        _name_points(plot, found)
     return _save(figure, path)
+
+
+def _name_points(plot, points: dict[str, tuple[float, float]]) -> None:
+    """Names right of their points, each as far up as keeps it from covering another."""
+    size, reach = 7, 110  # points: of the letters, and of a name's length
+    taken = []
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = plot.transData.transform(point) * 72 / plot.figure.dpi
+        height = y + 3
+        for other_x, other in sorted(taken, key=lambda place: place[1]):
+            if abs(other_x - x) < reach and abs(other - height) < size:
+                height = other + size
+        taken.append((x, height))
+        plot.annotate(name, point, fontsize=size, xytext=(4, height - y), textcoords="offset points")
 
 
 def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
