@@ -40,14 +40,14 @@ PIPELINES = {
 }
 
 
-def write_model_card(folder: str | Path, **details) -> Path:
+def write_model_card(folder: str | Path, measured: dict | None = None, **details) -> Path:
     """Write a run's card into its folder, as `README.md`, and the figure that it shows.
 
     Args: those of [`render_model_card`].
     """
     folder = Path(folder)
-    draw_exit_profile(read_facts(folder), folder / FIGURE)
-    (folder / CARD).write_text(render_model_card(folder, **details), encoding="utf-8")
+    draw_exit_profile(read_facts(folder, measured), folder / FIGURE)
+    (folder / CARD).write_text(render_model_card(folder, measured=measured, **details), encoding="utf-8")
     return folder / CARD
 
 
@@ -57,6 +57,7 @@ def render_model_card(
     language: str | list[str] | None = None,
     license: str | None = None,
     has_generator: bool = True,
+    measured: dict | None = None,
 ) -> str:
     """The card of the model in a folder, from its `config.json` and what there is of `metrics.json` and
     `trainer_state.json`. What was not recorded is not said.
@@ -66,9 +67,10 @@ def render_model_card(
         language: codes such as "en". Left out: what the run was told of its text.
         license: of the model, such as "apache-2.0". Left out: what the run was told.
         has_generator: whether the generator's weights are in the repository.
+        measured: what `metrics.json` will hold, where it is not written yet.
     """
     folder = Path(folder)
-    facts = read_facts(folder)
+    facts = read_facts(folder, measured)
     config = ElectraEarlyExitConfig.from_pretrained(folder)
     name = name or folder.resolve().name
     data, training = facts.get("data", {}), facts.get("training", {})
@@ -105,14 +107,15 @@ def render_model_card(
     return f"{card}\n"
 
 
-def read_facts(folder: Path) -> dict:
-    """What a folder records of its run: of a finished one `metrics.json`, of one under way its last evaluation; and
-    of both the speed of each phase.
+def read_facts(folder: Path, measured: dict | None = None) -> dict:
+    """What a folder records of its run: of a finished one `metrics.json` (or what was `measured`, before that is
+    written), of one under way its last evaluation; and of both the speed of each phase.
 
     Returns:
         Sections by name; those that were not recorded are missing.
     """
-    facts, state = _read_json(folder / "metrics.json"), _read_json(folder / TRAINER_STATE_NAME)
+    facts = dict(measured or _read_json(folder / "metrics.json"))
+    state = _read_json(folder / TRAINER_STATE_NAME)
     log = state.get("log_history", [])
     if not facts and state:
         facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}

@@ -229,8 +229,8 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
         },
     }
     if trainer.is_world_process_zero():
-        write_json(folder / METRICS_FILE, measured)  # last but one: its presence says that the run is finished
-        write_model_card(folder)
+        write_model_card(folder, measured)
+        write_json(folder / METRICS_FILE, measured)  # at the very end: its presence says that the run is finished
 
 
 def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:

@@ -18,7 +18,7 @@ SOME = [
     fault
     for fault in KILLS + TERMS
     if fault.name.endswith(("gradients computed", "its manifest written", "none removed yet", "the last evaluation",
-                            "SIGTERM: in a step", "SIGTERM: in an evaluation"))
+                            "the measurements not", "SIGTERM: in a step", "SIGTERM: in an evaluation"))
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_nothing_is_lost(tmp_path):
     straight = Case(tmp_path, "straight")
     assert straight.run() == 0, straight.output_text()
     measured = json.loads((straight.output / "metrics.json").read_text())
-    assert len(SOME) == 6
+    assert len(SOME) == 7
     for number, fault in enumerate([*SOME, Fault("Ctrl-C", f"{TRAINER}.training_step", 8, signal=signal.SIGINT)]):
         case = Case(tmp_path, f"fault-{number}")
         status = case.run(fault.inject)
@@ -43,6 +43,7 @@ def test_nothing_is_lost(tmp_path):
         again = json.loads((case.output / "metrics.json").read_text())
         assert again["flops"] == measured["flops"], fault
         assert again["training"]["steps"] == 12, fault
+        assert (case.output / "README.md").exists(), fault
 
     full = Case(tmp_path, "full")
     assert full.run(LimitFileSize(120_000)) == 1  # no room for the weights
