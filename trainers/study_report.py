@@ -43,19 +43,21 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
                 result["step_seconds"] = seconds.get(run.arm.split(RATE_MARK)[0])
             found.setdefault(run.stage, defaultdict(list))[run.arm].append(result)
     results.mkdir(parents=True, exist_ok=True)
-    baseline = study["baseline"]
     lines = [
         f"# Study: {study['title']}",
         "",
         f"Written by `electra-exit study {name}` from the JSON files beside it; the recipe is "
         f"`trainers/studies/{name}.yaml`. All arms are judged at full depth, on the same corrupted held-out text. "
         "Where an arm has more than one seed, the mean is followed by the single seeds. FLOPs are of the whole run, "
-        f"dense phases included, over those of the arm `{baseline}`: of the discriminator's layers alone, and of "
-        "everything.",
+        f"dense phases included, over those of the arm `{study['baseline']}`, if the stage names no other: of the "
+        "discriminator's layers alone, and of everything.",
         "",
     ]
     for stage, arms in found.items():
+        baseline = study["stages"][stage].get("baseline", study["baseline"])
         lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
+        if baseline != study["baseline"]:
+            lines += [f"Over those of the arm `{baseline}`.", ""]
         if all(result.get("step_seconds") for group in arms.values() for result in group):
             lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
         chosen = at_better_rate(arms)

@@ -112,6 +112,15 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     assert started == []  # the run itself was finished; only its judgement was missing
     assert json.loads((results / "full-random-seed0.json").read_text()) == found["full-random-seed0.json"]
 
+    # A stage may compare with another arm than the others.
+    stages = {**TINY["stages"], "full": {**TINY["stages"]["full"], "baseline": "random"}}
+    (studies / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "stages": stages}))
+    assert "| dense | 1.000 | 1.000 |" in report
+    assert cli.main(["study", "tiny", *flags, "--report_only"]) == 0
+    report = (results / "README.md").read_text()
+    assert "Over those of the arm `random`." in report
+    assert "| random | 1.000 | 1.000 |" in report
+
 
 def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_path, capsys):
     (tmp_path / "results").mkdir()
@@ -272,7 +281,7 @@ def test_packaged_studies_make_sense(name):
     runs = study.read_runs(content)
     assert len({run.name for run in runs}) == len(runs)
     assert {run.arm.split("@")[0] for run in runs} == set(content["arms"])
-    assert content["baseline"] in content["arms"]
+    assert all(stage.get("baseline", content["baseline"]) in stage["arms"] for stage in content["stages"].values())
     for run in runs:
         config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
         build_config(config_fields)
