@@ -54,9 +54,10 @@ class OurStep:
 
 
 def interleave(steps: dict[str, Callable[[], None]], repeats: int, untimed: int = 0) -> dict[str, list[float]]:
-    """Seconds of `repeats` steps of each variant, one of each in turn, some `untimed` before it; after a warm-up."""
+    """Seconds of `repeats` steps of each variant, in turn, after a warm-up or each after some `untimed`."""
     samples = {variant: [] for variant in steps}
-    for repeat in range(WARM_UP + repeats):
+    warm_up = 0 if untimed else WARM_UP
+    for repeat in range(warm_up + repeats):
         for variant, step in steps.items():
             for _ in range(untimed):
                 step()
@@ -64,7 +65,7 @@ def interleave(steps: dict[str, Callable[[], None]], repeats: int, untimed: int 
             step()
             if device() == "cuda":
                 torch.cuda.synchronize()
-            if repeat >= WARM_UP:
+            if repeat >= warm_up:
                 samples[variant].append(time.perf_counter() - start)
     return samples
 
