@@ -1,7 +1,7 @@
 """The training steps of `training_step.py` on a CUDA device: ELECTRA-Small and -Base, compiled and not.
 
     pip install --no-deps electra-pytorch==0.1.2 rtd-gdes==0.1.4.1 liger-kernel
-    python benchmarks/gpu.py [--json FILE] [--sizes electra-small electra-base] [--tokens 16384] [--repeats 5]
+    python benchmarks/gpu.py [--json FILE] [--sizes electra-small electra-base] [--tokens 16384] [--repeats 3]
 
 The variants are those of `training_step.py`, and `dense.liger`: `dense` with the generator's loss by Liger's fused
 linear cross-entropy. That gives no samples, so these take the logits once more.

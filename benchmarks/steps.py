@@ -53,19 +53,16 @@ class OurStep:
             self.optimizer.zero_grad()
 
 
-def interleave(steps: dict[str, Callable[[], None]], repeats: int, untimed: int = 0) -> dict[str, list[float]]:
-    """Seconds of `repeats` steps of each variant, in turn, after a warm-up or each after some `untimed`."""
+def interleave(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of `repeats` steps of each variant, one of each in turn, after a warm-up."""
     samples = {variant: [] for variant in steps}
-    warm_up = 0 if untimed else WARM_UP
-    for repeat in range(warm_up + repeats):
+    for repeat in range(WARM_UP + repeats):
         for variant, step in steps.items():
-            for _ in range(untimed):
-                step()
             start = time.perf_counter()
             step()
             if device() == "cuda":
                 torch.cuda.synchronize()
-            if repeat >= warm_up:
+            if repeat >= WARM_UP:
                 samples[variant].append(time.perf_counter() - start)
     return samples
 

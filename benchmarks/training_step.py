@@ -1,10 +1,11 @@
 """Our training step against what people pre-train ELECTRA with today.
 
     pip install --no-deps electra-pytorch==0.1.2 rtd-gdes==0.1.4.1
-    python benchmarks/training_step.py [--json FILE] [--lengths 128 512] [--repeats 5]
+    python benchmarks/training_step.py [--json FILE] [--lengths 128 512] [--repeats 3]
 
-ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, a step of each in turn, each in a
-process of its own (ours makes its process keep memory that is freed, from which others in it would gain):
+ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, some steps of each in turn. Each turn
+is a process of its own, alone: ours makes its process keep memory that is freed, from which others in it would gain,
+and others that hold memory meanwhile would slow down those that ask for it anew in every step.
 
 - `hf-loop`: transformers' `ElectraForMaskedLM` with logits at every position, `torch.multinomial` at the masked ones,
   `ElectraForPreTraining` on shared embeddings, `torch.optim.AdamW`; everything at its default.
@@ -31,14 +32,14 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from steps import OurStep, device, interleave, made_up_batch, records, spread, timing_records
+from steps import OurStep, device, made_up_batch, records, spread, timing_records
 from torch import nn
 from transformers import (
     BatchEncoding,
@@ -66,7 +67,7 @@ SIZES = {
     ),
 }
 CONFIG = {"cls_token_id": 2, "sep_token_id": 3}
-UNTIMED = 2  # steps at the beginning of a turn, until the system has given the process its memory back
+UNTIMED, TIMED = 3, 3  # steps of a turn; the first ones get their memory from the system
 
 
 class Case(NamedTuple):
@@ -257,42 +258,16 @@ def needed_flops(name: str, case: Case) -> float | None:
     return step_flops(config, case.batch_size, case.length, name.startswith("exits")).total
 
 
-class Worker:
-    """The step of a variant, in a process of its own."""
-
-    def __init__(self, name: str, case: Case):
-        self.name = name
-        self.pipe, theirs = _PROCESSES.Pipe()
-        self.process = _PROCESSES.Process(target=_serve, args=(name, case, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.ask()  # until it is made
-
-    def ask(self, question: str | None = None):
-        try:
-            if question:
-                self.pipe.send(question)
-            return self.pipe.recv()
-        except EOFError:
-            sys.exit(f"the process of {self.name} has ended")
-
-    def __call__(self):
-        self.ask("step")
-
-    def end(self) -> int:
-        """The most bytes that steps ever held, less what was held before the model was made."""
-        peak = self.ask("peak")
-        self.pipe.close()
-        self.process.join()
-        return peak
+def turn(name: str, case: Case) -> tuple[list[float], int]:
+    """[`take_steps`] in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # CUDA survives no fork
+        return pool.submit(take_steps, name, case).result()
 
 
-_PROCESSES = multiprocessing.get_context("spawn")  # a CUDA device does not survive a fork
-
-
-def _serve(name: str, case: Case, pipe):
-    """In the process of its own: step when asked to, until the pipe ends."""
-    cuda = device() == "cuda"
+def take_steps(name: str, case: Case) -> tuple[list[float], int]:
+    """Seconds of some steps of a variant, and the most bytes that they ever held, less what this process held before
+    the model was made."""
+    cuda, seconds = device() == "cuda", []
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     step = VARIANTS[name](case)
     if cuda:
@@ -300,16 +275,13 @@ def _serve(name: str, case: Case, pipe):
     else:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts anew
-    pipe.send(None)
-    with contextlib.suppress(EOFError):
-        while question := pipe.recv():
-            if question == "step":
-                step()
-                if cuda:
-                    torch.cuda.synchronize()
-                pipe.send(None)
-            else:
-                pipe.send((torch.cuda.max_memory_allocated() if cuda else status("VmHWM")) - before)
+    for _ in range(UNTIMED + TIMED):
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds[UNTIMED:], (torch.cuda.max_memory_allocated() if cuda else status("VmHWM")) - before
 
 
 def status(name: str) -> int:
@@ -320,10 +292,12 @@ def status(name: str) -> int:
 
 def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
     prefix = f"{case.size}/{case.length}/{case.precision}"
-    workers = {name: Worker(name, case) for name in names}
-    samples = interleave(workers, repeats, untimed=UNTIMED)
+    samples, peaks = {name: [] for name in names}, {}
+    for _ in range(repeats):
+        for name in names:
+            seconds, peaks[name] = turn(name, case)
+            samples[name] += seconds
     found = timing_records(prefix, samples, case.tokens, "hf-loop")
-    peaks = {name: worker.end() for name, worker in workers.items()}
     found += records(prefix, "peak_bytes", "B", peaks, "hf-loop")
     rate = gemm_peak(torch.bfloat16 if case.bf16 else torch.float32)
     seconds = {r["name"].rsplit("/", 1)[1]: r["value"] for r in found if r["metric"] == "step_seconds"}
@@ -353,7 +327,7 @@ def main(description: str | None = __doc__, sizes=("electra-small",), tokens: in
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=names)
     parser.add_argument("--tokens", type=int, default=tokens, help="of a step")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each")
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     names = available(list(dict.fromkeys(["hf-loop", *args.variants])))
