@@ -144,7 +144,10 @@ class Case:
 
     def run(self, prepare: Callable[[], None] | None = None, timeout: float | None = 120) -> int:
         """The command once; its exit status, negative for a signal."""
-        process = start(self, prepare)
+        return self.wait(start(self, prepare), timeout)
+
+    def wait(self, process: multiprocessing.Process, timeout: float | None) -> int:
+        """The exit status of a command that was started."""
         process.join(timeout)
         if process.is_alive():
             process.kill()

@@ -59,11 +59,8 @@ def undisturbed(case: Case, seconds: float):
     shutil.rmtree(case.output, ignore_errors=True)  # of one that was cut
     process, started = start(case), time.monotonic()
     yield
-    process.join(max(0, started + seconds - time.monotonic()))
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError(f"{case.output} took more than {seconds:.0f} seconds")
-    assert process.exitcode == 0, case.output_text()
+    status = case.wait(process, max(0, started + seconds - time.monotonic()))
+    assert status == 0, case.output_text()
 
 
 def bound(minutes: float) -> float:
