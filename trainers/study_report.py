@@ -63,7 +63,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         chosen = at_better_rate(arms)
         if len(chosen) < len(arms):
             lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
-        parts = (equal_cost(chosen, baseline), exits_table(chosen, baseline), difficulty_table(chosen))
+        budgets, scores = scores_at_equal_cost(chosen, baseline)
+        parts = (equal_cost(budgets, scores), exits_table(chosen, baseline, scores), difficulty_table(chosen))
         lines += [*table(chosen, baseline), "", *chain(*parts), ""]
         if len(chosen) < len(arms):
             lines += ["All learning rates:", "", *table(arms, baseline), ""]
@@ -174,14 +175,13 @@ def scores_at_equal_cost(arms: dict[str, list[dict]], baseline: str) -> tuple[di
     }
 
 
-def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+def equal_cost(budgets: dict, scores: dict) -> list[str]:
     """The table of [`scores_at_equal_cost`]."""
-    budgets, scores = scores_at_equal_cost(arms, baseline)
     if not budgets:
         return []
     titles = [f"equal {cost} ({budgets[cost] / unit:.1f} {sign})" for cost, (_, unit, sign) in COSTS.items()]
     rows = [["arm", *titles]]
-    rows += [[arm, *(_spread(scores[cost][arm], "{:.4f}") for cost in COSTS)] for arm in arms]
+    rows += [[arm, *(_spread(scores[cost][arm], "{:.4f}") for cost in COSTS)] for arm in scores["tokens"]]
     return [
         "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
         "what the cheapest spends in all (but for those of less than half of the baseline's operations, which are "
@@ -192,10 +192,9 @@ def equal_cost(arms: dict[str, list[dict]], baseline: str) -> list[str]:
     ]
 
 
-def exits_table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
-    """Arms called `name` and `name_exits`, which differ by their exits alone, in one row; nothing where there are
-    none."""
-    _, scores = scores_at_equal_cost(arms, baseline)
+def exits_table(arms: dict[str, list[dict]], baseline: str, scores: dict) -> list[str]:
+    """Arms called `name` and `name_exits`, which differ by their exits alone, in one row, with their `scores` by
+    [`scores_at_equal_cost`]; nothing where there are none."""
     by_name = {arm.split(RATE_MARK)[0]: arm for arm in arms}
     if not scores or not any(f"{name}{EXITS_MARK}" in by_name for name in by_name):
         return []

@@ -17,6 +17,7 @@ from modeling_electra_exit.trainers.study_report import (
     equal_cost,
     exits_table,
     held_out_auc,
+    scores_at_equal_cost,
 )
 from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
@@ -259,18 +260,18 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
 
     # The second takes twice as long, so it has come half as far when the first is done.
     arms = {"fast": [result(64.0, [(2, 0.6), (4, 0.7)])], "slow": [result(32.0, [(2, 0.7), (4, 0.9)])]}
-    lines = equal_cost(arms, "fast")
+    lines = equal_cost(*scores_at_equal_cost(arms, "fast"))
     assert lines[-2].split(" | ")[1:] == ["0.7000", "0.7000", "0.7000 |"]
     assert lines[-1].split(" | ")[1:] == ["0.9000", "0.9000", "0.7000 |"]
     # Nobody is cut down to an arm that spends next to nothing.
     arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
-    assert equal_cost(arms, "fast")[-3:-1] == lines[-2:]
-    assert equal_cost(arms, "fast")[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-3:-1] == lines[-2:]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
 
     # Arms that differ by their exits alone share a row, whatever their learning rates.
-    assert exits_table(arms, "fast") == []
+    assert exits_table(arms, "fast", scores_at_equal_cost(arms, "fast")[1]) == []
     paired = {"fast@0.001": arms["fast"], "fast_exits@0.0005": arms["slow"], "tiny": arms["tiny"]}
-    *_, both, alone = exits_table(paired, "fast")
+    *_, both, alone = exits_table(paired, "fast", scores_at_equal_cost(paired, "fast")[1])
     assert both == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
     assert alone == "| tiny | 0.100 |  | 0.6000 |  | 0.6000 |  |"
 
