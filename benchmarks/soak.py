@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--folder", type=Path, required=True, help="keeps the runs; the same folder continues them")
     parser.add_argument("--json", help="write what was measured here as well")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what it started ends with it
     changes = plan(args.folder, args.minutes)
     straight, disturbed = (Case(args.folder, name, **changes) for name in ("straight", "disturbed"))
     with undisturbed(straight, bound(args.minutes)):
