@@ -353,6 +353,10 @@ def _plots(columns: int, height: float = 4.2):
     return pyplot.subplots(1, columns, figsize=(5.5 * columns, height), layout="constrained")
 
 
+def _legend_beside(figure, plot) -> None:
+    figure.legend(*plot.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+
+
 def _save(figure, path: Path) -> bool:
     from matplotlib import pyplot
 
@@ -363,7 +367,7 @@ def _save(figure, path: Path) -> bool:
 
 def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
     """Held-out ROC-AUC while training, by tokens, by operations and by time."""
-    figure, plots = _plots(3)
+    figure, plots = _plots(3, height=5)
     for number, (arm, group) in enumerate(arms.items()):
         style = {"color": f"C{number % 10}", "marker": ".", "linestyle": ("-", "--", ":")[number // 10 % 3]}
         for seed, result in enumerate(group):
@@ -374,49 +378,32 @@ def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
     plots[0].set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
     plots[1].set(xlabel="training TFLOPs, everything included")
     plots[2].set(xlabel="minutes of training on this machine")
-    plots[0].legend(fontsize=7)
+    _legend_beside(figure, plots[0])
     return _save(figure, path)
 
 
 def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
     """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
-    no more cost. What an arm was given before counts, and is drawn as a bar to its left."""
+    no more cost. What an arm was given before counts, and is drawn as a bar to its left. Arms are numbered from the
+    best down."""
     figure, plots = _plots(2, height=6)
     axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
-    points = [{}, {}]
-    for plot, found, (part, own, unit) in zip(plots, points, axes, strict=True):
-        for number, (arm, group) in enumerate(arms.items()):
+    ranked = sorted(arms.items(), key=lambda item: -_mean_auc(item[1]))
+    for plot, (part, own, unit) in zip(plots, axes, strict=True):
+        reached = []
+        for number, (arm, group) in enumerate(ranked, start=1):
             given = mean(r.get("given", {}).get(part, 0.0) for r in group) / unit
             cost, score = mean(map(own, group)) / unit + given, _mean_auc(group)
-            found[arm] = (cost, score)
+            reached.append((cost, score))
             plot.plot([cost - given, cost], [score, score], color=f"C{number % 10}", linewidth=1)
-            plot.plot(cost, score, "o", color=f"C{number % 10}")
-        reached = sorted(found.values())
-        front = [p for p in reached if p[1] == max(score for cost, score in reached if cost <= p[0])]
+            plot.plot(cost, score, "o", color=f"C{number % 10}", label=f"{number} {arm}")
+            plot.annotate(str(number), (cost, score), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        front = sorted(p for p in reached if p[1] == max(score for cost, score in reached if cost <= p[0]))
         plot.plot(*zip(*front, strict=True), "k-", linewidth=0.8, drawstyle="steps-post")
-        left, right = plot.get_xlim()
-        plot.set_xlim(right=right + 0.35 * (right - left))  # room for the names
     plots[0].set(xlabel="TFLOPs, everything included", ylabel="held-out ROC-AUC")
     plots[1].set(xlabel="minutes on this machine")
-    figure.canvas.draw()  # now the places on paper are known,
-    figure.set_layout_engine("none")  # and stay
-    for plot, found in zip(plots, points, strict=True):
-        _name_points(plot, found)
+    _legend_beside(figure, plots[0])
     return _save(figure, path)
-
-
-def _name_points(plot, points: dict[str, tuple[float, float]]) -> None:
-    """Names right of their points, each as far up as keeps it from covering another."""
-    size, reach = 7, 110  # points: of the letters, and of a name's length
-    taken = []
-    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
-        x, y = plot.transData.transform(point) * 72 / plot.figure.dpi
-        height = y + 3
-        for other_x, other in sorted(taken, key=lambda place: place[1]):
-            if abs(other_x - x) < reach and abs(other - height) < size:
-                height = other + size
-        taken.append((x, height))
-        plot.annotate(name, point, fontsize=size, xytext=(4, height - y), textcoords="offset points")
 
 
 def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
@@ -429,7 +416,7 @@ def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
         names = [arm for arm, kept in exiting.items() if tuple(kept) == shares]
         plot.plot(range(1, len(shares) + 1), shares, marker="o", label=fill(", ".join(names), 50))
     plot.set(xlabel="layer", ylabel="share of the tokens computed", ylim=(0, 1.05))
-    plot.legend(fontsize=6)
+    figure.legend(loc="outside lower center", fontsize=6)
     return _save(figure, path)
 
 
