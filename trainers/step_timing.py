@@ -14,19 +14,15 @@ WARM_UP = 2  # the first steps allocate
 
 
 def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step of each trainer, the median of `repeats`: at full depth as `dense`, and with its exits, if it
-    has any, as `exits`. What comes once in hundreds of steps is left out. The trainers are used up."""
+    """Seconds of a step of each trainer, the median of `repeats`: at full depth as `dense`, and with its exits as
+    `exits`, as far as its run has such steps. What comes once in hundreds of steps is left out. The trainers are used
+    up."""
     steps = {name: _steps(trainer) for name, trainer in trainers.items()}
-    variants = {
-        name: ["dense", "exits"] if trainer.model_config.has_exit_heads else ["dense"]
-        for name, trainer in trainers.items()
-    }
+    variants = {name: first_of_each(trainer) for name, trainer in trainers.items()}
     samples = {name: {variant: [] for variant in variants[name]} for name in trainers}
     for repeat in range(WARM_UP + repeats):
         for name, trainer in trainers.items():
-            for variant in variants[name]:
-                # The middle of a run has exits, its first step none.
-                trainer.state.global_step = trainer.state.max_steps // 2 if variant == "exits" else 0
+            for variant, trainer.state.global_step in variants[name].items():
                 start = time.perf_counter()
                 next(steps[name])
                 if trainer.args.device.type == "cuda":
@@ -37,6 +33,15 @@ def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], repeats: int) -> di
         name: {variant: statistics.median(seconds) for variant, seconds in found.items()}
         for name, found in samples.items()
     }
+
+
+def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
+    """The first step of a run at full depth, and the first with exits, as far as there are any."""
+    first = {}
+    for step in range(trainer.args.max_steps):
+        exits = trainer.model_config.has_exit_heads and trainer.args.exits_active(step, trainer.args.max_steps)
+        first.setdefault("exits" if exits else "dense", step)
+    return first
 
 
 def _steps(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from modeling_electra_exit.trainers import cli, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
+from modeling_electra_exit.trainers.step_timing import first_of_each
 from modeling_electra_exit.trainers.study_report import (
     cumulative_flops,
     cumulative_seconds,
@@ -235,7 +237,7 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
     found = json.loads(path.read_text())
     assert {arm: sorted(seconds) for arm, seconds in found.items()} == {
         "dense": ["dense"],
-        "random": ["dense", "exits"],
+        "random": ["exits"],  # in all of its four steps
     }
     assert all(0 < value < 10 for seconds in found.values() for value in seconds.values())
     assert not list((tmp_path / "results").glob("full-dense*"))  # timed, and not run
@@ -274,6 +276,22 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
     *_, both, alone = exits_table(paired, "fast", scores_at_equal_cost(paired, "fast")[1])
     assert both == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
     assert alone == "| tiny | 0.100 |  | 0.6000 |  | 0.6000 |  |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"exit_warmup": 0.2, "exit_cooldown": 0.1}, {"dense": 0, "exits": 2}),
+        ({"exit_warmup": 0.1, "exit_cooldown": 0.6}, {"dense": 0, "exits": 1}),  # none in its middle
+        ({"exit_warmup": 0.0, "exit_cooldown": 0.0}, {"exits": 0}),
+        ({"exit_policy": "none"}, {"dense": 0}),
+    ],
+)
+def test_steps_are_timed_with_exits_and_without_as_the_run_has_them(changes, first):
+    fields = {**TINY["base"], "max_steps": 10, "output_dir": "unused", **changes}
+    config_fields, _, args, _ = parse_fields(fields)
+    trainer = SimpleNamespace(args=args, model_config=build_config(config_fields))
+    assert first_of_each(trainer) == first
 
 
 @pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
