@@ -117,5 +117,5 @@ def judge_glue(
 
 def _discriminator(folder: Path | str):
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
-    suit_attention(model, torch.accelerator.current_accelerator() or "cpu")
+    suit_attention(model, torch.accelerator.current_accelerator(check_available=True) or "cpu")
     return model

@@ -65,7 +65,7 @@ class Scorer:
         self.policy = "none" if exit_threshold is None else "threshold"
         self.tokenizer: PreTrainedTokenizerBase = read_tokenizer(checkpoint)
         self.model = load_for(ElectraEarlyExitForPreTraining, checkpoint, **overrides).eval()
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.model.to(self.device)
         cpu_kernels.suit_attention(self.model, self.device)
 

@@ -53,6 +53,14 @@ def test_exits_give_every_text_what_it_gets_alone(checkpoint):
         torch.testing.assert_close(torch.tensor(score.replaced), torch.tensor(alone.replaced), atol=1e-5, rtol=1e-5)
 
 
+def test_a_torch_for_gpus_scores_on_the_cpu_where_there_is_none(checkpoint, monkeypatch):
+    def built_for_cuda(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for_cuda)
+    assert scoring.Scorer(checkpoint).device.type == "cpu"
+
+
 def test_batches_hold_what_fits_and_miss_nothing(monkeypatch):
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
     lengths = [7, 3, 50, 5, 5, 4, 1]
