@@ -31,7 +31,8 @@ def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForRep
     Returns:
         What [`metrics.replaced_token_detection`] measures.
     """
-    model = _discriminator(folder)
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    suit_attention(model, model.device)
     logits, labels = [], []
     for start in range(0, len(sequences), BATCH):
         batch = collate(list(sequences.select(range(start, min(start + BATCH, len(sequences))))))
@@ -113,9 +114,3 @@ def judge_glue(
     trainer = train_classifier(load_examples(data_args), tokenizer, data_args, args, plain)
     main = task.metrics[0]
     return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}
-
-
-def _discriminator(folder: Path | str):
-    model = AutoModelForPreTraining.from_pretrained(folder).eval()
-    suit_attention(model, torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    return model
