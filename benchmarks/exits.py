@@ -2,8 +2,9 @@
 
     python benchmarks/exits.py [--json FILE] [--models mini electra-small] [--repeats 11]
 
-One process trains a dense model and one with exits, step by step in turn. Medians are compared; beside them stands the
-middle half of the steps.
+One process trains a dense model, one with exits, and one with exits whose tokens all go all the way (as at the start
+and at the end of a run), step by step in turn. Medians are compared; beside them stands the middle half of the steps.
+The last columns are for a whole run of the default schedule, its full-depth steps included.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch
 from steps import OurStep, device, interleave, records, spread, timing_records
 
 from modeling_electra_exit import ElectraEarlyExitConfig
+from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.parsing import parse
 from modeling_electra_exit.trainers.pretraining import build_config
@@ -27,21 +29,34 @@ def cases(name: str) -> list[tuple[str, ElectraEarlyExitConfig, int, int]]:
     return [(name, small, 16, 128), (name, small, 4, 512)]
 
 
+def exiting_share() -> float:
+    """Share of a run's steps in which tokens exit, by the default schedule."""
+    return 1 - ElectraEarlyExitTrainingArguments.exit_warmup - ElectraEarlyExitTrainingArguments.exit_cooldown
+
+
 def measure(label, config, batch_size, length, bf16, repeats) -> tuple[list[dict], str]:
     """The records of one case, and its line of the table."""
-    dense = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
-    configs = {"dense": dense, "exits": config}
-    samples = interleave({v: OurStep(c, batch_size, length, bf16) for v, c in configs.items()}, repeats)
+    without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
+    configs = {"dense": without, "exits": config, "full-depth": config}
+    steps = {v: OurStep(c, batch_size, length, bf16, full_depth=v != "exits") for v, c in configs.items()}
+    samples = interleave(steps, repeats)
     prefix = f"{label}/{length}/{'bf16' if bf16 else 'fp32'}"
-    flops = {variant: step_flops(c, batch_size, length, True) for variant, c in configs.items()}
+    flops = {variant: step_flops(c, batch_size, length, variant == "exits") for variant, c in configs.items()}
     found = timing_records(prefix, samples, batch_size * length, "dense")
     found += records(prefix, "flops", "FLOPs", {v: f.total for v, f in flops.items()}, "dense")
     found += records(prefix, "block_flops", "FLOPs", {v: f.blocks for v, f in flops.items()}, "dense")
-    ratio = {r["metric"]: r["ratio"] for r in found if r["name"].endswith("/exits")}
-    return found, (
-        f"| {prefix} | {spread(samples['dense'])} | {spread(samples['exits'])} | {ratio['step_seconds']:.2f} | "
-        f"{ratio['flops']:.2f} | {ratio['block_flops']:.2f} |"
-    )
+
+    def ratio(metric: str, variant: str) -> float:
+        return next(r["ratio"] for r in found if r["name"] == f"{prefix}/{variant}" and r["metric"] == metric)
+
+    def of_a_run(metric: str) -> float:
+        share = exiting_share()
+        return share * ratio(metric, "exits") + (1 - share) * ratio(metric, "full-depth")
+
+    cells = [prefix, *(spread(samples[variant]) for variant in configs)]
+    cells += [f"{ratio(metric, 'exits'):.2f}" for metric in ("step_seconds", "block_flops")]
+    cells += [f"{of_a_run(metric):.2f}" for metric in ("step_seconds", "flops", "block_flops")]
+    return found, f"| {' | '.join(cells)} |"
 
 
 def main():
@@ -51,9 +66,12 @@ def main():
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
-    print(f"{device()}, {torch.get_num_threads()} threads, exits active in every step (no dense phases)\n")
-    print("| case | dense step | with exits | time ratio | FLOPs ratio | FLOPs ratio of the layers |")
-    print("|---|---|---|---|---|---|")
+    print(f"{device()}, {torch.get_num_threads()} threads; tokens exit in {exiting_share():.0%} of a run's steps\n")
+    print(
+        "| case | without exits | tokens exit | all go all the way | time, tokens exit | FLOPs, layers, tokens exit "
+        "| time, run | FLOPs, run | FLOPs, layers, run |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     found = []
     for model in args.models:
         for case in cases(model):

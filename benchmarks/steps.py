@@ -30,9 +30,18 @@ class OurStep:
     """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`.
 
     A config with a generator outside the model gets a batch that is corrupted already, as from the collator.
+    `full_depth` makes a step of a phase in which a model with exits lets nobody leave.
     """
 
-    def __init__(self, config: ElectraEarlyExitConfig, batch_size: int, length: int, bf16: bool, kernels: bool = True):
+    def __init__(
+        self,
+        config: ElectraEarlyExitConfig,
+        batch_size: int,
+        length: int,
+        bf16: bool,
+        kernels: bool = True,
+        full_depth: bool = False,
+    ):
         torch.manual_seed(0)
         self.model = ElectraEarlyExitForPreTraining(config).train().to(device())
         cpu_kernels.suit_attention(self.model, device())
@@ -41,6 +50,7 @@ class OurStep:
         if config.generator_type != "mlm":
             labels = self.batch.pop("mlm_labels")
             self.batch["labels"] = (labels != -100).long()
+        self.batch["exit_policy"] = "none" if full_depth else config.exit_policy
         self.bf16, self.kernels = bf16, kernels and device() == "cpu"
 
     def __call__(self):

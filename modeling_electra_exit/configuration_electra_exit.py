@@ -79,6 +79,13 @@ class ElectraEarlyExitConfig(ElectraConfig):
             `"separate"`: each exit has a head of its own; `"shared"`: exits use the discriminator's.
         exit_loss_weight (`float`, defaults to 0.2):
             Weight of the exit heads' loss, averaged over the exits, relative to the final head's own loss.
+        exit_full_depth_share (`float`, defaults to 0.25):
+            Share of a sequence's tokens that the exits' heads and regressors learn from in the training steps in which
+            every token goes all the way, so that such a step costs little more than one of a model without exits.
+        exit_gain_loss_weight (`float`, defaults to 0.05):
+            Weight of the regressors' loss, for `exit_signal="expected_gain"`. They share no parameter with the
+            encoder, and Adam takes steps of the same size whatever the weight; but gradients are clipped together, and
+            where the regressors' are the larger part, the encoder learns as if its learning rate were smaller.
         exit_importance_weights (`bool`, defaults to `False`):
             Weight the tokens in the loss of a later exit's head by the inverse of their probability to get there, so
             that it is an estimate of the loss over all tokens. For `"sampled_entropy"` alone.
@@ -167,6 +174,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_reentry_layers: int = 1
     exit_head: str = "separate"
     exit_loss_weight: float | int = 0.2
+    exit_full_depth_share: float | int = 0.25
+    exit_gain_loss_weight: float | int = 0.05
     exit_importance_weights: bool = False
     exit_distillation_weight: float | int = 0.0
     exit_error_target: float | int | None = None
@@ -324,8 +333,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
         )
 
     def _check_exit_rule(self):
-        for name in ("exit_loss_weight", "exit_distillation_weight"):
+        for name in ("exit_loss_weight", "exit_gain_loss_weight", "exit_distillation_weight"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        self._check("exit_full_depth_share", 0 < self.exit_full_depth_share <= 1, "a share in (0, 1]")
         for name in ("audit_fraction", "exit_auc_floor"):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         threshold = self.exit_threshold

@@ -206,6 +206,25 @@ def capacity(keep: float, sequence_length: int) -> int:
     return min(sequence_length, round_up(keep * sequence_length))
 
 
+def sample_size(share: float, tokens: int) -> int:
+    """`share * tokens`, rounded up: how many of `tokens` a sample of that share has."""
+    return max(1, math.ceil(share * tokens - 1e-9))
+
+
+def systematic_sample(starts: torch.Tensor, num_sampled: int, length: int) -> torch.Tensor:
+    """Evenly spaced positions from a random one on, so that each of them has the same chance.
+
+    Args:
+        starts (`torch.Tensor` of shape `(batch, 1)`): uniform in [0, 1).
+        num_sampled (`int`): at most `length`.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, num_sampled)`: different positions below `length`.
+    """
+    spaced = torch.arange(num_sampled, device=starts.device) * length // num_sampled
+    return ((starts * length).long() + spaced) % length
+
+
 # An error this close to its target, as a share of it, leaves the capacity alone.
 DEAD_BAND = 0.1
 

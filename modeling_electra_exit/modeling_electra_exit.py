@@ -37,7 +37,18 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import ElectraEarlyExitConfig
-from .exit_policy import POLICIES, Evidence, Selection, above_threshold, capacity, round_up, row_noise, select
+from .exit_policy import (
+    POLICIES,
+    Evidence,
+    Selection,
+    above_threshold,
+    capacity,
+    round_up,
+    row_noise,
+    sample_size,
+    select,
+    systematic_sample,
+)
 from .exit_state import ElectraEarlyExitState, token_losses
 from .generator_head import PredictMaskedTokens, sample_tokens
 
@@ -172,6 +183,7 @@ class Exits:
         (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to which of them leave.
     rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
     noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
+    full_depth_share (`float`): share of a sequence's tokens that heads are asked about where all go all the way.
     """
 
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
@@ -180,6 +192,7 @@ class Exits:
     leaves: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     rows_per_item: int = 1
     noise_seeds: torch.Tensor | None = None
+    full_depth_share: float = 1.0
 
     def open_layers(self, config: ElectraEarlyExitConfig) -> list[int]:
         """The exit layers that somebody may take."""
@@ -191,6 +204,17 @@ class Exits:
         if self.noise_seeds is None:
             return None, None
         return tuple(row_noise(self.noise_seeds, 2 + 2 * number + i, length) for i in range(2))
+
+    def asked_at_full_depth(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Positions (batch, sampled) of the tokens that heads are asked about where all go all the way; `None` for
+        all. The same ones at every exit."""
+        if self.full_depth_share == 1:
+            return None
+        batch, length, _ = hidden_states.shape
+        starts, _ = self.noise(0, 1)
+        if starts is None:
+            starts = torch.rand(batch, 1, device=hidden_states.device)
+        return systematic_sample(starts, sample_size(self.full_depth_share, length), length)
 
 
 # At inference, fine-tuned models let those leave who are certain: beside the policies of the config.
@@ -316,6 +340,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         exit_layers = [] if exits is None else exits.open_layers(self.config)
         # What a token's head said when it left is a fine-tuned model's answer; there is nothing to come back for.
         reentry_layers = 0 if exit_policy in CERTAIN else self.config.exit_reentry_layers
+        asked = exits.asked_at_full_depth(hidden_states) if exit_layers and exit_policy == "none" else None
         since_exit = 0
         for index, layer in enumerate(self.layer):
             if index == exit_layer:
@@ -332,9 +357,9 @@ class ElectraEarlyExitEncoder(nn.Module):
 
             if index + 1 in exit_layers and tokens.active.shape[1]:
                 number = self.config.exit_layers.index(index + 1)
-                normed = self.norm(tokens.active)
+                normed = self.norm(tokens.active if asked is None else take_tokens(tokens.active, asked))
                 trace.logits.append(exits.heads[number](normed))
-                trace.positions.append(tokens.positions())
+                trace.positions.append(tokens.positions() if asked is None else asked)
                 if exits.gain_heads is not None and (self.training or exit_policy != "threshold"):
                     # Detached: the regressor watches the encoder and must not bend it.
                     trace.gains.append(exits.gain_heads[number](normed.detach()))
@@ -586,6 +611,18 @@ def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
     return (continued * selection.audit).sum() / selection.audit.sum().clamp_min(1)
 
 
+def mean_over_real(
+    values: torch.Tensor, token_mask: torch.Tensor | None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of `values`, weighted where there are weights, over the tokens that are no padding; all (batch, tokens)."""
+    if token_mask is None and weights is None:
+        return values.mean()
+    counted = torch.ones_like(values) if token_mask is None else (token_mask == 1).to(values.dtype)
+    if weights is not None:
+        counted = counted * weights
+    return (values * counted).sum() / counted.sum().clamp_min(1)
+
+
 def inverse_probabilities(selection: Selection, before: torch.Tensor | None) -> torch.Tensor | None:
     """Weights (batch, num_kept) of the tokens that continued: chances multiply along the exits passed `before`."""
     if selection.inverse_probability is None:
@@ -603,7 +640,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
     hidden_states, attentions: as everywhere in Transformers. A token that has exited keeps its state in the later
         layers' `hidden_states`; `attentions` have entries for those alone that a layer computed, active first.
-    exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head.
+    exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head; in training
+        without a policy, of the sample that heads learn from (`config.exit_full_depth_share`).
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
     exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
     exit_answers (dict): what those that left a fine-tuned model were told; see [`ExitTrace`].
@@ -888,7 +926,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             return None
         shared = [self.discriminator_predictions] * len(self.config.exit_layers)
         heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
-        return Exits(heads, gain_heads, self.exit_state, noise_seeds=noise_seeds)
+        share = self.config.exit_full_depth_share if self.training else 1.0
+        return Exits(heads, gain_heads, self.exit_state, noise_seeds=noise_seeds, full_depth_share=share)
 
     @can_return_tuple
     def forward(
@@ -927,10 +966,10 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
         Returns:
             [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
-            exit_loss_weight * exit_loss + gain_loss` (the second term only with exit heads, the third only with
-            regressors of the gain), so that it equals ELECTRA's without exits; times `discriminator_weight` where
-            `generator_type` names one that is not trained. For `mlm_labels` it is `generator_weight *
-            generator_loss + discriminator_weight *` that sum, as in google-research/electra.
+            exit_loss_weight * exit_loss + exit_gain_loss_weight * gain_loss` (the second term only with exit heads,
+            the third only with regressors of the gain), so that it equals ELECTRA's without exits; times
+            `discriminator_weight` where `generator_type` names one that is not trained. For `mlm_labels` it is
+            `generator_weight * generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
             ValueError: if `labels` and `mlm_labels` are both given to a model with a generator, or `mlm_labels` alone
@@ -978,8 +1017,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 weighted = self.config.exit_loss_weight * exit_loss
                 loss = loss + (weighted if exit_loss_scale is None else exit_loss_scale * weighted)
             if outputs.exit_gains is not None:
-                gain_loss = self._gain_loss(outputs, logits, labels)
-                loss = loss + gain_loss
+                gain_loss = self._gain_loss(outputs, logits, labels, attention_mask)
+                loss = loss + self.config.exit_gain_loss_weight * gain_loss
             # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
             if generator_loss is not None or self.config.generator_type not in ("mlm", "none"):
                 loss = self.config.discriminator_weight * loss
@@ -1099,13 +1138,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
     @staticmethod
     def _detection_loss(logits, labels, token_mask, weights=None) -> torch.Tensor:
         """Mean binary cross-entropy over real tokens; all arguments (batch, tokens), the result in fp32."""
-        losses = token_losses(logits, labels)
-        if token_mask is None and weights is None:
-            return losses.mean()
-        counted = torch.ones_like(losses) if token_mask is None else (token_mask == 1).to(losses.dtype)
-        if weights is not None:
-            counted = counted * weights
-        return (losses * counted).sum() / counted.sum().clamp_min(1)
+        return mean_over_real(token_losses(logits, labels), token_mask, weights)
 
     def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
         """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also
@@ -1128,20 +1161,24 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             losses.append(loss)
         return torch.stack(losses).mean()
 
-    def _gain_loss(self, outputs, final_logits, labels) -> torch.Tensor:
-        """Squared error of the predicted gains, on audit tokens alone, the mean over the exits.
+    def _gain_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
+        """Squared error of the predicted gains, the mean over the exits: on audit tokens alone, and where all go all
+        the way, on all that were asked.
 
         The gain of a token is the exit head's loss less the final head's, in nats. It is a target and nothing else:
         the regressor's input is detached, and no gradient leaves through the losses.
         """
-        if outputs.exit_selections is None:  # a dense step has no audit tokens
-            return torch.stack([0.0 * gains.sum() for gains in outputs.exit_gains]).mean()
         losses = []
         for number, (logits, gains) in enumerate(zip(outputs.exit_logits, outputs.exit_gains, strict=True)):
             positions = outputs.exit_positions[number]
             here = labels.gather(1, positions)
             gain = token_losses(logits, here) - token_losses(final_logits.gather(1, positions), here)
-            losses.append(audit_mean(outputs.exit_selections[number], (gains.float() - gain.detach()).square()))
+            errors = (gains.float() - gain.detach()).square()
+            if outputs.exit_selections is not None:
+                losses.append(audit_mean(outputs.exit_selections[number], errors))
+            else:
+                mask = None if token_mask is None else token_mask.gather(1, positions)
+                losses.append(mean_over_real(errors, mask))
         return torch.stack(losses).mean()
 
     @classmethod

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.exit_policy import capacity
+from modeling_electra_exit.exit_policy import capacity, sample_size
 
 
 # Forward, and two products of the same size backward: the gradient of the input and that of the weight.
@@ -69,6 +69,18 @@ def context_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_a
     return [sequence_length if layer in config.exit_layers else count for layer, count in enumerate(active)]
 
 
+def asked_tokens(
+    config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool, training: bool
+) -> list[int]:
+    """Tokens of a sequence that each exit's head is asked about, one number an exit."""
+    if not config.has_exit_heads:
+        return []
+    if training and not exits_active:
+        return [sample_size(config.exit_full_depth_share, sequence_length)] * len(config.exit_layers)
+    active = active_tokens(config, sequence_length, exits_active)
+    return [active[layer - 1] for layer in config.exit_layers]
+
+
 def layer_flops(hidden_size: int, intermediate_size: int, queries: int, keys: int) -> float:
     """Forward operations of one layer for one sequence: `queries` tokens computed, `keys` tokens attended to."""
     projections = 2 * hidden_size * hidden_size * (2 * queries + 2 * keys)
@@ -104,7 +116,7 @@ def step_flops(
         if config.has_gain_heads:
             # Their input is detached: no gradient of it, which is one of the three products of the wide layer.
             a_token += head - (2 * hidden * hidden / TRAINING_FACTOR if training else 0)
-        heads += sum(active[layer - 1] * a_token for layer in config.exit_layers)
+        heads += sum(asked_tokens(config, tokens, exits_active, training)) * a_token
 
     generator = 0.0
     if config.generator_type == "mlm":
@@ -193,9 +205,8 @@ def step_flops_as_published(
     forward = sum(_published_layer(config, queries, keys) for queries, keys in layers)
     forward += tokens * (_published_embedding(config, tokens) + _published_detection_head(config))
     if config.has_exit_heads:
-        active = active_tokens(config, tokens, exits_active)
         a_token = _published_detection_head(config) * (1 + config.has_gain_heads)
-        forward += sum(active[layer - 1] for layer in config.exit_layers) * a_token
+        forward += sum(asked_tokens(config, tokens, exits_active, True)) * a_token
     if config.generator_type == "mlm":
         small = config.generator_config()
         forward += small.num_hidden_layers * _published_layer(small, tokens, tokens)

@@ -70,6 +70,8 @@ INVALID = [
     ({"exit_keep": [0.5, 0]}, ["exit_keep", "(0, 1]"]),
     ({"exit_reentry_layers": 6}, ["exit_reentry_layers", "6", "between 0 and num_hidden_layers - 1"]),
     ({"exit_loss_weight": -1.0}, ["exit_loss_weight", "-1.0", "at least 0"]),
+    ({"exit_gain_loss_weight": -1.0}, ["exit_gain_loss_weight", "-1.0", "at least 0"]),
+    ({"exit_full_depth_share": 0.0}, ["exit_full_depth_share", "0.0", "(0, 1]"]),
     ({"audit_fraction": 1.2}, ["audit_fraction", "1.2", "between 0 and 1"]),
     ({"generator_type": "gpt"}, ["generator_type", "'gpt'", "'mlm'", "`module:attribute`"]),
     ({"generator_type": "my_module:"}, ["generator_type", "'my_module:'"]),

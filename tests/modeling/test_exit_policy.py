@@ -13,8 +13,10 @@ from modeling_electra_exit.exit_policy import (
     capacity,
     gumbel,
     row_noise,
+    sample_size,
     sampled_entropy_signal,
     select,
+    systematic_sample,
 )
 from tests.conftest import masked_batch, tiny_config, tiny_model
 
@@ -222,3 +224,17 @@ def test_the_noise_of_a_row_is_its_own():
     assert many.var().item() == pytest.approx(1 / 12, abs=1e-3)
     streams = torch.stack([many[:, 0], many[:, 1], row_noise(torch.arange(2000), 4, 500)[:, 0]])
     assert torch.corrcoef(streams).fill_diagonal_(0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("num_sampled", "length"), [(1, 7), (3, 7), (16, 64), (64, 64)])
+def test_a_systematic_sample_gives_every_position_the_same_chance(num_sampled, length):
+    starts = ((torch.arange(length) + 0.5) / length).unsqueeze(1)  # each start once
+    sample = systematic_sample(starts, num_sampled, length)
+    assert all(len(set(row)) == num_sampled for row in sample.tolist())
+    assert torch.bincount(sample.flatten(), minlength=length).tolist() == [num_sampled] * length
+
+
+def test_a_sample_is_rounded_up():
+    assert [sample_size(share, tokens) for share, tokens in [(0.25, 64), (0.25, 65), (0.1, 160), (0.01, 5)]] == [
+        16, 17, 16, 1,
+    ]  # fmt: skip

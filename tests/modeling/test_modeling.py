@@ -258,13 +258,52 @@ def test_gains_are_learned_from_audit_tokens_alone_and_touch_nothing_else(monkey
                 expected.append(torch.stack(errors).mean())
             discriminator = F.binary_cross_entropy_with_logits(outputs.logits, labels.float())
             torch.testing.assert_close(outputs.gain_loss, torch.stack(expected).mean().detach())
-            torch.testing.assert_close(outputs.loss, discriminator + outputs.gain_loss)
+            torch.testing.assert_close(
+                outputs.loss, discriminator + model.config.exit_gain_loss_weight * outputs.gain_loss
+            )
     regressors = {name for name in gradients[True] if name.startswith("exit_gains")}
     assert regressors
     assert all(gradients[True][name].abs().sum() > 0 for name in regressors)
     for name, gradient in gradients[False].items():
         if name not in regressors:
             torch.testing.assert_close(gradients[True][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("padding", [0, 20])
+def test_at_full_depth_heads_and_regressors_learn_from_a_sample(padding):
+    model = tiny_model(exit_signal="expected_gain", exit_full_depth_share=0.2).train()
+    batch = masked_batch(padding=padding)
+    labels = (batch.pop("mlm_labels") != -100).long()
+    outputs = model(**batch, labels=labels, exit_policy="none")
+    head_losses, gain_errors = [], []
+    for number in range(2):
+        for row, positions in enumerate(outputs.exit_positions[number].tolist()):
+            assert len(set(positions)) == len(positions) == 13  # a fifth of 64, rounded up
+            for place, position in enumerate(positions):
+                if padding and batch["attention_mask"][row, position] == 0:
+                    continue
+                here, last = outputs.exit_logits[number][row, place], outputs.logits[row, position]
+                losses = [F.binary_cross_entropy_with_logits(x, labels[row, position].float()) for x in (here, last)]
+                head_losses.append(losses[0])
+                gain_errors.append((outputs.exit_gains[number][row, place] - (losses[0] - losses[1])) ** 2)
+    # Both exits are asked about the same tokens, so that the mean over all is the mean over the exits.
+    torch.testing.assert_close(outputs.exit_loss, torch.stack(head_losses).mean().detach())
+    torch.testing.assert_close(outputs.gain_loss, torch.stack(gain_errors).mean().detach())
+    assert outputs.exit_selections is None
+    assert outputs.exit_layers is None
+    outputs.loss.backward()
+    assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if n.startswith(("exit_g", "exit_p")))
+
+
+def test_the_sample_at_full_depth_is_of_what_all_would_have_said():
+    model = tiny_model(exit_signal="expected_gain")
+    inputs = {"input_ids": masked_batch()["input_ids"], "exit_policy": "none"}
+    sampled, everything = model.train()(**inputs), model.eval()(**inputs)
+    for name in ("exit_logits", "exit_gains"):
+        for ours, all_of_them, positions in zip(sampled[name], everything[name], sampled.exit_positions, strict=True):
+            assert all_of_them.shape == (4, 64)
+            assert ours.shape == (4, 16)
+            torch.testing.assert_close(ours, all_of_them.gather(1, positions))
 
 
 def test_distillation_teaches_the_exit_heads_and_not_the_final_head():
@@ -615,3 +654,14 @@ def test_chance_belongs_to_the_sequence_and_not_to_the_batch(exit_policy):
         alone = model(**{name: value[row : row + 1] for name, value in batch.items()})
         assert torch.equal(alone.rtd_labels[0], together.rtd_labels[row])
         assert torch.equal(alone.exit_layers[0], together.exit_layers[row])
+
+
+def test_who_is_asked_at_full_depth_depends_on_the_sequence_alone():
+    model = tiny_model().train()
+    batch = {"input_ids": masked_batch()["input_ids"], "exit_policy": "none"}
+    seeds = torch.tensor([5, -7, 11, 2**60])
+    together = model(**batch, noise_seeds=seeds).exit_positions[0]
+    assert not torch.equal(together, model(**batch, noise_seeds=seeds + 1).exit_positions[0])
+    for row in range(4):
+        alone = model(batch["input_ids"][row : row + 1], exit_policy="none", noise_seeds=seeds[row : row + 1])
+        assert torch.equal(alone.exit_positions[0][0], together[row])

@@ -42,19 +42,21 @@ def test_equals_what_torch_counts(training, policy, context, reentry):
     "overrides",
     [
         {"exit_signal": "expected_gain"},
+        {"exit_signal": "expected_gain", "exit_full_depth_share": 1.0},
         {"exit_head": "shared"},
         {"norm_position": "pre"},
         {"exit_policy": "random", "exit_layers": [1, 2, 4], "exit_keep": [0.5, 0.25, 0.125]},
         {"exit_distillation_weight": 1.0, "exit_importance_weights": True},
     ],
 )
+@pytest.mark.parametrize("active", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_every_kind_of_exit_equals_what_torch_counts(overrides, training):
+def test_every_kind_of_exit_equals_what_torch_counts(overrides, training, active):
     model = tiny_model(**overrides)
     model.set_attn_implementation("eager")
     batch = masked_batch(batch_size=2, length=128)
-    policy = model.config.exit_policy
-    expected = step_flops(model.config, 2, 128, True, num_masked=10, training=training).total
+    policy = model.config.exit_policy if active else "none"
+    expected = step_flops(model.config, 2, 128, active, num_masked=10, training=training).total
     assert expected == pytest.approx(counted(model, batch, policy, training), rel=0.01)
 
 
