@@ -223,7 +223,9 @@ def test_the_plain_trainer_trains_it_and_accumulation_changes_nothing(tmp_path):
     in_four, other = trained(tmp_path, 4)
     assert at_once == pytest.approx(in_four, rel=1e-4)
     for (name, one), four in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, four, atol=1e-5, rtol=1e-4, msg=name)
+        # The same added to all keys changes no attention: this gradient is rounding, which Adam makes large.
+        if not name.endswith("self.key.bias"):
+            torch.testing.assert_close(one, four, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_training_never_exits():
