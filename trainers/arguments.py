@@ -10,9 +10,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
+from transformers.utils import is_torch_bf16_gpu_available
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
+from . import cpu_kernels
 from .tasks import TASKS
 
 
@@ -23,13 +25,21 @@ _INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 @dataclass
 class ElectraTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
-    google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed."""
+    google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed. `bf16` may
+    also be `"auto"`."""
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"
 
     adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
     weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
     report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in bf16 (autocast). `auto`: where the device has instructions for it; processors without "
+            "take many times as long as in fp32."
+        },
+    )
     cpu_kernels: bool = field(
         default=True,
         metadata={
@@ -47,6 +57,9 @@ class ElectraTrainingArguments(TrainingArguments):
             self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
         # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 == "auto":
+            able = cpu_kernels.multiplies_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
+            self.bf16 = able and not self.fp16
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
         super().__post_init__()

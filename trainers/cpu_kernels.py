@@ -83,6 +83,15 @@ def prefers_onednn() -> bool:
     )
 
 
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for matrix products in bf16. Where it has none, PyTorch takes tens of
+    times as long for one as in fp32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def _vendor() -> str:
     if platform.system() != "Linux":
         return ""

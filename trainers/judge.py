@@ -102,7 +102,7 @@ def judge_glue(
         adam_epsilon=1e-8,
         adam_bias_correction=True,
         seed=seed,
-        bf16=True,
+        bf16="auto",
         report_to=[],
         disable_tqdm=True,
         train_sampling_strategy="group_by_length",

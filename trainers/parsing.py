@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from .arguments import (
     DataArguments,
@@ -161,6 +162,8 @@ def build_parser(command: Command = PRETRAIN, show_all: bool = False) -> Parser:
         own | set(COMMON_TRAINING_FLAGS) - {*command.without} | {f.name for f in fields(command.data)} | {"recipe"}
     )
     for action in parser._actions:
+        if action.dest == "bf16":
+            action.type = _bool_or_auto
         # `--max-steps` works as `--max_steps` (see `_with_underscores`); showing both would double the page.
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
         if not show_all and (action.dest not in common or action.option_strings[:1] == [f"--no_{action.dest}"]):
@@ -232,6 +235,15 @@ def parse_fields(
         action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)
     }
     return config_fields, data_args, training_args, {name: getattr(namespace, name) for name in sorted(given)}
+
+
+def _bool_or_auto(text: str) -> bool | str:
+    if text == "auto":
+        return text
+    try:
+        return string_to_bool(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be true, false or auto, got {text}") from error
 
 
 def _with_underscores(token: str) -> str:

@@ -81,6 +81,8 @@ class ElectraTrainer(Trainer):
         if resume_from_checkpoint is True:
             found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
             resume_from_checkpoint = found or True  # the library's own message, where there is none
+        if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
+            logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
         with self._kernels(), self.preemption:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():

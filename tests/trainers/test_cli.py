@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from modeling_electra_exit import __version__
-from modeling_electra_exit.trainers import cli, parsing, pretraining
+from modeling_electra_exit.trainers import cli, cpu_kernels, parsing, pretraining
 from tests.conftest import write_corpus
 
 
+PRETRAIN_RECIPES = ["electra-base", "electra-small", "quickstart"]
+FINETUNING_RECIPES = ["glue-base", "glue-large", "glue-small"]
 RECIPE = {
     "vocab_size": 80,
     "max_seq_length": 32,
@@ -92,6 +95,21 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
     assert data.max_seq_length == 32
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_auto_asks_the_processor(recipe, monkeypatch, able):
+    """Without instructions for it, bf16 takes many times as long as fp32: the recipes must not ask for it there."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "multiplies_bf16", lambda: able)
+    for name in PRETRAIN_RECIPES:
+        assert parsing.parse([name])[2].bf16 is able
+    for name in FINETUNING_RECIPES:
+        assert parsing.parse([name], parsing.FINETUNE)[2].bf16 is able
+    assert parsing.parse([recipe(), "--bf16", "auto", "--fp16", "true"])[2].bf16 is False
+    assert parsing.parse([recipe(), "--bf16", "true"])[2].bf16 is True
+    with pytest.raises(SystemExit):
+        parsing.parse([recipe(), "--bf16", "perhaps"])
+
+
 def test_text_named_on_the_command_line_replaces_the_recipes():
     _, data, _, _ = parsing.parse(["quickstart", "--train_files", "mine.txt"])
     assert (data.demo_corpus, data.train_files, data.language) == (False, ["mine.txt"], None)
@@ -99,7 +117,7 @@ def test_text_named_on_the_command_line_replaces_the_recipes():
     assert (data.demo_corpus, data.train_files) == (True, None)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "electra-small", "electra-base"])
+@pytest.mark.parametrize("name", PRETRAIN_RECIPES)
 def test_packaged_recipes_parse(name):
     config, data, training, _ = parsing.parse([name])
     assert data.max_seq_length <= pretraining.build_config(config).max_position_embeddings

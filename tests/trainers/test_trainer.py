@@ -11,6 +11,7 @@ from modeling_electra_exit.trainers import (
     ElectraAdamW,
     ElectraEarlyExitTrainer,
     ElectraEarlyExitTrainingArguments,
+    cpu_kernels,
 )
 from modeling_electra_exit.trainers.collator import build_collator
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
@@ -237,10 +238,13 @@ def test_every_epoch_has_new_masks(tokenizer, tmp_path):
     assert not torch.equal(torch.stack(epochs[:4]).sum(0), torch.stack(epochs[4:]).sum(0))
 
 
-def test_bf16_on_a_cpu(tokenizer, tmp_path):
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_on_a_cpu(tokenizer, tmp_path, monkeypatch, caplog, able):
+    monkeypatch.setattr(cpu_kernels, "multiplies_bf16", lambda: able)
     trainer = make_trainer(tokenizer, tmp_path, bf16=True, max_steps=2)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
+    assert ("--bf16 auto" in caplog.text) is not able
 
 
 def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path):
