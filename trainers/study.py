@@ -335,8 +335,10 @@ def judge(study: dict, run: Run, folder: Path, common: Path, data_args, args: ar
             collate = DataCollatorForReplacedTokenDetection(tokenizer)
             answers[f"held_out_{name}"] = judge_held_out(folder, corrupted, collate)
     elif "held_out" in run.judges:
-        config = AutoConfig.from_pretrained(folder)
-        packed, _ = pack(load_documents(data_args), tokenizer, data_args.max_seq_length, data_args.num_proc)
+        config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
+        # As the run has it, for only then does the cache know the text that it has packed already.
+        tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
+        packed, _ = pack(documents, tokenizer, data_args.max_seq_length, data_args.num_proc)
         replacements = build_generator(config, packed["train"], tokenizer)
         collate = DataCollatorForReplacedTokenDetection(
             tokenizer, None, config.mlm_probability, replacements=replacements, **settings["held_out"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from modeling_electra_exit.trainers import cli, study
+from modeling_electra_exit.trainers import cli, data, study
 from modeling_electra_exit.trainers.parsing import parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
 from modeling_electra_exit.trainers.step_timing import first_of_each
@@ -123,6 +123,21 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     report = (results / "README.md").read_text()
     assert "Over those of the arm `random`." in report
     assert "| random | 1.000 | 1.000 |" in report
+
+
+def test_text_is_packed_once_for_all_runs_and_their_judges(studies, flags, monkeypatch):
+    packed, original = [], data.pack
+
+    def recording(*args):
+        splits, counts = original(*args)
+        packed.append(splits["train"]._fingerprint)
+        return splits, counts
+
+    for module in (data, study):
+        monkeypatch.setattr(module, "pack", recording)
+    assert cli.main(["study", "tiny", *flags, "--stages", "short"]) == 0
+    assert len(packed) == 2
+    assert len(set(packed)) == 1
 
 
 def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_path, capsys):
