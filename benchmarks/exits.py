@@ -4,7 +4,8 @@
 
 One process trains a dense model, one with exits, and one with exits whose tokens all go all the way (as at the start
 and at the end of a run), step by step in turn. Medians are compared; beside them stands the middle half of the steps.
-The last columns are for a whole run of the default schedule, its full-depth steps included.
+Models and exits are those of the recipes `quickstart` and `electra-small`; the last columns are for a whole run by
+their schedule, full-depth steps included.
 """
 
 import argparse
@@ -14,27 +15,22 @@ import torch
 from steps import OurStep, device, interleave, records, spread, timing_records
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.parsing import parse
 from modeling_electra_exit.trainers.pretraining import build_config
 
 
-def cases(name: str) -> list[tuple[str, ElectraEarlyExitConfig, int, int]]:
-    """Label, config, batch size and sequence length of the cases of one model."""
-    if name == "mini":  # the quickstart's
-        fields, data, training, _ = parse(["quickstart"])
-        return [("mini", build_config(fields), training.per_device_train_batch_size, data.max_seq_length)]
-    small = ElectraEarlyExitConfig(cls_token_id=2, sep_token_id=3)
-    return [(name, small, 16, 128), (name, small, 4, 512)]
+def cases(name: str) -> list[tuple]:
+    """Label, config, share of a run's steps in which tokens exit, batch size and length of the cases of one model,
+    which is a recipe's."""
+    fields, _, training, _ = parse(["quickstart" if name == "mini" else name])
+    config = build_config(fields, cls_token_id=2, sep_token_id=3)
+    share = 1 - training.exit_warmup - training.exit_cooldown
+    sizes = [(64, 64)] if name == "mini" else [(16, 128), (4, 512)]
+    return [(name, config, share, *size) for size in sizes]
 
 
-def exiting_share() -> float:
-    """Share of a run's steps in which tokens exit, by the default schedule."""
-    return 1 - ElectraEarlyExitTrainingArguments.exit_warmup - ElectraEarlyExitTrainingArguments.exit_cooldown
-
-
-def measure(label, config, batch_size, length, bf16, repeats) -> tuple[list[dict], str]:
+def measure(label, config, share, batch_size, length, bf16, repeats) -> tuple[list[dict], str]:
     """The records of one case, and its line of the table."""
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
     configs = {"dense": without, "exits": config, "full-depth": config}
@@ -50,7 +46,6 @@ def measure(label, config, batch_size, length, bf16, repeats) -> tuple[list[dict
         return next(r["ratio"] for r in found if r["name"] == f"{prefix}/{variant}" and r["metric"] == metric)
 
     def of_a_run(metric: str) -> float:
-        share = exiting_share()
         return share * ratio(metric, "exits") + (1 - share) * ratio(metric, "full-depth")
 
     cells = [prefix, *(spread(samples[variant]) for variant in configs)]
@@ -66,7 +61,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
-    print(f"{device()}, {torch.get_num_threads()} threads; tokens exit in {exiting_share():.0%} of a run's steps\n")
+    print(f"{device()}, {torch.get_num_threads()} threads\n")
     print(
         "| case | without exits | tokens exit | all go all the way | time, tokens exit | FLOPs, layers, tokens exit "
         "| time, run | FLOPs, run | FLOPs, layers, run |"
