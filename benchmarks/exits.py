@@ -23,10 +23,11 @@ from modeling_electra_exit.trainers.pretraining import build_config
 def cases(name: str) -> list[tuple]:
     """Label, config, share of a run's steps in which tokens exit, batch size and length of the cases of one model,
     which is a recipe's."""
-    fields, _, training, _ = parse(["quickstart" if name == "mini" else name])
+    fields, data, training, _ = parse(["quickstart" if name == "mini" else name])
     config = build_config(fields, cls_token_id=2, sep_token_id=3)
     share = 1 - training.exit_warmup - training.exit_cooldown
-    sizes = [(64, 64)] if name == "mini" else [(16, 128), (4, 512)]
+    own = (training.per_device_train_batch_size, data.max_seq_length)
+    sizes = [own] if name == "mini" else [(16, 128), (4, 512)]
     return [(name, config, share, *size) for size in sizes]
 
 

@@ -328,11 +328,10 @@ def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
 def judge(study: dict, run: Run, folder: Path, common: Path, data_args, args: argparse.Namespace) -> dict:
     """Ask the questions that the run's stage asks, as far as the data for them were given."""
     settings, answers = study["judges"], {}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     if "held_out" in run.judges and "corruptions" in study:
+        collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
         for name in study["corruptions"]:
             corrupted = load_corrupted(str(common / "corruptions" / name))
-            collate = DataCollatorForReplacedTokenDetection(tokenizer)
             answers[f"held_out_{name}"] = judge_held_out(folder, corrupted, collate)
     elif "held_out" in run.judges:
         config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
