@@ -1,23 +1,24 @@
 """What exits save in time, beside what they save in operations.
 
-    python benchmarks/exits.py [--json FILE] [--models mini electra-small] [--repeats 11]
+    python benchmarks/exits.py [--json FILE] [--models mini electra-small] [--repeats 5]
 
 One process trains a dense model, one with exits, and one with exits whose tokens all go all the way (as at the start
-and at the end of a run), step by step in turn. Medians are compared; beside them stands the middle half of the steps.
-Models and exits are those of the recipes `quickstart` and `electra-small`; the last columns are for a whole run by
-their schedule, full-depth steps included.
+and at the end of a run), turns of a few steps each. Medians are compared; beside them stands the middle half of the
+steps. Models and exits are those of the recipes `quickstart` and `electra-small`; the last columns are for a whole run
+by their schedule, full-depth steps included.
 """
 
 import argparse
 import json
 
 import torch
-from steps import OurStep, device, interleave, records, spread, timing_records
+from steps import OurStep, device, records, spread, timing_records
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.parsing import parse
 from modeling_electra_exit.trainers.pretraining import build_config
+from modeling_electra_exit.trainers.step_timing import take_turns
 
 
 def cases(name: str) -> list[tuple]:
@@ -36,7 +37,7 @@ def measure(label, config, share, batch_size, length, bf16, repeats) -> tuple[li
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
     configs = {"dense": without, "exits": config, "full-depth": config}
     steps = {v: OurStep(c, batch_size, length, bf16, full_depth=v != "exits") for v, c in configs.items()}
-    samples = interleave(steps, repeats)
+    samples = take_turns(steps, repeats)
     prefix = f"{label}/{length}/{'bf16' if bf16 else 'fp32'}"
     flops = {variant: step_flops(c, batch_size, length, variant == "exits") for variant, c in configs.items()}
     found = timing_records(prefix, samples, batch_size * length, "dense")
@@ -59,7 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["mini", "electra-small"], default=["mini", "electra-small"])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each")
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     print(f"{device()}, {torch.get_num_threads()} threads\n")

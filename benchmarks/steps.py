@@ -1,16 +1,11 @@
-"""What the step benchmarks share: a model ready to step, timing in turn, and records."""
+"""What the step benchmarks share: a model ready to step, and records of times."""
 
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 from modeling_electra_exit.trainers import ElectraAdamW, cpu_kernels
-
-
-WARM_UP = 2  # the first steps allocate
 
 
 def device() -> str:
@@ -61,20 +56,6 @@ class OurStep:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
-
-
-def interleave(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` steps of each variant, one of each in turn, after a warm-up."""
-    samples = {variant: [] for variant in steps}
-    for repeat in range(WARM_UP + repeats):
-        for variant, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device() == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= WARM_UP:
-                samples[variant].append(time.perf_counter() - start)
-    return samples
 
 
 def records(prefix: str, metric: str, unit: str, values: dict[str, float], baseline: str, samples=None) -> list[dict]:

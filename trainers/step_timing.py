@@ -3,36 +3,56 @@ in one process, so that a machine that others use too slows all of them alike.""
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from .trainer import ElectraEarlyExitTrainer
 
 
-WARM_UP = 2  # the first steps allocate
+# Steps of one kind in a row, as a run has them: the first finds caches and memory as another kind left them, and does
+# not count.
+TURN = 4
+
+Name = TypeVar("Name", bound=Hashable)
 
 
-def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step of each trainer, the median of `repeats`: at full depth as `dense`, and with its exits as
-    `exits`, as far as its run has such steps. What comes once in hundreds of steps is left out. The trainers are used
-    up."""
-    steps = {name: _steps(trainer) for name, trainer in trainers.items()}
-    variants = {name: first_of_each(trainer) for name, trainer in trainers.items()}
-    samples = {name: {variant: [] for variant in variants[name]} for name in trainers}
-    for repeat in range(WARM_UP + repeats):
-        for name, trainer in trainers.items():
-            for variant, trainer.state.global_step in variants[name].items():
+def take_turns(steps: dict[Name, Callable[[], object]], turns: int) -> dict[Name, list[float]]:
+    """Seconds of the steps of so many turns of each, one turn of each after the other, after a warm-up."""
+    samples = {name: [] for name in steps}
+    for turn in range(1 + turns):
+        for name, step in steps.items():
+            for number in range(TURN):
                 start = time.perf_counter()
-                next(steps[name])
-                if trainer.args.device.type == "cuda":
+                step()
+                if torch.cuda.is_available():
                     torch.cuda.synchronize()
-                if repeat >= WARM_UP:
-                    samples[name][variant].append(time.perf_counter() - start)
-    return {
-        name: {variant: statistics.median(seconds) for variant, seconds in found.items()}
-        for name, found in samples.items()
-    }
+                if turn > 0 and number > 0:
+                    samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], turns: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step of each trainer, the median of those of `turns` turns: at full depth as `dense`, and with its
+    exits as `exits`, as far as its run has such steps. What comes once in hundreds of steps is left out. The trainers
+    are used up."""
+    steps = {}
+    for name, trainer in trainers.items():
+        endless = _steps(trainer)
+        for variant, number in first_of_each(trainer).items():
+            steps[name, variant] = partial(_step_as, trainer, number, endless)
+    medians = {name: {} for name in trainers}
+    for (name, variant), seconds in take_turns(steps, turns).items():
+        medians[name][variant] = statistics.median(seconds)
+    return medians
+
+
+def _step_as(trainer: ElectraEarlyExitTrainer, number: int, steps: Iterator[None]):
+    """One step, as that of the given number."""
+    trainer.state.global_step = number
+    next(steps)
 
 
 def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:

@@ -97,8 +97,8 @@ def study_parser() -> Parser:
         "--time_steps",
         type=int,
         metavar="N",
-        help="instead of running them, time N steps of each arm in turn; the report's times are then these, which "
-        "others on the machine do not disturb",
+        help="instead of running them, time N turns of a few steps of each arm; the report's times are then these, "
+        "which others on the machine do not disturb",
     )
     parser.add_argument("--report_only", action="store_true", help="write the report of the results there are")
     return parser

@@ -38,6 +38,22 @@ def test_a_step_is_compared_in_time_memory_and_operations(tmp_path):
     assert found["electra-small/32/fp32/dense", "peak_bytes"]["value"] > 4 * 4 * 14e6
 
 
+def test_what_exits_save_is_compared_with_a_model_without_them(tmp_path):
+    small = ["--models", "mini", "--precisions", "fp32", "--repeats", 1]
+    done = run(FOLDER / "exits.py", *small, "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    found = {
+        (record["name"], record["metric"]): record for record in json.loads((tmp_path / "found.json").read_text())
+    }
+    exits = found["mini/64/fp32/exits", "step_seconds"]
+    dense = found["mini/64/fp32/dense", "step_seconds"]
+    assert exits["ratio"] == pytest.approx(exits["value"] / dense["value"])
+    assert len(exits["samples"]) == len(dense["samples"]) == 3
+    assert found["mini/64/fp32/exits", "block_flops"]["ratio"] < 0.8
+    assert found["mini/64/fp32/full-depth", "block_flops"]["ratio"] == 1
+    assert done.stdout.splitlines()[-1].startswith("| mini/64/fp32 |")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a device")
 def test_without_a_device_the_benchmark_for_it_ends_in_one_line():
     done = run(FOLDER / "gpu.py")
