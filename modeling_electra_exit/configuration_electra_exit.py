@@ -44,11 +44,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
         norm_position (`str`, defaults to `"post"`):
             Where each block's LayerNorm stands: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before
             the block, with one more after the last layer, which learns sooner in small models.
-        exit_policy (`str`, defaults to `"budget"`):
-            Who continues past an exit layer while pre-training: `"budget"` (as many tokens as `exit_keep` says, ranked
-            by `exit_signal`), `"random"` (as many, at random; the control), `"threshold"` (all whose entropy exceeds
-            `exit_threshold`) or `"none"` (no exits, no exit heads: plain ELECTRA). In evaluation mode the encoder runs
-            at full depth unless a policy is asked for.
+        exit_policy (`str`, defaults to `"random"`):
+            Who continues past an exit layer while pre-training: `"random"` (as many tokens as `exit_keep` says, drawn
+            anew in each step; no ranking has been found to be better), `"budget"` (as many, ranked by `exit_signal`),
+            `"threshold"` (all whose entropy exceeds `exit_threshold`) or `"none"` (no exits, no exit heads: plain
+            ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is asked for.
 
             In the fine-tuning heads the policy only says whether there are exits: with any but `"none"`, whatever the
             model was pre-trained with, there is a task head at each exit layer, and all of them learn together, every
@@ -65,11 +65,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Entropy in nats above which the `"threshold"` policy lets tokens continue; two numbers are for tokens that
             the exit head calls original and replaced.
         exit_layers (`list[int]`, *optional*):
-            After how many completed layers tokens may leave, strictly increasing. Left out: a third and two thirds of
-            the depth (4 and 8 of 12).
+            After how many completed layers tokens may leave, strictly increasing. Left out: once, after a third of the
+            depth (4 of 12).
         exit_keep (`list[float]`, *optional*):
             For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
-            1/2, 1/4, 1/8, ...
+            1/8, 1/16, ...
         exit_context (`str`, defaults to `"all"`):
             Where tokens that left stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
             after an exit, or in `"none"`.
@@ -164,7 +164,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     keys_to_ignore_at_inference = ["exit_loss", "exit_logits", "exit_layers"]
 
     norm_position: str = "post"
-    exit_policy: str = "budget"
+    exit_policy: str = "random"
     exit_signal: str = "expected_gain"
     exit_auc_floor: float | int = 0.6
     exit_threshold: float | int | list[float | int] | None = None
@@ -207,7 +207,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
         if self.exit_keep is None:
-            self.exit_keep = [0.5 ** (i + 1) for i in range(len(self.exit_layers))]
+            self.exit_keep = [0.5 ** (i + 3) for i in range(len(self.exit_layers))]
         # Merged, not replaced: a user's own Auto classes survive re-saving.
         self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
 
@@ -222,10 +222,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
             )
 
     def default_exit_layers(self) -> list[int]:
-        """A third and two thirds of the depth, where a layer is left between the exit and the re-entry."""
-        last = self.num_hidden_layers - self.exit_reentry_layers - 1
-        thirds = {self.num_hidden_layers // 3, 2 * self.num_hidden_layers // 3}
-        return sorted(layer for layer in thirds if 1 <= layer <= last)
+        """A third of the depth, where a layer is left between the exit and the re-entry."""
+        third = self.num_hidden_layers // 3
+        return [third] if 1 <= third <= self.num_hidden_layers - self.exit_reentry_layers - 1 else []
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

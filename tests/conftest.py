@@ -43,13 +43,19 @@ def tiny_config(**overrides) -> ElectraEarlyExitConfig:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "generator_size": 0.5,
+        "exit_policy": "budget",
         "exit_signal": "sampled_entropy",
         "exit_auc_floor": 0.0,
         "pad_token_id": 0,
         "cls_token_id": 2,
         "sep_token_id": 3,
     }
-    return ElectraEarlyExitConfig(**{**settings, **overrides})
+    fields = {**settings, **overrides}
+    depth = fields["num_hidden_layers"]
+    last = depth - fields.get("exit_reentry_layers", 1) - 1
+    fields.setdefault("exit_layers", sorted({at for at in (depth // 3, 2 * depth // 3) if 1 <= at <= last}))
+    fields.setdefault("exit_keep", [0.5 ** (i + 1) for i in range(len(fields["exit_layers"]))])
+    return ElectraEarlyExitConfig(**fields)
 
 
 def tiny_model(**overrides) -> ElectraEarlyExitForPreTraining:

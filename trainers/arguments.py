@@ -126,14 +126,14 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         metadata={"help": "Time ten steps from this one on, and log where their time went (`trainers/profiling.py`)."},
     )
     exit_loss_warmup: float = field(
-        default=0.0,
+        default=0.3,
         metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
     )
     exit_warmup: float = field(
-        default=0.08, metadata={"help": "Share of the steps at the start that run at full depth for every token."}
+        default=0.1, metadata={"help": "Share of the steps at the start that run at full depth for every token."}
     )
     exit_cooldown: float = field(
-        default=0.12, metadata={"help": "Share of the steps at the end that run at full depth for every token."}
+        default=0.3, metadata={"help": "Share of the steps at the end that run at full depth for every token."}
     )
 
     exit_adapt_steps: int = field(

@@ -10,13 +10,13 @@ from tests.conftest import tiny_config
 
 def test_defaults_for_twelve_layers_are_those_of_the_design():
     config = ElectraEarlyExitConfig()
-    assert (config.exit_layers, config.exit_keep) == ([4, 8], [0.5, 0.25])
+    assert (config.exit_layers, config.exit_keep) == ([4], [0.125])
     assert (config.generator_size, config.discriminator_weight, config.mlm_probability) == (0.25, 50.0, 0.15)
     plain, ours = ElectraConfig().to_dict(), config.to_dict()
     assert [name for name in plain if name != "model_type" and ours[name] != plain[name]] == []
 
 
-@pytest.mark.parametrize(("depth", "layers"), [(12, [4, 8]), (6, [2, 4]), (3, [1]), (2, []), (1, [])])
+@pytest.mark.parametrize(("depth", "layers"), [(12, [4]), (6, [2]), (3, [1]), (2, []), (1, [])])
 def test_default_exit_layers_leave_a_layer_to_save(depth, layers):
     config = ElectraEarlyExitConfig(num_hidden_layers=depth)
     assert config.exit_layers == layers

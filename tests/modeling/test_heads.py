@@ -645,7 +645,7 @@ def test_fewer_layers_load_without_noise(tmp_path, caplog, layers, exits):
 def test_other_exit_layers_take_their_own_defaults(tmp_path):
     head_model(SEQUENCE, inference_exit_thresholds=[0.9, 0.8, 0.7]).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, exit_layers=[3], num_labels=3)
-    assert (model.config.exit_keep, model.config.inference_exit_thresholds) == ([0.5], None)
+    assert (model.config.exit_keep, model.config.inference_exit_thresholds) == ([0.125], None)
 
 
 # ---- Misuse ----

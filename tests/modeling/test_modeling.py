@@ -531,7 +531,12 @@ def test_to_and_from_electra_lose_nothing(tmp_path):
     model = tiny_model()
     folders = model.to_electra(tmp_path)
     back = ElectraEarlyExitForPreTraining.from_electra(
-        folders["discriminator"], folders["generator"], exit_signal="sampled_entropy"
+        folders["discriminator"],
+        folders["generator"],
+        exit_policy="budget",
+        exit_signal="sampled_entropy",
+        exit_layers=[2, 4],
+        exit_keep=[0.5, 0.25],
     )
     assert back.config.model_type == "electra_early_exit"
     ours, theirs = model.state_dict(), back.state_dict()

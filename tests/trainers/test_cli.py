@@ -121,7 +121,7 @@ def test_text_named_on_the_command_line_replaces_the_recipes():
 def test_packaged_recipes_parse(name):
     config, data, training, _ = parsing.parse([name])
     assert data.max_seq_length <= pretraining.build_config(config).max_position_embeddings
-    assert training.exit_warmup == 0.08
+    assert training.exit_warmup == 0.1
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
 

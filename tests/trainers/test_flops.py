@@ -101,15 +101,17 @@ def test_the_table_of_neighbors_is_counted_over_the_steps_it_serves():
 
 
 def test_share_of_the_design():
-    """0.70 of dense block FLOPs with context "all" and 0.64 with "none", for ELECTRA-Small at length 512 or less."""
-    for context, share in (("all", 0.70), ("none", 0.64)):
-        config = ElectraEarlyExitConfig(exit_context=context)
+    """0.70 of dense block FLOPs with context "all" and 0.64 with "none", for ELECTRA-Small at length 512 or less, and
+    0.57 with the one exit that is there by default."""
+    two = {"exit_layers": [4, 8], "exit_keep": [0.5, 0.25]}
+    for fields, share in ((two, 0.70), (two | {"exit_context": "none"}, 0.64), ({}, 0.57)):
+        config = ElectraEarlyExitConfig(**fields)
         executed = step_flops(config, 1, 128, True).blocks / step_flops(config, 1, 128, False).blocks
         assert executed == pytest.approx(share, abs=0.01)
 
 
 def test_active_tokens_and_kept_share():
-    config = ElectraEarlyExitConfig()
+    config = ElectraEarlyExitConfig(exit_layers=[4, 8], exit_keep=[0.5, 0.25])
     assert active_tokens(config, 128, True) == [128] * 4 + [64] * 4 + [32] * 3 + [128]
     assert active_tokens(config, 128, False) == [128] * 12
     assert active_tokens(ElectraEarlyExitConfig(exit_policy="none"), 128, True) == [128] * 12

@@ -43,6 +43,7 @@ def make_trainer(tokenizer, output_dir, model=None, **arguments):
         "use_cpu": True,
         "exit_warmup": 0.0,
         "exit_cooldown": 0.0,
+        "exit_loss_warmup": 0.0,
     }
     model, data = tiny_model() if model is None else model, sequences(tokenizer)
     args = ElectraEarlyExitTrainingArguments(**{**settings, **arguments})
