@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import TypeVar
 
 import torch
 
@@ -16,10 +15,8 @@ from .trainer import ElectraEarlyExitTrainer
 # not count.
 TURN = 4
 
-Name = TypeVar("Name", bound=Hashable)
 
-
-def take_turns(steps: dict[Name, Callable[[], object]], turns: int) -> dict[Name, list[float]]:
+def take_turns(steps: dict[Hashable, Callable[[], object]], turns: int) -> dict[Hashable, list[float]]:
     """Seconds of the steps of so many turns of each, one turn of each after the other, after a warm-up."""
     samples = {name: [] for name in steps}
     for turn in range(1 + turns):

@@ -17,14 +17,16 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def records(path) -> dict[tuple[str, str], dict]:
+    return {(record["name"], record["metric"]): record for record in json.loads(path.read_text())}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_a_step_is_compared_in_time_memory_and_operations(tmp_path):
     small = ["--tokens", 64, "--lengths", 32, "--precisions", "fp32", "--variants", "dense", "--repeats", 2]
     done = run(FOLDER / "training_step.py", *small, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
-    found = {
-        (record["name"], record["metric"]): record for record in json.loads((tmp_path / "found.json").read_text())
-    }
+    found = records(tmp_path / "found.json")
     variants = {name for name, _ in found}
     assert variants == {"electra-small/32/fp32/hf-loop", "electra-small/32/fp32/dense"}
     for variant in variants:
@@ -42,9 +44,7 @@ def test_what_exits_save_is_compared_with_a_model_without_them(tmp_path):
     small = ["--models", "mini", "--precisions", "fp32", "--repeats", 1]
     done = run(FOLDER / "exits.py", *small, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
-    found = {
-        (record["name"], record["metric"]): record for record in json.loads((tmp_path / "found.json").read_text())
-    }
+    found = records(tmp_path / "found.json")
     exits = found["mini/64/fp32/exits", "step_seconds"]
     dense = found["mini/64/fp32/dense", "step_seconds"]
     assert exits["ratio"] == pytest.approx(exits["value"] / dense["value"])
