@@ -131,6 +131,12 @@ def test_shows_the_exit_profile(tmp_path):
     assert "exit_profile" not in card(tmp_path / "dense", exit_policy="none")
 
 
+def test_says_after_which_layers_tokens_exit(tmp_path):
+    (tmp_path / "two").mkdir()
+    assert "| after layer 2; " in card(tmp_path, exit_layers=[2], exit_keep=[0.125])
+    assert "| after layers 1, 2; " in card(tmp_path / "two", exit_layers=[1, 2], exit_keep=[0.5, 0.25])
+
+
 def test_says_how_capacities_adapted(tmp_path):
     text = card(tmp_path, exit_keep=[0.375, 0.125], exit_error_target=0.05)
     assert (
