@@ -23,6 +23,8 @@ from .pretraining import build_config
 BUDGETS = (".tight", "", ".generous")
 # Between an arm's name and its learning rate, where it is run with several.
 RATE_MARK = "@"
+# What somebody has written about the results, beside them.
+FINDINGS = "FINDINGS.md"
 # What the name of an arm ends in that has exits and is otherwise the arm of the name without it.
 EXITS_MARK = "_exits"
 TASK_TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
@@ -53,6 +55,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         "discriminator's layers alone, and of everything.",
         "",
     ]
+    if (results / FINDINGS).exists():
+        lines += [f"What its tables say, and what they do not: [{FINDINGS}]({FINDINGS}).", ""]
     for stage, arms in found.items():
         baseline = study["stages"][stage].get("baseline", study["baseline"])
         lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
@@ -366,15 +370,16 @@ def _save(figure, path: Path) -> bool:
 
 
 def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
-    """Held-out ROC-AUC while training, by tokens, by operations and by time."""
+    """Held-out ROC-AUC while training, by tokens, operations and time: an arm's mean and the range of its seeds."""
     figure, plots = _plots(3, height=5)
     for number, (arm, group) in enumerate(arms.items()):
-        style = {"color": f"C{number % 10}", "marker": ".", "linestyle": ("-", "--", ":")[number // 10 % 3]}
-        for seed, result in enumerate(group):
-            found = curve(result)
-            for plot, axis, unit in zip(plots, ("tokens", "flops", "seconds"), (1e6, 1e12, 60), strict=True):
-                label = arm if seed == 0 else None
-                plot.plot([x / unit for x in found[axis]], found["score"], label=label, **style)
+        color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
+        found = [curve(result) for result in group]
+        scores = list(zip(*(run["score"] for run in found), strict=False))
+        for plot, axis, unit in zip(plots, ("tokens", "flops", "seconds"), (1e6, 1e12, 60), strict=True):
+            x = [mean(at) / unit for at in zip(*(run[axis] for run in found), strict=False)]
+            plot.plot(x, [mean(at) for at in scores], label=arm, color=color, linestyle=line, marker=".")
+            plot.fill_between(x, [min(at) for at in scores], [max(at) for at in scores], color=color, alpha=0.15)
     plots[0].set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
     plots[1].set(xlabel="training TFLOPs, everything included")
     plots[2].set(xlabel="minutes of training on this machine")

@@ -119,10 +119,14 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     stages = {**TINY["stages"], "full": {**TINY["stages"]["full"], "baseline": "random"}}
     (studies / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "stages": stages}))
     assert "| dense | 1.000 | 1.000 |" in report
+    assert "FINDINGS.md" not in report
+    (results / "FINDINGS.md").write_text("Nothing was found.")
     assert cli.main(["study", "tiny", *flags, "--report_only"]) == 0
     report = (results / "README.md").read_text()
     assert "Over those of the arm `random`." in report
     assert "| random | 1.000 | 1.000 |" in report
+    assert "](FINDINGS.md)" in report
+    assert (results / "FINDINGS.md").read_text() == "Nothing was found."
 
 
 def test_text_is_packed_once_for_all_runs_and_their_judges(studies, flags, monkeypatch):
