@@ -375,9 +375,9 @@ def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
     for number, (arm, group) in enumerate(arms.items()):
         color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
         found = [curve(result) for result in group]
-        scores = list(zip(*(run["score"] for run in found), strict=False))
+        scores = list(zip(*(run["score"] for run in found), strict=True))
         for plot, axis, unit in zip(plots, ("tokens", "flops", "seconds"), (1e6, 1e12, 60), strict=True):
-            x = [mean(at) / unit for at in zip(*(run[axis] for run in found), strict=False)]
+            x = [mean(at) / unit for at in zip(*(run[axis] for run in found), strict=True)]
             plot.plot(x, [mean(at) for at in scores], label=arm, color=color, linestyle=line, marker=".")
             plot.fill_between(x, [min(at) for at in scores], [max(at) for at in scores], color=color, alpha=0.15)
     plots[0].set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
