@@ -34,6 +34,26 @@ AUTO_MAP = {
 }
 
 
+# What the fields that belong to some policies alone are where they are read and left out.
+POLICY_DEFAULTS = {
+    "exit_signal": "expected_gain",
+    "exit_auc_floor": 0.6,
+    "audit_fraction": 0.2,
+    "exit_gain_loss_weight": 0.05,
+}
+
+
+def reads(name: str, policy: str, signal: str | None, error_target: float | None) -> bool:
+    """Whether anything reads `name`, a key of [`POLICY_DEFAULTS`] or `exit_threshold`, under these settings."""
+    if name == "exit_threshold":
+        return policy == "threshold"
+    if name == "exit_auc_floor" and policy == "random":
+        return error_target is not None
+    if name == "exit_gain_loss_weight":
+        return policy == "budget" and signal in (None, "expected_gain")
+    return policy == "budget"
+
+
 @strict
 class ElectraEarlyExitConfig(ElectraConfig):
     r"""
@@ -54,22 +74,23 @@ class ElectraEarlyExitConfig(ElectraConfig):
             model was pre-trained with, there is a task head at each exit layer, and all of them learn together, every
             token at full depth. Inference runs at full depth too unless there are `inference_exit_thresholds`.
             `from_pretrained(folder, exit_policy="none")` makes fine-tuning plain.
-        exit_signal (`str`, defaults to `"expected_gain"`):
-            What the `"budget"` policy ranks by: `"entropy"` of the exit head's prediction; `"sampled_entropy"`,
-            sampling in proportion to it; `"expected_gain"`, how much a small regressor, trained on audit tokens,
-            expects deeper layers to lower the loss; or `"token_loss"`, the running loss of the token's vocabulary id.
-        exit_auc_floor (`float`, defaults to 0.6):
+        exit_signal (`str`, *optional*, `"expected_gain"` for the `"budget"` policy):
+            What the `"budget"` policy, and no other, ranks by: `"entropy"` of the exit head's prediction;
+            `"sampled_entropy"`, sampling in proportion to it; `"expected_gain"`, how much a small regressor, trained
+            on audit tokens, expects deeper layers to lower the loss; or `"token_loss"`, the running loss of the
+            token's vocabulary id.
+        exit_auc_floor (`float`, *optional*, 0.6 where it is read):
             As long as the running ROC-AUC of an exit head is below this, the `"budget"` policy draws at random there,
-            and its capacity does not shrink. 0 ranks from the first step.
+            and an adapted capacity does not shrink. 0 ranks from the first step.
         exit_threshold (`float` or `list[float]`, *optional*):
-            Entropy in nats above which the `"threshold"` policy lets tokens continue; two numbers are for tokens that
-            the exit head calls original and replaced.
+            Entropy in nats above which the `"threshold"` policy, and no other, lets tokens continue; two numbers are
+            for tokens that the exit head calls original and replaced.
         exit_layers (`list[int]`, *optional*):
             After how many completed layers tokens may leave, strictly increasing. Left out: once, after a third of the
             depth (4 of 12).
         exit_keep (`list[float]`, *optional*):
             For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
-            1/8, 1/16, ...
+            1/8, 1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
         exit_context (`str`, defaults to `"all"`):
             Where tokens that left stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
             after an exit, or in `"none"`.
@@ -82,7 +103,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         exit_full_depth_share (`float`, defaults to 0.25):
             Share of a sequence's tokens that the exits' heads and regressors learn from in the training steps in which
             every token goes all the way, so that such a step costs little more than one of a model without exits.
-        exit_gain_loss_weight (`float`, defaults to 0.05):
+        exit_gain_loss_weight (`float`, *optional*, 0.05 where it is read):
             Weight of the regressors' loss, for `exit_signal="expected_gain"`. They share no parameter with the
             encoder, and Adam takes steps of the same size whatever the weight; but gradients are clipped together, and
             where the regressors' are the larger part, the encoder learns as if its learning rate were smaller.
@@ -98,8 +119,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
             averaged over both classes, that capacities rise above and fall below. Left out: `exit_keep` stays.
         exit_flops_budget (`float`, *optional*):
             Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
-        audit_fraction (`float`, defaults to 0.2):
-            Share of the continuing places of a `"budget"` exit that goes to tokens drawn at random.
+        audit_fraction (`float`, *optional*, 0.2 for the `"budget"` policy):
+            Share of the continuing places of a `"budget"` exit that goes to tokens drawn uniformly at random.
         classifier_pooling (`str`, defaults to `"first"`):
             What the heads for whole sequences read, at the exits and at the end: the states of the `"first"` token, as
             in ELECTRA, or the `"mean"` over all tokens but padding. Early layers have put little into the first
@@ -165,8 +186,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     norm_position: str = "post"
     exit_policy: str = "random"
-    exit_signal: str = "expected_gain"
-    exit_auc_floor: float | int = 0.6
+    exit_signal: str | None = None
+    exit_auc_floor: float | int | None = None
     exit_threshold: float | int | list[float | int] | None = None
     exit_layers: list[int] | None = None
     exit_keep: list[float | int] | None = None
@@ -175,12 +196,12 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_head: str = "separate"
     exit_loss_weight: float | int = 0.2
     exit_full_depth_share: float | int = 0.25
-    exit_gain_loss_weight: float | int = 0.05
+    exit_gain_loss_weight: float | int | None = None
     exit_importance_weights: bool = False
     exit_distillation_weight: float | int = 0.0
     exit_error_target: float | int | None = None
     exit_flops_budget: float | int | None = None
-    audit_fraction: float | int = 0.2
+    audit_fraction: float | int | None = None
     classifier_pooling: str = "first"
     inference_exit_criterion: str = "confidence"
     inference_exit_thresholds: list[float | int] | None = None
@@ -207,9 +228,17 @@ class ElectraEarlyExitConfig(ElectraConfig):
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
         if self.exit_keep is None:
-            self.exit_keep = [0.5 ** (i + 3) for i in range(len(self.exit_layers))]
+            shares = [1.0 if self.exit_policy == "threshold" else 0.5 ** (i + 3) for i in range(len(self.exit_layers))]
+            self.exit_keep = shares
+        self._fill_policy_fields()
         # Merged, not replaced: a user's own Auto classes survive re-saving.
         self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
+
+    def _fill_policy_fields(self):
+        """Defaults for the fields that the policy reads. The others stay empty: what they say would not happen."""
+        for name, default in POLICY_DEFAULTS.items():
+            if getattr(self, name) is None and reads(name, self.exit_policy, self.exit_signal, self.exit_error_target):
+                setattr(self, name, default)
 
     def _refuse_newer(self):
         """A newer minor version may mean something else by the same fields and weights; a patch may not."""
@@ -234,7 +263,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         changes = {
             name: value for name, value in kwargs.items() if name in (*cls.__annotations__, "num_hidden_layers")
         }
-        config_dict = _follow({**config_dict, **changes}, changes)
+        config_dict = _follow(without_unread({**config_dict, **changes}, changes), changes)
         return super().from_dict(config_dict, **{name: v for name, v in kwargs.items() if name not in changes})
 
     @property
@@ -293,7 +322,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         """Part of `@strict`-powered validation: where and when tokens exit."""
         for name, choices in (
             ("exit_policy", ("none", *POLICIES)),
-            ("exit_signal", tuple(SIGNALS)),
+            ("exit_signal", (*SIGNALS, None)),
             ("exit_context", EXIT_CONTEXTS),
             ("exit_head", EXIT_HEADS),
             ("norm_position", NORM_POSITIONS),
@@ -333,10 +362,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     def _check_exit_rule(self):
         for name in ("exit_loss_weight", "exit_gain_loss_weight", "exit_distillation_weight"):
-            self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+            self._check(name, 0 <= (getattr(self, name) or 0) < math.inf, "at least 0 and finite")
         self._check("exit_full_depth_share", 0 < self.exit_full_depth_share <= 1, "a share in (0, 1]")
         for name in ("audit_fraction", "exit_auc_floor"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            self._check(name, 0 <= (getattr(self, name) or 0) <= 1, "between 0 and 1")
         threshold = self.exit_threshold
         given = threshold is not None
         numbers = threshold if isinstance(threshold, list) else [threshold, threshold]
@@ -365,6 +394,19 @@ class ElectraEarlyExitConfig(ElectraConfig):
             self._check(name, fits, f"None or {each}, {legal_values}")
 
     def _check_exit_combinations(self):
+        for name in (*POLICY_DEFAULTS, "exit_threshold"):
+            read = reads(name, self.exit_policy, self.exit_signal, self.exit_error_target)
+            ranking = f" with `exit_signal={self.exit_signal!r}`" if self.exit_policy == "budget" else ""
+            self._check(
+                name,
+                read or getattr(self, name) is None,
+                f"left out for `exit_policy={self.exit_policy!r}`{ranking}, which does not read it",
+            )
+        self._check(
+            "exit_keep",
+            self.exit_policy != "threshold" or all(keep == 1 for keep in self.exit_keep),
+            "left out for `exit_policy='threshold'`, which has no capacities",
+        )
         adapts = self.exit_error_target is not None
         self._check(
             "exit_error_target",
@@ -381,7 +423,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         learns_gain = self.exit_policy == "budget" and self.exit_signal == "expected_gain"
         self._check(
             "audit_fraction",
-            self.audit_fraction > 0 or not learns_gain,
+            not learns_gain or self.audit_fraction > 0,
             "above 0 for `exit_signal='expected_gain'`, whose regressor learns from audit tokens",
         )
 
@@ -419,6 +461,20 @@ class ElectraEarlyExitConfig(ElectraConfig):
             f"positive and give a width (hidden_size {self.hidden_size} times it, {hidden_size}) that its {heads} "
             "attention heads divide",
         )
+
+
+def without_unread(fields: dict, changes: dict) -> dict:
+    """`fields` of a config, without those that its policy does not read and `changes` does not ask for: earlier
+    versions wrote them all, and another policy may be asked for. What was asked for is refused where it does not fit.
+    """
+    policy = fields.get("exit_policy", ElectraEarlyExitConfig.exit_policy)
+    if policy == "none":
+        return fields
+    named = [fields.get(name) for name in ("exit_signal", "exit_error_target")]
+    unread = {name for name in (*POLICY_DEFAULTS, "exit_threshold") if not reads(name, policy, *named)}
+    if policy == "threshold":
+        unread.add("exit_keep")
+    return {name: value for name, value in fields.items() if name not in unread or name in changes}
 
 
 def _minor(version: str) -> tuple[int, ...]:

@@ -145,7 +145,8 @@ def budget_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
 
 
 def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
-    """As many, at random (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control for every other policy."""
+    """As many, by uniform noise alone (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control for every other
+    policy."""
     return Ranking(evidence.uniform(), num_kept)
 
 
@@ -189,7 +190,7 @@ POLICIES: dict[str, Callable[..., Ranking]] = {
 
 def round_up(tokens: float) -> int:
     """The next multiple of [`CAPACITY_MULTIPLE`]."""
-    # The tiny tolerance keeps 0.1 * 160 = 16.000000000000004 from costing another 16 tokens.
+    # The tiny tolerance keeps 0.28 * 200 = 56.00000000000001 from costing another 8 tokens.
     return max(1, math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)) * CAPACITY_MULTIPLE
 
 
@@ -316,21 +317,19 @@ def select(
     tokens = scores.shape[1]
     if not 1 <= num_kept <= tokens:
         raise ValueError(f"num_kept must be between 1 and the number of tokens ({tokens}), got {num_kept}")
-    nobody = torch.zeros_like(scores, dtype=torch.bool)
-    protected = nobody if protected is None else protected
-    padding = nobody if padding is None else padding
+    protected, padding, candidates = _masks(scores, protected, padding)
     scores = scores.float().masked_fill(padding, -torch.inf).masked_fill(protected, torch.inf)
 
-    audited = nobody
-    if (num_audit := round(audit_fraction * num_kept)) > 0:
+    # Never more audit tokens than protected ones leave places for: who among them fits would not be chance.
+    places = (num_kept - protected.sum(dim=1, keepdim=True)).clamp_min(0)
+    num_audit = places.clamp_max(round(audit_fraction * num_kept))
+    audited = torch.zeros_like(candidates)
+    if audit_fraction > 0:
         lottery = torch.rand_like(scores) if lottery is None else lottery
-        lottery = lottery.masked_fill(protected | padding, -1.0)
-        drawn = lottery.topk(num_audit, dim=1)
-        audited = nobody.scatter(1, drawn.indices, drawn.values >= 0)
+        audited = candidates & _largest(lottery.masked_fill(~candidates, -1.0), num_audit)
     # Protected tokens outrank the audit sample, which outranks every other score.
     ranked = scores.masked_fill(audited, torch.finfo(torch.float32).max)
-    kept = nobody.scatter(1, ranked.topk(num_kept, dim=1).indices, True)
-    audited = audited & kept
+    kept = _largest(ranked, num_kept)
     # A stable sort of "exits" puts those that continue first and leaves both groups in the order of the text.
     order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
     survivors = order[:, :num_kept]
@@ -342,10 +341,48 @@ def select(
         # Kool et al., 2019: given the largest score refused, k, a token of log weight w had the chance
         # 1 - exp(-exp(w - k)).
         chance = -torch.expm1(-(log_weights.float() - best_refused).exp())
-        audit_chance = num_audit / (~(protected | padding)).sum(dim=1, keepdim=True).clamp_min(num_audit + 1)
+        audit_chance = num_audit / torch.maximum(candidates.sum(dim=1, keepdim=True), num_audit + 1)
         chance = (audit_chance + (1 - audit_chance) * chance).masked_fill(protected, 1.0)
         inverse = chance.clamp_min(1e-6).reciprocal().gather(1, survivors)
     return Selection(order, audited.gather(1, survivors), refused.gather(1, survivors), inverse)
+
+
+def draw(
+    noise: torch.Tensor,
+    num_kept: int,
+    protected: torch.Tensor | None = None,
+    padding: torch.Tensor | None = None,
+) -> Selection:
+    """Choose the `num_kept` tokens of every row by chance alone: each candidate is as likely to continue as any other.
+
+    Args:
+        noise (`torch.FloatTensor` of shape `(batch, tokens)`): uniform in (0, 1); the largest continue.
+        num_kept, protected, padding: as in [`select`].
+
+    Returns:
+        [`Selection`] whose audit tokens are all that were drawn: they are a uniform sample already.
+    """
+    selection = select(noise, num_kept, protected, padding)
+    drawn = _masks(noise, protected, padding)[2].gather(1, selection.order[:, :num_kept])
+    return selection._replace(audit=drawn, refused=drawn)
+
+
+def _masks(scores, protected, padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Protected tokens, padding, and the candidates, which are neither; padding is never protected."""
+    none = torch.zeros_like(scores, dtype=torch.bool)
+    padding = none if padding is None else padding
+    protected = none if protected is None else protected & ~padding
+    return protected, padding, ~(protected | padding)
+
+
+def _largest(scores: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
+    """Where the `count` largest scores of each row are; a number, or one a row `(batch, 1)`.
+
+    A stable sort: equal scores count in the order of the text on every device, and `topk` promises no order.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device) < count
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, places.expand_as(order))
 
 
 # ---- Inference with fine-tuned heads: whoever is certain enough leaves ----

@@ -14,6 +14,8 @@ from .configuration_electra_exit import ElectraEarlyExitConfig
 
 # Running means forget with this factor a step: they look back about a hundred steps.
 DECAY = 0.99
+# The loss of a vocabulary id not seen yet, in nats: the entropy of a 10 % base rate, neither easy nor hard.
+UNSEEN_LOSS = 0.325
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,8 @@ def class_errors(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor,
 
 
 class ElectraEarlyExitState(nn.Module):
-    """Running statistics of the exits of one model. All fields are buffers; E is the number of exits.
+    """Running statistics of the exits of one model. All fields are buffers, in fp32 whatever the weights are: a step
+    moves a running mean by a hundredth, which bf16 rounds away. E is the number of exits.
 
     auc (`(E,)`): ROC-AUC of each exit head on the tokens that reach it.
     replaced_rate (`()`): share of replaced tokens.
@@ -84,17 +87,35 @@ class ElectraEarlyExitState(nn.Module):
     def initial(config: ElectraEarlyExitConfig) -> dict[str, torch.Tensor]:
         """The value each buffer starts from."""
         exits = len(config.exit_layers)
+        fp32 = {"dtype": torch.float32}  # the default is that of the weights while a checkpoint is loaded
         values = {
-            "auc": torch.full((exits,), 0.5),
-            "replaced_rate": torch.tensor(0.1),
-            "audit": torch.zeros(exits, 2, 2, 2),
-            "left": torch.zeros(exits, 2, 2),
-            "keep": torch.tensor([float(keep) for keep in config.exit_keep]),
+            "auc": torch.full((exits,), 0.5, **fp32),
+            "replaced_rate": torch.tensor(0.1, **fp32),
+            "audit": torch.zeros(exits, 2, 2, 2, **fp32),
+            "left": torch.zeros(exits, 2, 2, **fp32),
+            "keep": torch.tensor([float(keep) for keep in config.exit_keep], **fp32),
         }
         if config.exit_signal == "token_loss":
-            # The entropy of a 10 % base rate: ids not seen yet count as neither easy nor hard.
-            values["token_loss"] = torch.full((config.vocab_size,), 0.325)
+            values["token_loss"] = torch.full((config.vocab_size,), UNSEEN_LOSS, **fp32)
         return values
+
+    def _apply(self, fn, recurse=True):
+        """Moves to a device like any module, and stays in fp32 where `model.to(dtype)`, or DeepSpeed, casts it."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != torch.float32:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
+
+    @torch.no_grad()
+    def resize_vocabulary(self, vocab_size: int):
+        """Follow a change of the vocabulary's size: new ids count as not seen yet."""
+        if hasattr(self, "token_loss"):
+            new = self.token_loss.new_full((vocab_size,), UNSEEN_LOSS)
+            common = min(vocab_size, len(self.token_loss))
+            new[:common] = self.token_loss[:common]
+            self.token_loss = new
 
     @torch.no_grad()
     def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None, input_ids: torch.Tensor | None):
@@ -111,9 +132,9 @@ class ElectraEarlyExitState(nn.Module):
         statistics = [self._exit_statistics(outputs, labels, i) for i in range(len(outputs.exit_logits))]
         rate = torch.stack([(labels == 1).sum(), (labels >= 0).sum()]).float()
         flat = all_reduce(torch.cat([rate, *(torch.cat([s.reshape(-1) for s in group]) for group in statistics)]))
-        self.replaced_rate.lerp_((flat[0] / flat[1].clamp_min(1)).to(self.replaced_rate.dtype), 1 - DECAY)
+        self.replaced_rate.lerp_(flat[0] / flat[1].clamp_min(1), 1 - DECAY)
         per_exit = flat[2:].view(len(statistics), 14)
-        self.auc.lerp_((per_exit[:, 0] / per_exit[:, 1]).to(self.auc.dtype), 1 - DECAY)
+        self.auc.lerp_(per_exit[:, 0] / per_exit[:, 1], 1 - DECAY)
         self.audit.mul_(DECAY).add_(per_exit[:, 2:10].reshape_as(self.audit))
         self.left.mul_(DECAY).add_(per_exit[:, 10:].reshape_as(self.left))
         if hasattr(self, "token_loss") and input_ids is not None:

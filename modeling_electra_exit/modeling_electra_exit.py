@@ -43,6 +43,7 @@ from .exit_policy import (
     Selection,
     above_threshold,
     capacity,
+    draw,
     round_up,
     row_noise,
     sample_size,
@@ -183,6 +184,8 @@ class Exits:
         (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to which of them leave.
     rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
     noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
+    original_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the text before corruption, by which
+        special tokens are told from samples of them. Left out: the encoder's own `input_ids`.
     full_depth_share (`float`): share of a sequence's tokens that heads are asked about where all go all the way.
     """
 
@@ -192,6 +195,7 @@ class Exits:
     leaves: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     rows_per_item: int = 1
     noise_seeds: torch.Tensor | None = None
+    original_ids: torch.Tensor | None = None
     full_depth_share: float = 1.0
 
     def open_layers(self, config: ElectraEarlyExitConfig) -> list[int]:
@@ -471,17 +475,15 @@ class ElectraEarlyExitEncoder(nn.Module):
         scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
         if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
             scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
-        # Whom chance alone chose is a uniform sample already; a threshold leaves no places to give away.
-        audit_fraction = {"random": 1.0, "threshold": 0.0}.get(exit_policy, config.audit_fraction)
-        selection = select(
-            scores,
-            num_kept,
-            protected=evidence.protected,
-            padding=evidence.padding,
-            audit_fraction=audit_fraction,
-            log_weights=log_weights,
-            lottery=lottery,
-        )
+        masks = {"protected": evidence.protected, "padding": evidence.padding}
+        if exit_policy == "random":
+            selection = draw(scores, num_kept, **masks)
+        else:
+            # A threshold leaves no places to give away.
+            share = config.audit_fraction if exit_policy == "budget" else 0.0
+            selection = select(
+                scores, num_kept, **masks, audit_fraction=share, log_weights=log_weights, lottery=lottery
+            )
         trace.selections.append(selection)
         exited = positions.gather(1, selection.order[:, num_kept:])
         trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
@@ -589,6 +591,15 @@ class ElectraEarlyExitNeighbors(nn.Module):
             nearest = similarity.topk(self.nearest.shape[1]).indices
             self.nearest[start : start + 1024] = nearest.to(self.nearest.dtype)
 
+    def resize_vocabulary(self, vocab_size: int):
+        """Follow a change of the vocabulary's size: new ids, and those whose neighbours are gone, have themselves for
+        neighbours until the next `refresh`."""
+        own = torch.arange(vocab_size, dtype=torch.int32, device=self.nearest.device)[:, None]
+        new = own.repeat(1, self.nearest.shape[1])
+        common = min(vocab_size, len(self.nearest))
+        new[:common] = torch.where(self.nearest[:common] < vocab_size, self.nearest[:common], own[:common])
+        self.nearest = new
+
     def forward(self, tokens: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`. `noise` is as in
         [`PredictMaskedTokens`], and its first column alone is used."""
@@ -603,6 +614,14 @@ GENERATORS = {
     "neighbor": ElectraEarlyExitNeighbors,
     "self": ElectraEarlyExitSelfGenerator,
 }
+
+
+def originals(input_ids: torch.Tensor | None, mlm_labels: torch.Tensor | None) -> torch.Tensor | None:
+    """The text before it was masked or corrupted, (batch, sequence), given the original ids of the chosen tokens (-100
+    elsewhere); `input_ids` themselves where there are no such labels."""
+    if input_ids is None or mlm_labels is None:
+        return input_ids
+    return torch.where(mlm_labels != -100, mlm_labels, input_ids)
 
 
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
@@ -705,6 +724,7 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         r"encoder\.layer\.\d+\.",
     ]  # fmt: skip
     _no_split_modules = ["ElectraEarlyExitLayer"]
+    _keep_in_fp32_modules_strict = ["exit_state"]
     _can_record_outputs = {"hidden_states": LayerOutput, "attentions": ElectraEarlyExitSelfAttention}
 
     @torch.no_grad()
@@ -825,7 +845,10 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         self._check_exit_arguments(exit_policy, exits, attention_mask, exit_layer)
 
         embedding_output = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        protected = None if exit_policy in ("none", *CERTAIN) else self._protected_tokens(embedding_output, input_ids)
+        protected = None
+        if exit_policy not in ("none", *CERTAIN):
+            original_ids = input_ids if exits.original_ids is None else exits.original_ids
+            protected = self._protected_tokens(embedding_output, original_ids)
         if hasattr(self, "embeddings_project"):
             embedding_output = self.embeddings_project(embedding_output)
         hidden_states, trace = self.encoder(
@@ -866,18 +889,25 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
                 f"`exit_policy={exit_policy!r}` needs `exits`, and a model whose config says "
                 "`exit_policy='none'` has none"
             )
+        rule = {"budget": "exit_signal", "threshold": "exit_threshold"}.get(exit_policy)
+        if rule is not None and getattr(self.config, rule) is None:
+            raise ValueError(
+                f"`exit_policy={exit_policy!r}` needs `config.{rule}`, got None; give both to the config or to "
+                "`from_pretrained`"
+            )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
                 f"exits need an attention mask of shape (batch, sequence), got {tuple(attention_mask.shape)}"
             )
 
-    def _protected_tokens(self, embeddings, input_ids) -> torch.Tensor:
-        """Tokens that never exit, (batch, sequence): the first, and every [CLS] and [SEP]."""
+    def _protected_tokens(self, embeddings, original_ids) -> torch.Tensor:
+        """Tokens that never exit, (batch, sequence): the first, and every [CLS] and [SEP] of the text. A replacement
+        that happens to be one is no such token."""
         protected = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         protected[:, 0] = True
         for token_id in (self.config.cls_token_id, self.config.sep_token_id):
-            if token_id is not None and input_ids is not None:
-                protected |= input_ids == token_id
+            if token_id is not None and original_ids is not None:
+                protected |= original_ids == token_id
         return protected
 
 
@@ -890,7 +920,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
       `"neighbor"`) replaces the masked tokens, and the discriminator tells which tokens were replaced.
     """
 
-    _keys_to_ignore_on_load_unexpected = None
+    # Regressors go with the policy that reads them, and another may be asked for.
+    _keys_to_ignore_on_load_unexpected = [r"^exit_gains\."]
     # The loss is a mean over this batch, whatever **kwargs suggests to Trainer.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"generator.lm_head.weight": "electra.embeddings.word_embeddings.weight"}
@@ -920,14 +951,29 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if self.config.generator_type in ("mlm", "self"):
             self.generator.lm_head = value
 
-    def exits(self, noise_seeds: torch.Tensor | None = None) -> Exits | None:
-        """The exits' heads and statistics, or `None` for a model without."""
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As everywhere in Transformers, and whatever else has an entry for each vocabulary id follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for module in (getattr(self, "exit_state", None), getattr(self, "generator", None)):
+            if hasattr(module, "resize_vocabulary"):
+                module.resize_vocabulary(self.config.vocab_size)
+        return embeddings
+
+    def exits(self, noise_seeds: torch.Tensor | None = None, original_ids: torch.Tensor | None = None) -> Exits | None:
+        """The exits' heads and statistics, or `None` for a model without; the arguments are fields of [`Exits`]."""
         if not self.config.has_exit_heads:
             return None
         shared = [self.discriminator_predictions] * len(self.config.exit_layers)
         heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
         share = self.config.exit_full_depth_share if self.training else 1.0
-        return Exits(heads, gain_heads, self.exit_state, noise_seeds=noise_seeds, full_depth_share=share)
+        return Exits(
+            heads,
+            gain_heads,
+            self.exit_state,
+            noise_seeds=noise_seeds,
+            original_ids=original_ids,
+            full_depth_share=share,
+        )
 
     @can_return_tuple
     def forward(
@@ -980,6 +1026,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         generator_loss = None
         if mlm_labels is not None and labels is not None and self.config.generator_type in ("mlm", "neighbor"):
             raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
+        text = originals(input_ids, mlm_labels)
         if mlm_labels is not None and labels is None:
             input_ids, labels, generator_loss = self.corrupt(
                 input_ids, mlm_labels, attention_mask, token_type_ids, position_ids, noise_seeds
@@ -996,7 +1043,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             exit_policy=exit_policy,
-            exits=self.exits(noise_seeds),
+            exits=self.exits(noise_seeds, text),
             return_dict=True,
             **kwargs,
         )
@@ -1077,15 +1124,15 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
         masked = mlm_labels != -100
-        originals, generator_loss, noise = mlm_labels[masked], None, None
+        targets, generator_loss, noise = mlm_labels[masked], None, None
         if noise_seeds is not None:
             noise = torch.stack([row_noise(noise_seeds, stream, masked.shape[1])[masked] for stream in (0, 1)], dim=1)
         if self.config.generator_type == "neighbor":
-            samples = self.generator(originals, noise)
+            samples = self.generator(targets, noise)
         else:
             states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
-            generator_loss, samples = self._predict_tokens(states, originals, noise)
-        original_ids = torch.where(masked, mlm_labels, input_ids)
+            generator_loss, samples = self._predict_tokens(states, targets, noise)
+        original_ids = originals(input_ids, mlm_labels)
         corrupted_ids = original_ids.masked_scatter(masked, samples)
         return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
 

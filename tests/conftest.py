@@ -19,6 +19,7 @@ import torch
 from transformers import BertTokenizer
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+from modeling_electra_exit.exit_policy import SIGNALS
 
 
 torch.set_num_threads(1)
@@ -44,23 +45,36 @@ def tiny_config(**overrides) -> ElectraEarlyExitConfig:
         "initializer_range": 0.2,
         "generator_size": 0.5,
         "exit_policy": "budget",
-        "exit_signal": "sampled_entropy",
-        "exit_auc_floor": 0.0,
         "pad_token_id": 0,
         "cls_token_id": 2,
         "sep_token_id": 3,
     }
+    if overrides.get("exit_policy", "budget") == "budget":
+        settings |= {"exit_signal": "sampled_entropy", "exit_auc_floor": 0.0}
     fields = {**settings, **overrides}
     depth = fields["num_hidden_layers"]
     last = depth - fields.get("exit_reentry_layers", 1) - 1
     fields.setdefault("exit_layers", sorted({at for at in (depth // 3, 2 * depth // 3) if 1 <= at <= last}))
-    fields.setdefault("exit_keep", [0.5 ** (i + 1) for i in range(len(fields["exit_layers"]))])
+    if fields["exit_policy"] != "threshold":
+        fields.setdefault("exit_keep", [0.5 ** (i + 1) for i in range(len(fields["exit_layers"]))])
     return ElectraEarlyExitConfig(**fields)
 
 
 def tiny_model(**overrides) -> ElectraEarlyExitForPreTraining:
     torch.manual_seed(0)
     return ElectraEarlyExitForPreTraining(tiny_config(**overrides))
+
+
+# Every rule by which tokens exit in pre-training, with the fields that it reads.
+EXIT_RULES = [
+    {"exit_policy": "random"},
+    {"exit_policy": "threshold", "exit_threshold": 0.3},
+    *({"exit_policy": "budget", "exit_signal": signal} for signal in SIGNALS),
+]
+
+
+def rule_name(rule: dict) -> str:
+    return rule.get("exit_signal", rule["exit_policy"])
 
 
 MASK_ID = 4

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
 from modeling_electra_exit.generator_head import sample_tokens
+from modeling_electra_exit.modeling_electra_exit import originals
 
 from .arguments import ElectraEarlyExitTrainingArguments
 from .data import id_dtype
@@ -131,11 +132,6 @@ class StepGenerator:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
         """Continue from what [`state_dict`] said."""
-
-
-def originals(input_ids: torch.Tensor, mlm_labels: torch.Tensor) -> torch.Tensor:
-    """The text before it was masked or corrupted; all `torch.LongTensor` of shape `(batch, sequence)`."""
-    return torch.where(mlm_labels != -100, mlm_labels, input_ids)
 
 
 class TokenDistribution(Replacements):

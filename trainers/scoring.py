@@ -59,7 +59,9 @@ class Scorer:
         config = read_config(checkpoint)
         if not architecture(config).endswith("ForPreTraining"):
             raise UsageError(f"{checkpoint} must hold a pre-trained discriminator, got {architecture(config)}")
-        overrides = {} if exit_threshold is None else {"exit_threshold": exit_threshold}
+        overrides = {}
+        if exit_threshold is not None:
+            overrides = {"exit_policy": "threshold", "exit_threshold": exit_threshold}
         if overrides and not (config.model_type == OURS and config.has_exit_heads):
             raise UsageError(f"--exit_threshold needs exit heads, and {checkpoint} has none")
         self.policy = "none" if exit_threshold is None else "threshold"

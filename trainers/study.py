@@ -18,6 +18,8 @@ from datasets import Dataset, Features, List, Value
 from filelock import FileLock
 from transformers import AutoConfig, AutoTokenizer
 
+from modeling_electra_exit.configuration_electra_exit import without_unread
+
 from .cached_replacements import cache_replacements
 from .collator import DataCollatorForReplacedTokenDetection, build_collator
 from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, pack
@@ -119,9 +121,9 @@ def read_runs(study: dict) -> list[Run]:
             arm if rate is None else f"{arm}{RATE_MARK}{rate:g}",
             seed,
             {
-                **study["base"],
-                **stage.get("fields", {}),
-                **study["arms"][arm],
+                **without_unread(
+                    {**study["base"], **stage.get("fields", {}), **study["arms"][arm]}, study["arms"][arm]
+                ),
                 **({} if rate is None else {"learning_rate": rate}),
                 "seed": seed,
             },
@@ -130,6 +132,7 @@ def read_runs(study: dict) -> list[Run]:
         for name, stage in study["stages"].items()
         for seed in stage["seeds"]
         for arm in stage["arms"]
+        for own in [study["arms"][arm]]
         for rate in stage.get("learning_rates", [None])
     ]
 

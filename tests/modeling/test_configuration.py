@@ -99,6 +99,20 @@ INVALID = [
     ),
     ({"inference_exit_temperatures": [1.0, 0.0]}, ["inference_exit_temperatures", "[1.0, 0.0]", "above 0"]),
     ({"exit_reentry_layers": 1.5}, ["exit_reentry_layers"]),
+    *(
+        ({"exit_policy": "random", name: value}, [name, repr(value), "left out for `exit_policy='random'`"])
+        for name, value in (
+            ("exit_signal", "expected_gain"),
+            ("exit_auc_floor", 0.6),
+            ("audit_fraction", 0.2),
+            ("exit_gain_loss_weight", 0.05),
+            ("exit_threshold", 0.3),
+        )
+    ),
+    ({"exit_policy": "threshold", "exit_threshold": 0.3, "exit_signal": "entropy"}, ["exit_signal", "left out"]),
+    ({"exit_policy": "threshold", "exit_threshold": 0.3, "exit_keep": [0.5, 0.5]}, ["exit_keep", "no capacities"]),
+    ({"exit_threshold": 0.3}, ["exit_threshold", "0.3", "left out for `exit_policy='budget'`"]),
+    ({"exit_signal": "entropy", "exit_gain_loss_weight": 1.0}, ["exit_gain_loss_weight", "`exit_signal='entropy'`"]),
 ]
 
 
@@ -108,3 +122,31 @@ def test_invalid_fields_are_named_with_value_and_legal_values(fields, fragments)
         tiny_config(**fields)
     message = f"{error.value} {error.value.__cause__}"
     assert not [fragment for fragment in fragments if fragment not in message]
+
+
+def test_what_the_policy_reads_is_filled_in_and_nothing_else():
+    rules = ("exit_signal", "exit_auc_floor", "audit_fraction", "exit_gain_loss_weight")
+
+    def read(**fields):
+        return [getattr(ElectraEarlyExitConfig(**fields), name) for name in rules]
+
+    assert read() == [None] * 4
+    assert read(exit_policy="budget") == ["expected_gain", 0.6, 0.2, 0.05]
+    assert read(exit_policy="budget", exit_signal="entropy") == ["entropy", 0.6, 0.2, None]
+    assert read(exit_error_target=0.05) == [None, 0.6, None, None]
+    assert read(exit_policy="none", exit_signal="entropy") == ["entropy", None, None, None]
+
+
+def test_another_policy_may_be_asked_for_and_older_configs_load(tmp_path):
+    """Earlier versions wrote fields that `random` does not read, with their defaults."""
+    tiny_config(exit_signal="entropy").save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, exit_policy="random")
+    assert (config.exit_signal, config.audit_fraction, config.exit_keep) == (None, None, [0.5, 0.25])
+    config = AutoConfig.from_pretrained(tmp_path, exit_policy="threshold", exit_threshold=0.3)
+    assert (config.exit_signal, config.exit_keep) == (None, [1.0, 1.0])
+    with pytest.raises(StrictDataclassError):
+        AutoConfig.from_pretrained(tmp_path, exit_policy="random", exit_signal="entropy")
+    written = json.loads((tmp_path / "config.json").read_text())
+    written |= {"exit_policy": "random", "exit_gain_loss_weight": 0.05, "exit_threshold": None}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert AutoConfig.from_pretrained(tmp_path).exit_signal is None

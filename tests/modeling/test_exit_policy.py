@@ -11,6 +11,7 @@ from modeling_electra_exit.exit_policy import (
     Evidence,
     binary_entropy,
     capacity,
+    draw,
     gumbel,
     row_noise,
     sample_size,
@@ -18,7 +19,7 @@ from modeling_electra_exit.exit_policy import (
     select,
     systematic_sample,
 )
-from tests.conftest import masked_batch, tiny_config, tiny_model
+from tests.conftest import EXIT_RULES, masked_batch, rule_name, tiny_config, tiny_model
 
 
 def reference_select(scores, num_kept, protected, padding):
@@ -95,6 +96,36 @@ def test_audit_tokens_are_a_uniform_sample_of_all_candidates():
         assert set(kept[row][selection.refused[row]].tolist()) == {t for t in drawn if t < min(best)}
 
 
+def test_an_audit_sample_that_protected_tokens_leave_too_few_places_for_is_uniform_too():
+    torch.manual_seed(0)
+    protected = (torch.arange(40) % 10 == 3).expand(4000, -1)
+    selection = select(torch.arange(40.0).expand(4000, -1), 8, protected, audit_fraction=1.0)
+    kept = selection.order[:, :8]
+    assert selection.audit.sum(1).eq(4).all()
+    counts = torch.bincount(kept[selection.audit], minlength=40)[~protected[0]]
+    expected = 4000 * 4 / 36
+    assert ((counts - expected) ** 2 / expected).sum() < 66.6  # 35 degrees of freedom, p = 0.001
+
+
+def test_equal_scores_count_in_the_order_of_the_text(monkeypatch):
+    """`topk` may break ties as it likes, and does so differently on other devices."""
+    monkeypatch.setattr(torch, "topk", None)
+    monkeypatch.setattr(torch.Tensor, "topk", None)
+    padding = (torch.arange(24) >= 20).expand(2, -1)
+    for audit_fraction in (0.0, 1.0):
+        selection = select(
+            torch.zeros(2, 24), 8, padding=padding, audit_fraction=audit_fraction, lottery=torch.full((2, 24), 0.5)
+        )
+        assert selection.order[:, :8].tolist() == [list(range(8))] * 2
+    assert draw(torch.full((1, 24), 0.5), 8).order[0, :8].tolist() == list(range(8))
+
+
+def test_padding_is_not_protected_even_where_it_has_the_id_of_a_special_token():
+    padding = torch.arange(16) >= 4
+    selection = select(torch.zeros(1, 16), 6, protected=padding[None] | (torch.arange(16) == 0), padding=padding[None])
+    assert selection.order[0, :4].tolist() == [0, 1, 2, 3]
+
+
 def test_audit_places_for_more_than_there_are_candidates():
     padding = (torch.arange(32) >= 10).expand(2, -1)
     selection = select(torch.randn(2, 32), 16, padding=padding, audit_fraction=1.0)
@@ -139,7 +170,16 @@ def test_sampled_entropy_draws_in_proportion_to_entropy():
 
 @pytest.mark.parametrize(
     ("keep", "length", "expected"),
-    [(0.5, 128, 64), (0.25, 128, 32), (0.3, 128, 40), (0.1, 160, 16), (0.01, 128, 8), (1.0, 100, 100), (0.5, 8, 8)],
+    [
+        (0.5, 128, 64),
+        (0.25, 128, 32),
+        (0.3, 128, 40),
+        (0.1, 160, 16),
+        (0.28, 200, 56),
+        (0.01, 128, 8),
+        (1.0, 100, 100),
+        (0.5, 8, 8),
+    ],
 )
 def test_capacity_rounds_up_to_a_multiple_of_8(keep, length, expected):
     assert capacity(keep, length) == expected
@@ -151,13 +191,12 @@ def test_select_refuses_impossible_numbers(num_kept):
         select(torch.randn(2, 32), num_kept)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("signal", SIGNALS)
-def test_every_policy_and_signal_gives_finite_scores(policy, signal):
+@pytest.mark.parametrize("rule", EXIT_RULES, ids=rule_name)
+def test_every_policy_and_signal_gives_finite_scores(rule):
     logits = torch.tensor([[-1e4, -1.0, 0.0, 1.0, 1e4] * 4])
     evidence = Evidence(logits, gain=torch.randn_like(logits), token_loss=torch.rand_like(logits))
-    config = tiny_config(exit_policy=policy, exit_signal=signal, exit_threshold=0.3)
-    ranking = POLICIES[policy](evidence, 16, config)
+    config = tiny_config(**rule)
+    ranking = POLICIES[config.exit_policy](evidence, 16, config)
     assert ranking.scores.shape == logits.shape
     assert ranking.scores.isfinite().all()
     assert ranking.num_kept == 16

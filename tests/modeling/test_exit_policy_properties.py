@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_electra_exit.exit_policy import POLICIES, SIGNALS, Evidence, adapt_capacities, capacity, select
-from tests.conftest import tiny_config, tiny_model
+from modeling_electra_exit.exit_policy import POLICIES, Evidence, adapt_capacities, capacity, select
+from tests.conftest import EXIT_RULES, rule_name, tiny_config, tiny_model
 
 
 @st.composite
@@ -60,12 +60,12 @@ def test_adapted_capacities_are_legal_in_a_config(exits, target, length):
     assert all(0 < share <= 1 for share in adapted)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("rule", EXIT_RULES, ids=rule_name)
 @pytest.mark.parametrize("length", [1, 2, 9])
 @pytest.mark.parametrize("keep", [[1e-9, 1e-9], [1, 1]])
-def test_the_smallest_batches_train(policy, signal, length, keep):
-    model = tiny_model(exit_policy=policy, exit_signal=signal, exit_keep=keep, exit_threshold=0.3).train()
+def test_the_smallest_batches_train(rule, length, keep):
+    capacities = {} if rule["exit_policy"] == "threshold" else {"exit_keep": keep}
+    model = tiny_model(**rule, **capacities).train()
     ids = torch.full((1, length), 3)  # nothing but special tokens
     labels = torch.full_like(ids, -100)
     output = model(input_ids=ids, mlm_labels=labels)
@@ -76,9 +76,9 @@ def test_the_smallest_batches_train(policy, signal, length, keep):
     assert padded.loss.isfinite()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_policies_rank_every_candidate(policy):
-    config = tiny_config(exit_policy=policy, exit_threshold=0.3)
-    ranking = POLICIES[policy](Evidence(torch.tensor([[1e30, -1e30, 0.0]])), 2, config)
+@pytest.mark.parametrize("rule", EXIT_RULES[:3], ids=rule_name)
+def test_policies_rank_every_candidate(rule):
+    config = tiny_config(**rule)
+    ranking = POLICIES[config.exit_policy](Evidence(torch.tensor([[1e30, -1e30, 0.0]])), 2, config)
     assert ranking.scores.isfinite().all()
     assert 1 <= ranking.num_kept <= 3

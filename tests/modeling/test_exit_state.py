@@ -1,5 +1,7 @@
 """What training measures about its exits, and what follows from it for the capacities."""
 
+import copy
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -158,3 +160,25 @@ def test_the_budget_goes_to_the_largest_gap():
     assert adapt_capacities([0.5, 0.25], [0.2, 0.1], 0.05, 64, [True, True], affordable) == [0.625, 0.25]
     # What one exit gives back, the other may have.
     assert adapt_capacities([0.625, 0.25], [0.01, 0.2], 0.05, 64, [True, True], affordable) == [0.5, 0.375]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_stay_in_fp32_whatever_the_weights_are(dtype, tmp_path):
+    """In bf16, a hundredth of the way from 0.5 to 0.7 is less than half of the distance to the next number."""
+    model = tiny_model(exit_signal="token_loss").train()
+    model.exit_state.auc.fill_(0.6123456)
+    ways = {"to": model.to(dtype), "cast": copy.deepcopy(model).type(dtype)}  # DeepSpeed does the second
+    model.save_pretrained(tmp_path)
+    ways["loaded"] = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path, dtype=dtype)
+    with torch.device("meta"):
+        empty = tiny_model(exit_signal="token_loss")
+    ways["from meta"] = empty.to_empty(device="cpu").to(dtype)
+    for way, cast in ways.items():
+        assert cast.dtype == dtype, way
+        assert {buffer.dtype for buffer in cast.exit_state.buffers()} == {torch.float32}, way
+    assert ways["loaded"].exit_state.auc.tolist() == pytest.approx([0.6123456] * 2, abs=1e-7)
+    model.exit_state.auc.fill_(0.5)
+    ids = masked_batch()["input_ids"]
+    for _ in range(3):
+        model(ids, labels=(ids % 5 == 0).long())
+    assert (model.exit_state.auc != 0.5).all()

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForPreTraining, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
 from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel, generator_head
-from modeling_electra_exit.exit_policy import POLICIES, SIGNALS
-from tests.conftest import masked_batch, tiny_config, tiny_model
+from tests.conftest import EXIT_RULES, masked_batch, rule_name, tiny_config, tiny_model
 
 
 def plain_electra(model, tmp_path) -> ElectraForPreTraining:
@@ -194,10 +193,10 @@ def survivors(model, batch, **kwargs):
     return outputs.exit_layers, outputs.exit_positions
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_labels_never_reach_routing(policy, signal):
-    model = tiny_model(exit_policy=policy, exit_signal=signal, exit_threshold=0.3, exit_auc_floor=0.4).train()
+@pytest.mark.parametrize("rule", EXIT_RULES, ids=rule_name)
+def test_labels_never_reach_routing(rule):
+    floor = {"exit_auc_floor": 0.4} if rule["exit_policy"] == "budget" else {}
+    model = tiny_model(**rule, **floor).train()
     ids = masked_batch()["input_ids"]
     labels = (ids % 5 == 0).long()
     before = {name: value.clone() for name, value in model.exit_state.state_dict().items()}
@@ -377,8 +376,8 @@ def test_labels_of_a_named_generator_are_weighted_as_the_joint_objective_is(gene
     torch.testing.assert_close(outputs.loss.detach(), weight * outputs.discriminator_loss)
 
 
-@pytest.mark.parametrize("signal", ["sampled_entropy", "expected_gain", "token_loss"])
-def test_training_steps_are_compiled_once(signal):
+@pytest.mark.parametrize("rule", [{"exit_policy": "random"}, {"exit_signal": "expected_gain", "exit_auc_floor": 0.55}])
+def test_training_steps_are_compiled_once(rule):
     """Every value that changes from step to step is a tensor. Tracing is what is tested: no code is generated."""
     torch.compiler.reset()
     traced = []
@@ -387,13 +386,13 @@ def test_training_steps_are_compiled_once(signal):
         traced.append(graph)
         return graph.forward
 
-    model = tiny_model(exit_signal=signal, exit_auc_floor=0.55).train()
+    model = tiny_model(num_hidden_layers=3, **rule).train()
     compiled = torch.compile(model, backend=backend)
     counts = []
     for step in range(4):
         ids = masked_batch(seed=step)["input_ids"]
         scale = torch.tensor(step / 4)
-        compiled(ids, labels=(ids % 5 == 0).long(), exit_policy="budget", exit_loss_scale=scale).loss.backward()
+        compiled(ids, labels=(ids % 5 == 0).long(), exit_loss_scale=scale).loss.backward()
         counts.append(len(traced))
     torch.compiler.reset()
     assert counts[0] >= 1
@@ -670,3 +669,39 @@ def test_who_is_asked_at_full_depth_depends_on_the_sequence_alone():
     for row in range(4):
         alone = model(batch["input_ids"][row : row + 1], exit_policy="none", noise_seeds=seeds[row : row + 1])
         assert torch.equal(alone.exit_positions[0][0], together[row])
+
+
+@pytest.mark.parametrize("size", [150, 90], ids=["more", "fewer"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"generator_type": "neighbor"}, {"exit_signal": "token_loss"}, {"generator_type": "self"}, {}],
+    ids=["neighbor", "token_loss", "self", "mlm"],
+)
+def test_a_resized_vocabulary_trains_and_loads(settings, size, tmp_path):
+    model = tiny_model(**settings)
+    model.resize_token_embeddings(size)
+    batch = masked_batch()
+    batch = {name: ids.clamp_max(size - 1) for name, ids in batch.items()}
+    if model.config.generator_type == "self":
+        batch["labels"] = (batch["input_ids"] % 5 == 0).long()
+    batch["input_ids"][:, 20] = batch["mlm_labels"][:, 5] = size - 1
+    model.train()(**batch).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == size
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value)
+
+
+def test_new_words_are_their_own_neighbours_and_unseen():
+    model = tiny_model(generator_type="neighbor", exit_signal="token_loss")
+    model.generator.refresh(model.get_input_embeddings().weight, [0, 1, 2, 3, 4])
+    model.exit_state.token_loss.copy_(torch.arange(120.0))
+    before = model.generator.nearest.clone()
+    model.resize_token_embeddings(130)
+    assert torch.equal(model.generator.nearest[:120], before)
+    assert (model.generator.nearest[125] == 125).all()
+    assert model.exit_state.token_loss[119:122].tolist() == pytest.approx([119.0, 0.325, 0.325])
+    model.resize_token_embeddings(100)
+    assert model.generator.nearest.shape == (100, 8)
+    assert (model.generator.nearest < 100).all()
