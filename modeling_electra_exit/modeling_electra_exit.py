@@ -724,7 +724,6 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         r"encoder\.layer\.\d+\.",
     ]  # fmt: skip
     _no_split_modules = ["ElectraEarlyExitLayer"]
-    _keep_in_fp32_modules_strict = ["exit_state"]
     _can_record_outputs = {"hidden_states": LayerOutput, "attentions": ElectraEarlyExitSelfAttention}
 
     @torch.no_grad()
@@ -922,6 +921,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
 
     # Regressors go with the policy that reads them, and another may be asked for.
     _keys_to_ignore_on_load_unexpected = [r"^exit_gains\."]
+    _keep_in_fp32_modules_strict = ["exit_state"]
     # The loss is a mean over this batch, whatever **kwargs suggests to Trainer.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"generator.lm_head.weight": "electra.embeddings.word_embeddings.weight"}
