@@ -409,7 +409,7 @@ def load_examples(
         UsageError: for a column or label that is not there, or labels that are more or fewer than words.
         DataError: for a file that cannot be read.
     """
-    data = read_files([str(path)])
+    data = read_files([str(path)], text_columns=text_columns or ())
     words = classifies_words(config)
     kinds = {name: getattr(kind, "feature", None) if words else kind for name, kind in data.features.items()}
     fitting = [name for name, kind in kinds.items() if "string" in str(getattr(kind, "dtype", ""))]

@@ -1,5 +1,6 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
+import glob
 import importlib.util
 import itertools
 import json
@@ -8,7 +9,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from datasets import (
     DatasetDict,
     Features,
     IterableDataset,
-    Sequence,
     Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
+from datasets import Sequence as SequenceFeature
 from datasets.arrow_writer import SchemaInferenceError
 from datasets.distributed import split_dataset_by_node
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
@@ -95,21 +96,14 @@ def load_documents(args: DataArguments) -> DatasetDict:
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:
-        splits = {"train": read_files(args.train_files, args.sample_by, args.streaming)}
+        splits = {"train": read_files(args.train_files, args.sample_by, args.streaming, [args.text_column])}
     else:
         splits = load_from_hub(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
     if args.validation_files:
-        splits["validation"] = read_files(args.validation_files, args.sample_by)
+        splits["validation"] = read_files(args.validation_files, args.sample_by, text_columns=[args.text_column])
     for name, split in splits.items():
         features = split.features or _first_features(split)
-        if args.text_column not in features:
-            raise DataError(
-                f"the {name} data has no column `{args.text_column}`, only {', '.join(features)}; "
-                "choose one with --text_column"
-            )
-        held = features[args.text_column]
-        if getattr(held, "dtype", None) not in ("string", "large_string", "null"):
-            raise DataError(f"the column `{args.text_column}` of the {name} data must hold text, got {held}")
+        check_text(features, args.text_column, f"the {name} data", "; choose one with --text_column")
         split = split.select_columns(args.text_column)
         splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
     if "validation" not in splits and args.streaming:
@@ -156,8 +150,15 @@ def load_from_hub(
     return {split: loaded[theirs] for split, theirs in splits.items() if theirs in loaded}
 
 
-def read_files(paths: list[str], sample_by: str = "paragraph", streaming: bool = False) -> Dataset | IterableDataset:
-    """Local files of one kind as one data set; `sample_by` says what is a row of a .txt file.
+def read_files(
+    paths: list[str], sample_by: str = "paragraph", streaming: bool = False, text_columns: Sequence[str] = ()
+) -> Dataset | IterableDataset:
+    """Local files of one kind as one data set. A path is the name of one file, never a pattern.
+
+    Args:
+        sample_by: what is a row of a .txt file.
+        text_columns: columns of a .csv file that hold text: their cells are taken as they are written, numbers too.
+            Only an empty cell of a .csv file is a missing value; words such as `null` and `NA` are not.
 
     Raises:
         DataError: for a file that is missing, unreadable or of an unknown kind, or files of several.
@@ -165,19 +166,30 @@ def read_files(paths: list[str], sample_by: str = "paragraph", streaming: bool =
     for path in paths:
         if not os.path.isfile(path):
             raise DataError(f"no such file: {path}")
+        if "::" in path or os.path.expandvars(path) != path:
+            raise DataError(f"rename {path}: the reader of files gives `::` and `$` in a name a meaning of their own")
     kinds = {path: _loader_of(path) for path in paths}
     if len(set(kinds.values())) > 1:
         raise DataError(f"all files of a split must be of one kind, got {kinds}")
     (loader,) = set(kinds.values())
-    options = {"sample_by": sample_by} if loader == "text" else {}
+    cells = {"converters": dict.fromkeys(text_columns, str), "keep_default_na": False, "na_values": [""]}
+    options = {"text": {"sample_by": sample_by}, "csv": cells}.get(loader, {})
     try:
-        absolute = [os.path.abspath(path) for path in paths]
+        absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library takes paths for patterns
         return load_dataset(loader, data_files=absolute, split="train", streaming=streaming, **options)
     except Exception as error:
         reason = error.__cause__ or error
         if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
             raise DataError(f"there is no text in {', '.join(paths)}") from error
         raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
+
+
+def check_text(features: Features, column: str, where: str, hint: str = "") -> None:
+    """Raises: DataError if there is no such column, or it holds something else than text."""
+    if column not in features:
+        raise DataError(f"{where} must have the column `{column}`, got {', '.join(features)}{hint}")
+    if getattr(features[column], "dtype", None) not in ("string", "large_string", "null"):
+        raise DataError(f"the column `{column}` of {where} must hold text, got {features[column]}")
 
 
 def _loader_of(path: str) -> str:
@@ -359,7 +371,7 @@ class PackedStream(torch.utils.data.IterableDataset):
 
 def packed_features(tokenizer: PreTrainedTokenizerBase) -> Features:
     """What packed sequences are stored as."""
-    return Features({"input_ids": Sequence(Value(id_dtype(len(tokenizer))))})
+    return Features({"input_ids": SequenceFeature(Value(id_dtype(len(tokenizer))))})
 
 
 def id_dtype(vocab_size: int) -> str:

@@ -23,7 +23,7 @@ from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
 from .checkpoints import newest_intact, write_json
 from .cpu_kernels import suit_attention
-from .data import DataError, load_from_hub, read_files
+from .data import DataError, check_text, load_from_hub, read_files
 from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
 from .parsing import FINETUNE, UsageError, parse
@@ -246,7 +246,7 @@ def load_examples(
     if data_args.data_dir and not any(files.values()):
         files = {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
     if all(files.values()):
-        splits = {split: read_files([path]) for split, path in files.items()}
+        splits = {split: read_files([path], text_columns=task.columns) for split, path in files.items()}
     else:
         splits = load_from_hub(data_args.dataset_name, data_args.task, task.validation)
         if "validation" not in splits:
@@ -260,14 +260,13 @@ def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:
     Raises:
         DataError: if a column is missing or holds something else.
     """
+    for column in task.columns:
+        check_text(rows.features, column, where)
     for column in (*task.columns, "label"):
         if column not in rows.column_names:
             raise DataError(f"{where} must have the column `{column}`, got {', '.join(rows.column_names)}")
         if empty := rows.data.column(column).null_count:
             raise DataError(f"the column `{column}` of {where} must have a value everywhere, {empty} are missing")
-        kind = rows.features[column].dtype
-        if column != "label" and not kind.endswith("string"):
-            raise DataError(f"the column `{column}` of {where} must hold text, got {kind}")
     if len(rows) == 0:
         raise DataError(f"{where} must have a row, got none")
     if task.is_regression:

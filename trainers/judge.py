@@ -12,7 +12,7 @@ from . import metrics
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .collator import DataCollatorForReplacedTokenDetection
 from .cpu_kernels import suit_attention
-from .data import DataError, read_files
+from .data import check_text, read_files
 from .finetuning import evaluate, load_examples, train_classifier
 from .scoring import Scorer
 from .tasks import TASKS
@@ -59,10 +59,10 @@ def judge_blimp(folder: Path | str, path: Path, pairs_per_paradigm: int | None =
     Raises:
         DataError: if the file cannot be read, or lacks a column.
     """
-    rows = read_files([str(path)])
-    for column in ("sentence_good", "sentence_bad", "UID"):
-        if column not in rows.column_names:
-            raise DataError(f"{path} must have the column `{column}`, got {', '.join(rows.column_names)}")
+    columns = ("sentence_good", "sentence_bad", "UID")
+    rows = read_files([str(path)], text_columns=columns)
+    for column in columns:
+        check_text(rows.features, column, str(path))
     seen, pairs = Counter(), []
     for row in rows:
         seen[row["UID"]] += 1

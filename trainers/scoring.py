@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 
 from . import cpu_kernels
-from .data import DataError, read_files
+from .data import check_text, read_files
 from .loading import OURS, architecture, load_for, read_config, read_tokenizer
 from .parsing import Parser, UsageError
 
@@ -131,9 +131,8 @@ def score_command(argv: Sequence[str]) -> int:
     text = "tokens whose entropy at an exit, in nats, is at most this stay with its answer (left out: full depth)"
     parser.add_argument("--exit_threshold", type=float, help=text)
     args = parser.parse_args(list(argv))
-    rows = read_files([args.file], "line")
-    if args.text_column not in rows.column_names:
-        raise DataError(f"{args.file} must have the column `{args.text_column}`, got {', '.join(rows.column_names)}")
+    rows = read_files([args.file], "line", text_columns=[args.text_column])
+    check_text(rows.features, args.text_column, args.file, "; choose one with --text_column")
     scorer = Scorer(args.checkpoint, args.exit_threshold)
     tokens, start = 0, time.perf_counter()
     with open(args.output, "w", encoding="utf-8") if args.output else nullcontext(sys.stdout) as file:

@@ -117,6 +117,38 @@ def test_a_data_set_by_name_with_and_without_held_out_text(tmp_path):
     assert (len(documents["train"]), len(documents["validation"])) == (5, 5)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("data[1].txt", "data1.txt"), ("a*b.txt", "axb.txt"), ("why?.txt", "whyx.txt"), ("**.txt", "c.txt")],
+)
+def test_a_file_name_is_not_a_pattern(tmp_path, name, beside, streaming):
+    (tmp_path / name).write_text("This is the file whose name holds brackets.\n")
+    (tmp_path / beside).write_text("This is another file.\nIt has two lines.\n")
+    (tmp_path / "__held_out[ab].txt").write_text("held out\n")
+    files = {"train_files": [str(tmp_path / name)], "validation_files": [str(tmp_path / "__held_out[ab].txt")]}
+    documents = load_documents(DataArguments(**files, sample_by="line", streaming=streaming))
+    assert [row["text"] for row in documents["train"]] == ["This is the file whose name holds brackets."]
+    assert [row["text"] for row in documents["validation"]] == ["held out"]
+
+
+WORDS_LIKE_NULL = ["null", "NA", "None", "nan", "the word null in a sentence"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_a_text_column_are_taken_as_they_are_written(tmp_path, streaming):
+    rows = [*WORDS_LIKE_NULL, None, "007", "1.50", "true", "2024-01-01"]
+    for name in ("words", "numbers"):
+        with open(tmp_path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["number", "body"])
+            writer.writerows(enumerate(rows if name == "words" else ["1", "2"]))
+    files = {"train_files": [str(tmp_path / "words.csv")], "validation_files": [str(tmp_path / "numbers.csv")]}
+    documents = load_documents(DataArguments(**files, text_column="body", streaming=streaming))
+    assert [row["text"] for row in documents["train"]] == rows
+    assert documents["validation"]["text"][:] == ["1", "2"]
+
+
 def test_held_out_documents_are_held_out_and_the_same_every_time(corpus):
     args = DataArguments(train_files=[str(corpus)], validation_fraction=0.1)
     first, second = load_documents(args), load_documents(args)
@@ -158,7 +190,12 @@ def test_prepare_goes_the_whole_way(corpus):
         ({"train_files": ["/nowhere/a.txt"]}, "no such file: /nowhere/a.txt"),
         ({"train_files": ["{tmp}/a.doc"]}, r"cannot tell what .*a.doc is: the name must end in .txt"),
         ({"train_files": ["{tmp}/a.txt", "{tmp}/a.jsonl"]}, "must be of one kind"),
-        ({"train_files": ["{tmp}/a.jsonl"], "text_column": "body"}, "no column `body`, only text; choose one with"),
+        (
+            {"train_files": ["{tmp}/a.jsonl"], "text_column": "body"},
+            "must have the column `body`, got text; choose one with",
+        ),
+        ({"train_files": ["{tmp}/a::b.txt"]}, r"rename .*a::b.txt: the reader of files gives `::` and `\$` in a name"),
+        ({"train_files": ["{tmp}/$HOME.txt"]}, r"rename .*HOME.txt"),
         ({"train_files": ["{tmp}/broken.jsonl"]}, r"cannot read .*broken.jsonl as json"),
         ({"train_files": ["{tmp}/one.txt"]}, r"1 document\(s\), so none can be held out"),
         ({"train_files": ["{tmp}/a.txt"], "validation_fraction": 1.0}, "strictly between 0 and 1, got 1.0"),
@@ -167,7 +204,8 @@ def test_prepare_goes_the_whole_way(corpus):
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, arguments, message):
-    for name, text in {"a.doc": "x", "a.txt": "one\n\ntwo", "one.txt": "one", "a.jsonl": '{"text": "x"}\n'}.items():
+    plain = {"a.doc": "x", "a.txt": "one\n\ntwo", "one.txt": "one", "a.jsonl": '{"text": "x"}\n'}
+    for name, text in {**plain, "a::b.txt": "x", "$HOME.txt": "x"}.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "broken.jsonl").write_text('{"text": "x"\nnonsense')
     if "train_files" in arguments:
@@ -222,7 +260,7 @@ FILES = {
     "utf16.txt": ("the cat runs".encode("utf-16"), "cannot read .* 'utf-8' codec can't decode"),
     "numbers.jsonl": (b'{"text": 1}\n{"text": 2}', "the column `text` of the train data must hold text, got"),
     "lists.jsonl": (b'{"text": ["a"]}\n{"text": ["b"]}', "the column `text` of the train data must hold text, got"),
-    "other.jsonl": (b'{"txt": "a"}', "has no column `text`, only txt"),
+    "other.jsonl": (b'{"txt": "a"}', "must have the column `text`, got txt"),
     "extra.jsonl": ("\n".join(json.dumps({**row, "id": i, "tags": [i]}) for i, row in enumerate(GOOD)).encode(), None),
     "nulls.jsonl": ("\n".join(json.dumps(row) for row in [{"text": None}, *GOOD]).encode(), None),
     "emoji.txt": ("\n\n".join(["\U0001f600 \U0001f1e9\U0001f1ea \U0001f469\u200d\U0001f467"] * 20).encode(), None),

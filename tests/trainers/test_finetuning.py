@@ -21,7 +21,7 @@ from transformers import (
 
 from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
 from modeling_electra_exit.trainers import cli, finetuning, parsing
-from modeling_electra_exit.trainers.arguments import FineTuningArguments
+from modeling_electra_exit.trainers.arguments import FineTuningArguments, FineTuningDataArguments
 from modeling_electra_exit.trainers.optimization import ElectraAdamW
 from modeling_electra_exit.trainers.tasks import TASKS
 from tests.conftest import WORDS, tiny_config, tiny_model
@@ -273,6 +273,8 @@ ROWS = [{"sentence1": "a cat", "sentence2": "the dog", "label": label} for label
          "the column `label` of the train data of mrpc must have a value everywhere, 1 are missing"),
         ("mrpc", [*ROWS, {**ROWS[0], "sentence2": None}], "the column `sentence2` of the train data of mrpc must"),
         ("mrpc", [{**row, "sentence1": 7} for row in ROWS], "the column `sentence1` of the train data of mrpc must"),
+        ("mrpc", [{**row, "sentence1": ["a"]} for row in ROWS],
+         "the column `sentence1` of the train data of mrpc must hold text, got List"),
         ("stsb", [{**row, "label": "3.5"} for row in ROWS],
          "the column `label` of the train data of stsb must hold numbers, got string"),
     ],
@@ -283,6 +285,17 @@ def test_examples_that_do_not_fit_the_task(start, glue, tmp_path, capsys, task, 
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_words_and_numbers_in_a_csv_are_text(tmp_path):
+    rows = ["null", "NA", "None", "nan", "the word null in a sentence", "42"]
+    for split in ("train", "validation"):
+        text = "sentence,label\n" + "".join(f"{row},{number % 2}\n" for number, row in enumerate(rows))
+        (tmp_path / f"{split}.csv").write_text(text)
+    files = {f"{split}_file": str(tmp_path / f"{split}.csv") for split in ("train", "validation")}
+    examples = finetuning.load_examples(FineTuningDataArguments(task="sst2", **files))
+    assert examples["train"]["sentence"][:] == rows
+    assert examples["train"]["label"][:] == [0, 1, 0, 1, 0, 1]
 
 
 def test_labels_of_any_number_type_fit(start, glue, tmp_path):

@@ -82,6 +82,23 @@ def test_a_file_becomes_json_lines(checkpoint, tmp_path, capsys):
     assert "exit_layers" in json.loads(capsys.readouterr().out.splitlines()[0])
 
 
+def test_the_file_that_is_named_is_scored_and_no_other(checkpoint, tmp_path, capsys):
+    (tmp_path / "data[1].txt").write_text("This is the file whose name holds brackets.\n")
+    (tmp_path / "data1.txt").write_text("This is another file.\nIt has two lines.\n")
+    assert cli.main(["score", checkpoint, str(tmp_path / "data[1].txt")]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert "1 texts" in captured.err
+
+
+def test_words_and_numbers_in_a_csv_are_text(checkpoint, tmp_path, capsys):
+    (tmp_path / "texts.csv").write_text('text,n\nnull,1\nNA,2\nNone,3\nnan,4\n"the word null in a sentence",5\n42,6\n')
+    assert cli.main(["score", checkpoint, str(tmp_path / "texts.csv")]) == 0
+    scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(scores) == 6
+    assert all(len(score["tokens"]) > 2 for score in scores)
+
+
 def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
     config = {name: getattr(tiny_config(), name) for name in ("vocab_size", "embedding_size", "hidden_size",
               "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")}  # fmt: skip
@@ -103,6 +120,7 @@ def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
         (["{folder}/dense", "{folder}/text.txt", "--exit_threshold", "0.5"], "--exit_threshold needs exit heads"),
         (["{folder}/model", "{folder}/text.txt", "--exit_threshold", "-1"], "exit_threshold"),
         (["{folder}/model", "{folder}/text.txt", "--text_column", "body"], "must have the column `body`, got text"),
+        (["{folder}/model", "{folder}/numbers.jsonl"], "the column `text` of {folder}/numbers.jsonl must hold text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_line(checkpoint, tokenizer, tmp_path, capsys, flags, message):
@@ -110,7 +128,8 @@ def test_what_cannot_be_scored_is_one_line(checkpoint, tokenizer, tmp_path, caps
     for part in (tiny_model(exit_policy="none"), tokenizer):
         part.save_pretrained(tmp_path / "dense")
     (tmp_path / "text.txt").write_text("a cat runs\n")
+    (tmp_path / "numbers.jsonl").write_text('{"text": 1}\n')
     assert cli.main(["score", *(flag.format(folder=tmp_path) for flag in flags)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("electra-exit score: error: ")
-    assert message in error
+    assert message.format(folder=tmp_path) in error

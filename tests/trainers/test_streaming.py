@@ -164,7 +164,7 @@ def test_a_run_from_a_stream(recipe, tmp_path):
         ({"dataloader_num_workers": 1}, "--dataloader_num_workers must be 0, got 1"),
         ({"generator_type": "cached", "generator_folder": "x"}, "leave out --streaming"),
         ({"max_train_sequences": 5}, "leave out --streaming"),
-        ({"text_column": "body"}, "has no column `body`, only text"),
+        ({"text_column": "body"}, "must have the column `body`, got text"),
     ],
 )
 def test_what_a_stream_cannot_give_is_refused(recipe, tmp_path, capsys, changes, reason):
