@@ -318,6 +318,12 @@ class DataArguments:
         metadata={"help": "Tokenizer, by Hub name or folder. Left out: a WordPiece of `--vocab_size` is trained."},
     )
     lowercase: bool = field(default=True, metadata={"help": "Lower-case the text, for a tokenizer trained here."})
+    strip_accents: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out accents and other combining marks, for a tokenizer trained here: `müsste` as `musste`."
+        },
+    )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise. Left out: one a core."})
 
 

@@ -6,10 +6,9 @@ import itertools
 import json
 import logging
 import os
-import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,10 +30,11 @@ from datasets import (
 from datasets import Sequence as SequenceFeature
 from datasets.arrow_writer import SchemaInferenceError
 from datasets.distributed import split_dataset_by_node
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
 from .distributed import decided_once
+from .tokenization import pieces, train_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,6 @@ CACHE_REPORT = "cache.json"
 
 # Documents that are packed together, and sequences of a stream among which chance chooses the next.
 PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
-
-# A tokenizer gets no more of a text than this at once: 20,000 characters, up to the last whitespace among them.
-PIECE = re.compile(r"(?s).{1,20000}(?=\s|\Z)|.{20000}")
 
 
 class DataError(ValueError):
@@ -236,7 +233,7 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
         DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
     """
     if args.tokenizer_name is None:
-        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase)
+        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase, args.strip_accents)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
@@ -248,27 +245,6 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
     # Documents of any length are cut into sequences afterwards, so the warning about length would only mislead.
     tokenizer.model_max_length = args.max_seq_length
     return tokenizer
-
-
-def train_tokenizer(documents: Dataset, vocab_size: int, lowercase: bool) -> BertTokenizer:
-    """A WordPiece tokenizer of at most `vocab_size` entries, the same one for the same text every time."""
-    logger.info(f"training a WordPiece tokenizer of {vocab_size} entries")
-    blank = BertTokenizer(do_lower_case=lowercase)
-    backend = blank.backend_tokenizer
-    # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from run to run,
-    # and breaks ties between merges by those numbers. Naming these pieces beforehand fixes both.
-    continuing = set()
-    for piece in _pieces(_texts(documents)):
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(piece)):
-            continuing.update(word[1:])
-    trained = blank.train_new_from_iterator(
-        (list(_pieces(batch["text"])) for batch in documents.iter(100)),
-        vocab_size,
-        new_special_tokens=[f"##{character}" for character in sorted(continuing)],
-        show_progress=False,
-    )
-    # A fresh one of that vocabulary, to which those pieces are not special.
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=lowercase)
 
 
 def pack(
@@ -393,26 +369,19 @@ def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[
 
 def _encode(texts: list[str], tokenizer) -> list[np.ndarray]:
     """The ids of each text. Some pieces at a time: a tokenizer's notes on a token take hundreds of bytes."""
-    numbers, pieces = [], []
+    numbers, parts = [], []
     for number, text in enumerate(texts):
-        parts = list(_pieces([text]))
-        pieces += parts
-        numbers += [number] * len(parts)
+        cut = list(pieces([text]))
+        parts += cut
+        numbers += [number] * len(cut)
     ids = [[] for _ in texts]
-    for first in range(0, len(pieces), 128):
+    for first in range(0, len(parts), 128):
         encoded = tokenizer(
-            pieces[first : first + 128], add_special_tokens=False, return_attention_mask=False, verbose=False
+            parts[first : first + 128], add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         for number, piece_ids in zip(numbers[first:], encoded["input_ids"], strict=False):
             ids[number].append(np.asarray(piece_ids, dtype=np.int64))
-    return [np.concatenate(parts) for parts in ids]
-
-
-def _pieces(texts: Iterable[str | None]) -> Iterator[str]:
-    """Texts in pieces of a bounded length that together are the text. They end before whitespace where there is any,
-    so that no word is cut."""
-    for text in texts:
-        yield from PIECE.findall(text or "")
+    return [np.concatenate(row) for row in ids]
 
 
 def checksum(sequences: Dataset) -> int:
