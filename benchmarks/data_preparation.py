@@ -4,8 +4,8 @@
 
 `tokenizer` hands the documents to the Rust tokenizer of `tokenizers` on all cores and throws the ids away;
 `tokenizer.lists` asks for the ids, as lists, through Transformers; `pack` is what `electra-exit pretrain` does to text
-that it has not seen: tokenise, cut into sequences, store. They take turns, and medians are compared. `pack.again`
-finds what `pack` has stored.
+that it has not seen: tokenise, cut into sequences of two segments, store; `pack.one` the same with one segment. They
+take turns, and medians are compared. `pack.again` finds what `pack` has stored.
 """
 
 import argparse
@@ -79,6 +79,7 @@ def measure(documents: Dataset, texts: list[str], tokenizer, repeats: int) -> di
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
         ),
         "pack": lambda: pack(DatasetDict(train=documents), tokenizer, LENGTH),
+        "pack.one": lambda: pack(DatasetDict(train=documents), tokenizer, LENGTH, segments="one"),
         "pack.again": lambda: pack(DatasetDict(train=documents), tokenizer, LENGTH),
     }
     found = {name: [] for name in cases}

@@ -308,11 +308,21 @@ class DataArguments:
     max_train_sequences: int | None = field(
         default=None, metadata={"help": "Train on the first so many sequences only; on more visits to each."}
     )
-    data_split_seed: int = field(default=0, metadata={"help": "Seed of that draw."})
+    data_split_seed: int = field(
+        default=0, metadata={"help": "Seed of the documents held out, and of the chance in cutting sequences."}
+    )
     language: list[str] | None = field(
         default=None, metadata={"help": "Languages of the text that the model card states, as codes such as en."}
     )
     max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})
+    segments: str = field(
+        default="two",
+        metadata={
+            "help": "`two`: a sequence is of one document, in two segments with token types 0 and 1, as ELECTRA's; a "
+            "tenth has one segment. `one`: documents are strung together and cut, all of type 0.",
+            "choices": ["two", "one"],
+        },
+    )
     tokenizer_name: str | None = field(
         default=None,
         metadata={"help": "Tokenizer, by Hub name or folder. Left out: a WordPiece of `--vocab_size` is trained."},

@@ -72,12 +72,16 @@ class DataCollatorForReplacedTokenDetection:
         rows = [
             self._corrupted(**{**feature, "input_ids": text}) for feature, text in zip(features, texts, strict=True)
         ]
+        for row, feature in zip(rows, features, strict=True):
+            if "token_type_ids" in feature:
+                row["token_type_ids"] = np.asarray(feature["token_type_ids"], dtype=np.int64)
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         longest = int(lengths.max())
         length = self.max_seq_length or longest
         if longest > length:
             raise ValueError(f"a sequence of {longest} tokens does not fit `max_seq_length` {length}")
-        fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "labels": 0, "proposal_mask": False}
+        fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "labels": 0, "proposal_mask": False,
+                "token_type_ids": self.tokenizer.pad_token_type_id}  # fmt: skip
         batch = {}
         for name in rows[0]:
             padded = np.full((len(rows), length), fill[name])

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
 from .distributed import decided_once
-from .tokenization import pieces, train_tokenizer
+from .packing import SEGMENTS, string_together, two_segments
+from .tokenization import pieces, script_of, train_tokenizer, vocabulary_size
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ CACHE_REPORT = "cache.json"
 
 # Documents that are packed together, and sequences of a stream among which chance chooses the next.
 PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
+# Pieces of text that a tokenizer is given at once.
+ENCODED_TOGETHER = 128
+# Padding above this share is told to the user.
+MUCH_PADDING = 0.3
 
 
 class DataError(ValueError):
@@ -59,17 +64,19 @@ class DataError(ValueError):
 
 @dataclass
 class SplitCounts:
-    """What became of the documents of one split."""
+    """What became of the documents of one split. `tokens` are all, special ones included; `unknown` those for which
+    the tokenizer has no other id than [UNK]'s."""
 
     documents: int = 0
     empty_documents: int = 0
     tokens: int = 0
     sequences: int = 0
+    unknown: int = 0
 
     def __str__(self):
         return (
-            f"{self.documents:,} documents ({self.empty_documents:,} empty) -> {self.tokens:,} tokens -> "
-            f"{self.sequences:,} sequences"
+            f"{self.documents:,} documents ({self.empty_documents:,} empty) -> {self.tokens:,} tokens "
+            f"({self.unknown / max(1, self.tokens):.2%} unknown) -> {self.sequences:,} sequences"
         )
 
 
@@ -237,7 +244,7 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:  # the last for an analyser of words that is not installed
             raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {first_line(error)}") from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
@@ -248,26 +255,32 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
 
 
 def pack(
-    documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, num_proc: int | None = None
+    documents: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    num_proc: int | None = None,
+    segments: str = "two",
+    seed: int = 0,
 ) -> tuple[DatasetDict, dict[str, SplitCounts]]:
-    """Tokenise and pack.
-
-    The documents are strung together, a [SEP] after each, and cut into pieces that become `[CLS] piece [SEP]` of
-    `max_seq_length` tokens; the last piece of every thousand documents may be shorter. Every token is in exactly one
-    sequence. The result is cached by `datasets`; ids are stored in the smallest integer type that holds them.
+    """Tokenise and pack, every token into exactly one sequence. The result is cached by `datasets`; ids are stored in
+    the smallest integer type that holds them.
 
     Args:
         documents: splits with a column `text`; `None` counts as empty.
         num_proc: processes; `None` for one a core.
+        segments: "two" makes `[CLS] A [SEP] B [SEP]` of one document, as [`packing.two_segments`] says. "one" strings
+            documents together, a [SEP] after each, and cuts that into `[CLS] text [SEP]` of `max_seq_length` tokens;
+            the last one of every thousand documents may be shorter.
+        seed: of the chance in the former.
 
     Returns:
-        The splits, with the one column `input_ids`, and the counts of each.
+        The splits, and the counts of each. Their columns are `input_ids` and, with two segments, `token_type_ids`.
 
     Raises:
-        DataError: if a split holds no tokens, or `max_seq_length` leaves no room between [CLS] and [SEP].
+        DataError: if a split holds no tokens, or hardly any that the tokenizer knows, or `max_seq_length` leaves no
+            room between the special tokens.
     """
-    if max_seq_length < 3:
-        raise DataError(f"--max_seq_length must be at least 3 ([CLS], a token, [SEP]), got {max_seq_length}")
+    settings = _settings(tokenizer, max_seq_length, segments, seed)
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // PACKED_TOGETHER))
@@ -277,18 +290,70 @@ def pack(
             batched=True,
             batch_size=PACKED_TOGETHER,
             remove_columns=split.column_names,
-            fn_kwargs={"tokenizer": tokenizer, "max_seq_length": max_seq_length},
-            features=packed_features(tokenizer),
+            fn_kwargs=settings,
+            features=packed_features(tokenizer, segments),
             num_proc=workers if workers > 1 else None,
             desc=f"packing {name}",
         )
         seconds = time.perf_counter() - start
-        counts[name] = _count(split, packed[name])
+        ids = token_counts(packed[name], vocabulary_size(tokenizer))
+        counts[name] = _count(split, packed[name], int(ids[_unknown_id(tokenizer)].sum()))
         size = _text_bytes(split) / 1e6
         logger.info(f"{name}: {counts[name]}; {size:.1f} MB of text in {seconds:.1f} s ({size / seconds:.1f} MB/s)")
         if counts[name].tokens == 0:
             raise DataError(f"the {name} split holds no text: {counts[name]}")
+        check_known(ids, tokenizer, split, name)
+        padding = 1 - counts[name].tokens / (counts[name].sequences * max_seq_length)
+        if padding > MUCH_PADDING and len(packed[name]) > 1:
+            logger.warning(
+                f"{name}: {padding:.0%} of the positions will be padding, as documents are short and do not share a "
+                "sequence; --segments one strings them together, or --sample_by makes longer ones of a .txt file"
+            )
     return packed, counts
+
+
+def _settings(tokenizer, max_seq_length: int, segments: str, seed: int) -> dict:
+    """What [`_pack_batch`] wants to be told.
+
+    Raises:
+        DataError: for sequences without room.
+    """
+    if segments not in SEGMENTS:
+        raise DataError(f"--segments must be one of {', '.join(SEGMENTS)}, got {segments}")
+    least, example = (
+        (5, "[CLS], a token, [SEP], a token, [SEP]") if segments == "two" else (3, "[CLS], a token, [SEP]")
+    )
+    if max_seq_length < least:
+        raise DataError(f"--max_seq_length must be at least {least} ({example}), got {max_seq_length}")
+    return {"tokenizer": tokenizer, "max_seq_length": max_seq_length, "segments": segments, "seed": seed}
+
+
+def check_known(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, documents: Iterable[dict], name: str) -> None:
+    """Refuse text that the tokenizer does not know: special tokens, [UNK] among them, are never replaced.
+
+    Args:
+        counts (`np.ndarray` of shape `(vocabulary,)`): how often each id is in the packed split.
+        documents: of the split, with `text`; read for the message only.
+
+    Raises:
+        DataError: if at most half of the text's tokens are known.
+    """
+    around = list({tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id})
+    text = counts.sum() - counts[around].sum()
+    known = counts.sum() - counts[tokenizer.all_special_ids].sum()
+    if known > text / 2:
+        return
+    letters = script_of((document["text"] or "")[:1000] for document in itertools.islice(documents, 100))
+    which = f"`{tokenizer.name_or_path}`" if tokenizer.name_or_path else "trained here"
+    remedy = "choose another --tokenizer_name, or leave it out" if tokenizer.name_or_path else "raise --vocab_size"
+    raise DataError(
+        f"the tokenizer {which} does not know the {name} split, whose letters are mostly {letters or 'none'}: "
+        f"{1 - known / max(1, text):.1%} of the tokens are [UNK], which is never replaced; {remedy}"
+    )
+
+
+def _unknown_id(tokenizer) -> list[int]:
+    return [] if tokenizer.unk_token_id is None else [tokenizer.unk_token_id]
 
 
 class PackedStream(torch.utils.data.IterableDataset):
@@ -300,10 +365,22 @@ class PackedStream(torch.utils.data.IterableDataset):
 
     Args:
         documents (`IterableDataset`): with the one column `text`.
+        segments, packing_seed: as `segments` and `seed` of [`pack`].
+
+    Raises:
+        DataError: for sequences without room.
     """
 
-    def __init__(self, documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int):
-        self.documents, self.tokenizer, self.max_seq_length = documents, tokenizer, max_seq_length
+    def __init__(
+        self,
+        documents: IterableDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_seq_length: int,
+        segments: str = "two",
+        packing_seed: int = 0,
+    ):
+        self.documents = documents
+        self._settings = _settings(tokenizer, max_seq_length, segments, packing_seed)
         self.seed, self.begin_pass = 0, lambda number: None
 
     def loader(self, batch_size: int, collator, seed: int) -> torch.utils.data.DataLoader:
@@ -312,7 +389,7 @@ class PackedStream(torch.utils.data.IterableDataset):
         return torch.utils.data.DataLoader(self, batch_size, collate_fn=collator)
 
     def sequences(self) -> IterableDataset:
-        """One pass over all the text, in order, as a column `input_ids`: for statistics."""
+        """One pass over all the text, in order, with the columns of [`pack`]: for statistics."""
         return self._pack(self.documents)
 
     def shard(self, process: int, processes: int) -> IterableDataset:
@@ -329,9 +406,18 @@ class PackedStream(torch.utils.data.IterableDataset):
             batched=True,
             batch_size=PACKED_TOGETHER,
             remove_columns=["text"],
-            fn_kwargs={"tokenizer": self.tokenizer, "max_seq_length": self.max_seq_length},
-            features=packed_features(self.tokenizer),
+            fn_kwargs=self._settings,
+            features=packed_features(self._settings["tokenizer"], self._settings["segments"]),
         )
+
+    def check_known(self) -> None:
+        """As [`check_known`], of the first sequences. Raises: DataError."""
+        tokenizer = self._settings["tokenizer"]
+        counts = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
+        for sequence in self.sequences().take(PACKED_TOGETHER):
+            counts += np.bincount(sequence["input_ids"], minlength=len(counts))
+        if counts.any():
+            check_known(counts, tokenizer, self.documents, "train")
 
     def __iter__(self) -> Iterator[dict]:
         shard = self.shard(PartialState().process_index, PartialState().num_processes)
@@ -345,9 +431,11 @@ class PackedStream(torch.utils.data.IterableDataset):
                 raise DataError(f"there is no text in the stream for process {PartialState().process_index}")
 
 
-def packed_features(tokenizer: PreTrainedTokenizerBase) -> Features:
+def packed_features(tokenizer: PreTrainedTokenizerBase, segments: str = "two") -> Features:
     """What packed sequences are stored as."""
-    return Features({"input_ids": SequenceFeature(Value(id_dtype(len(tokenizer))))})
+    ids = {"input_ids": SequenceFeature(Value(id_dtype(vocabulary_size(tokenizer))))}
+    types = {"token_type_ids": SequenceFeature(Value("uint8"))}
+    return Features(ids | types if segments == "two" else ids)
 
 
 def id_dtype(vocab_size: int) -> str:
@@ -355,33 +443,50 @@ def id_dtype(vocab_size: int) -> str:
     return next(t for t in ("uint8", "uint16", "uint32") if vocab_size <= np.iinfo(t).max + 1)
 
 
-def _pack_batch(batch: dict[str, list], tokenizer, max_seq_length: int) -> dict[str, list]:
+def _pack_batch(
+    batch: dict[str, list], tokenizer, max_seq_length: int, segments: str, seed: int
+) -> dict[str, list[np.ndarray]]:
     texts = [text for text in batch["text"] if text and not text.isspace()]
-    if not texts:
-        return {"input_ids": []}
-    sep, room = tokenizer.sep_token_id, max_seq_length - 2
-    encoded = _encode(texts, tokenizer)
-    stream = np.concatenate([np.append(ids, sep) for ids in encoded if len(ids)] or [np.empty(0, dtype=int)])
-    # The last document's own [SEP] is the one that closes its sequence.
-    pieces = np.split(stream[:-1], range(room, len(stream) - 1, room)) if len(stream) > 1 else []
-    return {"input_ids": [[tokenizer.cls_token_id, *piece, sep] for piece in pieces]}
+    # Only where a segment may begin does it matter where a line does.
+    lines = [text.splitlines(keepends=True) if segments == "two" else [text] for text in texts]
+    encoded = iter(_encode(list(itertools.chain.from_iterable(lines)), tokenizer))
+    documents = [list(itertools.islice(encoded, len(own))) for own in lines]
+    special = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if segments == "two":
+        return two_segments(documents, *special, max_seq_length, seed)
+    return string_together(documents, *special, max_seq_length)
 
 
 def _encode(texts: list[str], tokenizer) -> list[np.ndarray]:
-    """The ids of each text. Some pieces at a time: a tokenizer's notes on a token take hundreds of bytes."""
-    numbers, parts = [], []
-    for number, text in enumerate(texts):
-        cut = list(pieces([text]))
-        parts += cut
-        numbers += [number] * len(cut)
-    ids = [[] for _ in texts]
-    for first in range(0, len(parts), 128):
-        encoded = tokenizer(
-            parts[first : first + 128], add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        for number, piece_ids in zip(numbers[first:], encoded["input_ids"], strict=False):
-            ids[number].append(np.asarray(piece_ids, dtype=np.int64))
-    return [np.concatenate(row) for row in ids]
+    """The ids of each text, `np.ndarray` of shape (tokens,), int64. Some pieces at a time: a tokenizer's notes on a
+    token take hundreds of bytes."""
+    cut = [list(pieces([text])) for text in texts]
+    parts, ids = list(itertools.chain.from_iterable(cut)), []
+    for first in range(0, len(parts), ENCODED_TOGETHER):
+        ids += _ids_of(parts[first : first + ENCODED_TOGETHER], tokenizer)
+    following = iter(ids)
+    return [
+        np.fromiter(itertools.chain.from_iterable(itertools.islice(following, len(own))), dtype=np.int64)
+        for own in cut
+    ]
+
+
+def _ids_of(parts: list[str], tokenizer) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        return tokenizer(parts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    # The Rust tokenizer itself: Transformers makes lists of offsets and more, which for short lines takes longer.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(parts, add_special_tokens=False)]
+
+
+def token_counts(sequences: Dataset, vocab_size: int) -> np.ndarray:
+    """How often each id is in the column `input_ids`, as an `int64` array of shape `(vocab_size,)`."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(10_000):
+        counts += np.bincount(pyarrow.compute.list_flatten(chunk.column("input_ids")).to_numpy(), minlength=vocab_size)
+    return counts
 
 
 def checksum(sequences: Dataset) -> int:
@@ -415,9 +520,9 @@ def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> Datas
     return together
 
 
-def _count(documents: Dataset, packed: Dataset) -> SplitCounts:
+def _count(documents: Dataset, packed: Dataset, unknown: int) -> SplitCounts:
     empty = sum(not text or text.isspace() for text in _texts(documents))
-    return SplitCounts(len(documents), empty, count_tokens(packed), len(packed))
+    return SplitCounts(len(documents), empty, count_tokens(packed), len(packed), unknown)
 
 
 def _text_bytes(documents: Dataset) -> int:
@@ -468,9 +573,12 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
         documents = load_documents(args)
     # Sent to the others: one trained anew would be the same, but take as long again.
     tokenizer = decided_once(lambda: load_tokenizer(args, vocab_size, documents["train"]))
-    stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length) if args.streaming else None
+    how = (args.segments, args.data_split_seed)
+    stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length, *how) if args.streaming else None
+    if stream is not None:
+        stream.check_known()
     with PartialState().local_main_process_first():
-        packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc)
+        packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc, *how)
     if stream is not None:
         packed["train"] = stream
     if args.max_train_sequences is not None:

@@ -29,7 +29,7 @@ from modeling_electra_exit.generator_head import sample_tokens
 from modeling_electra_exit.modeling_electra_exit import originals
 
 from .arguments import ElectraEarlyExitTrainingArguments
-from .data import id_dtype
+from .data import id_dtype, token_counts
 from .masked_lm import MaskedLanguageModel
 from .parsing import UsageError
 
@@ -297,7 +297,9 @@ class SelfProposals(StepGenerator):
         visitor = copy.copy(self)
         visitor.proposals = {}
         visit = visitor.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
-        proposals = model(visit["input_ids"], attention_mask, proposal_mask=here).proposals
+        proposals = model(
+            visit["input_ids"], attention_mask, inputs.get("token_type_ids"), proposal_mask=here
+        ).proposals
         visitor.remember(self.keys(text, attention_mask), proposals)
         return visitor
 
@@ -367,14 +369,6 @@ def import_generator(name: str) -> Callable[[GeneratorContext], Replacements | S
     except (ImportError, AttributeError) as error:
         legal = ", ".join(map(repr, GENERATOR_TYPES))
         raise UsageError(f"generator_type {name!r}: {error}; give one of {legal}, or `module:function`") from error
-
-
-def token_counts(sequences: Dataset, vocab_size: int) -> np.ndarray:
-    """How often each id is in the column `input_ids`, as an `int64` array of shape `(vocab_size,)`."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(10_000):
-        counts += np.bincount(pyarrow.compute.list_flatten(chunk.column("input_ids")).to_numpy(), minlength=vocab_size)
-    return counts
 
 
 def bigram_counts(sequences: Dataset, vocab_size: int, special_ids: list[int]) -> scipy.sparse.csr_matrix:

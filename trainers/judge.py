@@ -19,6 +19,8 @@ from .tasks import TASKS
 
 
 BATCH = 128
+# What of a corrupted batch the model is asked about.
+READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForReplacedTokenDetection) -> dict:
@@ -38,7 +40,7 @@ def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForRep
         batch = collate(list(sequences.select(range(start, min(start + BATCH, len(sequences))))))
         mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
         with torch.inference_mode():
-            answers = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
+            answers = model(**{name: batch[name] for name in READ if name in batch}).logits
         logits.append(answers[mask])
         labels.append(batch["labels"][mask])
     metric = metrics.load("replaced_token_detection")

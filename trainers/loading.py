@@ -39,7 +39,7 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last for an analyser of words that is not installed
         raise UsageError(f"no tokenizer in `{checkpoint}`: {first_line(error)}") from error
 
 

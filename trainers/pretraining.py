@@ -30,6 +30,7 @@ from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
 from .parsing import UsageError, config_reason
+from .tokenization import vocabulary_size
 from .trainer import ElectraEarlyExitTrainer
 
 
@@ -117,6 +118,10 @@ def prepare_run(config_fields: dict, data_args: DataArguments):
             f"--max_seq_length {data_args.max_seq_length} exceeds the model's positions; raise "
             f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
         )
+    if data_args.segments == "two" and config.type_vocab_size < 2:
+        raise UsageError(
+            f"--segments two needs two token types: `type_vocab_size` must be at least 2, got {config.type_vocab_size}"
+        )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
     asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
     return build_config(config_fields, **_vocabulary_fields(tokenizer, asked)), packed, tokenizer, counts
@@ -190,7 +195,7 @@ def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
 
 def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
     """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
-    needed = max(tokenizer.get_vocab().values()) + 1
+    needed = vocabulary_size(tokenizer)
     if asked is not None and asked < needed:
         raise UsageError(f"--vocab_size {asked} is smaller than the tokenizer's ids need ({needed}); raise or omit it")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
@@ -341,6 +346,8 @@ def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
     words[position] = choice.choice([word for word in text.split() if word != original])
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.is_fast:  # a Python tokenizer does not say which word a token is of
+        return
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt", truncation=True)
     with torch.inference_mode():

@@ -269,19 +269,19 @@ def _tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
 
 def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
     """The held-out sequences of a run, corrupted once by a generator that is no part of a model in training; with the
-    columns `input_ids` and `labels`."""
+    columns `input_ids` and `labels`, and `token_type_ids` where there are two segments."""
     config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
     collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
-    columns = {"input_ids": [], "labels": []}
+    features = Features({**packed["validation"].features, "labels": List(Value("uint8"))})
+    columns = {name: [] for name in features}
     torch.manual_seed(training_args.seed)
     for rows in packed["validation"].iter(BATCH):
-        batch = collate([{"input_ids": row} for row in rows["input_ids"]])
+        batch = collate([dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)])
         if generator is not None:
             batch = generator.corrupt(batch, 1.0)
         for i, row in enumerate(rows["input_ids"]):
             for name, column in columns.items():
                 column.append(batch[name][i, : len(row)].tolist())
-    features = Features({"input_ids": packed["validation"].features["input_ids"], "labels": List(Value("uint8"))})
     return Dataset.from_dict(columns, features)
 
 
@@ -340,7 +340,10 @@ def judge(study: dict, run: Run, folder: Path, common: Path, data_args, args: ar
         config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
         # As the run has it, for only then does the cache know the text that it has packed already.
         tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
-        packed, _ = pack(documents, tokenizer, data_args.max_seq_length, data_args.num_proc)
+        packed, _ = pack(
+            documents, tokenizer, data_args.max_seq_length, data_args.num_proc, data_args.segments,
+            data_args.data_split_seed,
+        )  # fmt: skip
         replacements = build_generator(config, packed["train"], tokenizer)
         collate = DataCollatorForReplacedTokenDetection(
             tokenizer, None, config.mlm_probability, replacements=replacements, **settings["held_out"]

@@ -2,12 +2,13 @@
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,18 @@ def train_tokenizer(
         ),
     )
     return _complete(backend)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id. A vocabulary with repeated lines or holes has fewer entries than that."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def script_of(texts: Iterable[str]) -> str:
+    """What most letters are, by their names in Unicode: "LATIN", "CJK", "ETHIOPIC"; "" where there are none."""
+    names = (unicodedata.name(character, "") for text in texts for character in text if character.isalpha())
+    ((script, _), *_) = Counter(name.split(" ")[0] for name in names).most_common(1) or [("", 0)]
+    return script
 
 
 def _untrained(lowercase: bool, strip_accents: bool) -> Tokenizer:

@@ -10,7 +10,7 @@ def test_text_becomes_sequences_at_a_speed(tmp_path):
     done = run(FOLDER / "data_preparation.py", text, "--repeats", 2, "--json", found)
     assert done.returncode == 0, done.stderr
     records = json.loads(found.read_text())
-    cases = ("tokenizer", "tokenizer.lists", "pack", "pack.again")
+    cases = ("tokenizer", "tokenizer.lists", "pack", "pack.one", "pack.again")
     assert [record["name"] for record in records] == [f"data_preparation/{case}" for case in cases]
     assert all(record["value"] > 0 and len(record["samples"]) == 2 for record in records)
 

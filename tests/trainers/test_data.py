@@ -2,13 +2,18 @@ import csv
 import gzip
 import json
 import lzma
+import sys
 
 import numpy as np
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
 
-from modeling_electra_exit.trainers import DataArguments
+from modeling_electra_exit.trainers import DataArguments, cli
 from modeling_electra_exit.trainers.data import DataError, load_documents, load_tokenizer, pack, prepare
+from modeling_electra_exit.trainers.loading import read_tokenizer
+from modeling_electra_exit.trainers.parsing import UsageError
+from tests.trainers.test_cli import RECIPE
 
 
 TEXTS = ["The cat sleeps.", "", "A small dog runs\nover the house.", "   ", "Birds sing. " * 40]
@@ -30,7 +35,7 @@ def unpack(sequences, tokenizer):
 
 @pytest.mark.parametrize("length", [3, 8, 17, 64])
 def test_no_token_is_lost_or_doubled(tokenizer, length):
-    packed, counts = pack(splits(TEXTS), tokenizer, length, num_proc=1)
+    packed, counts = pack(splits(TEXTS), tokenizer, length, num_proc=1, segments="one")
     expected = []
     for text in TEXTS:
         if text.strip():
@@ -46,8 +51,8 @@ def test_no_token_is_lost_or_doubled(tokenizer, length):
 
 def test_processes_change_nothing_but_where_thousands_end(tokenizer):
     documents = splits([f"cat dog {'bird ' * (i % 5)}" for i in range(2500)])
-    alone, _ = pack(documents, tokenizer, 16, num_proc=1)
-    together, counts = pack(documents, tokenizer, 16, num_proc=2)
+    alone, _ = pack(documents, tokenizer, 16, num_proc=1, segments="one")
+    together, counts = pack(documents, tokenizer, 16, num_proc=2, segments="one")
     count = lambda packed: np.bincount(np.concatenate(packed["train"]["input_ids"]), minlength=40)[5:]  # noqa: E731
     assert (count(alone) == count(together)).all()
     assert counts["train"].documents == 2500
@@ -222,7 +227,11 @@ def test_text_that_is_all_blank_is_refused(tokenizer):
 
 def test_sequences_without_room_are_refused(tokenizer):
     with pytest.raises(DataError, match="at least 3"):
-        pack(splits(TEXTS), tokenizer, 2)
+        pack(splits(TEXTS), tokenizer, 2, segments="one")
+    with pytest.raises(DataError, match="at least 5"):
+        pack(splits(TEXTS), tokenizer, 4)
+    with pytest.raises(DataError, match="--segments must be one of two, one, got three"):
+        pack(splits(TEXTS), tokenizer, 16, segments="three")
 
 
 def test_a_tokenizer_that_is_not_there(corpus):
@@ -241,13 +250,14 @@ def test_counts_are_logged(tokenizer, caplog):
     "text", ["the cat runs " * 5000, "a" * 50_000, " " * 30_000 + "dog", "\n".join(["bird"] * 20_000)]
 )
 def test_a_long_text_is_tokenised_in_pieces_that_change_nothing(tokenizer, text):
-    packed, _ = pack(splits([text, "sings"]), tokenizer, 64, num_proc=1)
-    whole = tokenizer([text, "sings"], add_special_tokens=False)["input_ids"]
+    known = "sings " * 10
+    packed, _ = pack(splits([text, known]), tokenizer, 64, num_proc=1, segments="one")
+    whole = tokenizer([text, known], add_special_tokens=False)["input_ids"]
     stream = unpack(packed["train"]["input_ids"], tokenizer)
     if " " in text or "\n" in text:  # a word without end is unknown, once or piece by piece
         assert stream == [i for ids in whole for i in [*ids, tokenizer.sep_token_id]]
     else:
-        assert stream[-2:] == [*whole[1], tokenizer.sep_token_id]
+        assert stream[-len(whole[1]) - 1 :] == [*whole[1], tokenizer.sep_token_id]
 
 
 GOOD = [{"text": f"the cat {i} runs"} for i in range(20)]
@@ -283,3 +293,96 @@ def test_whatever_a_file_holds_is_read_or_refused_in_one_sentence(tmp_path, name
         with pytest.raises(DataError, match=message) as error:
             prepare(args, 60)
         assert "\n" not in str(error.value)
+
+
+def write_tokenizer(folder, entries, **settings):
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")
+    config = {"tokenizer_class": "BertTokenizer", "model_max_length": 512, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WITH_HOLES = [*SPECIAL, "the", "cat", "the", "sits", "cat", "here", "##s"]
+
+
+def test_a_vocabulary_with_repeated_lines_is_packed(tmp_path):
+    """Ids up to 11 for 10 entries; and up to 259 for 250, which 8 bits hold no longer."""
+    (tmp_path / "a.txt").write_text("the cat sits here\n\n" * 20)
+    many = [*SPECIAL, *["the"] * 11, *[f"w{i}" for i in range(240)], "cat", "sits", "here", "##s"]
+    for number, (entries, size, dtype) in enumerate(((WITH_HOLES, 10, "uint8"), (many, 250, "uint16"))):
+        name = write_tokenizer(tmp_path / str(number), entries)
+        args = DataArguments(train_files=[str(tmp_path / "a.txt")], tokenizer_name=name, validation_last=5)
+        packed, tokenizer, counts = prepare(args, 120)
+        assert len(tokenizer) == size
+        assert packed["train"].features["input_ids"].feature.dtype == dtype
+        ids = packed["train"]["input_ids"][0]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "the cat sits here"
+        assert max(ids) == entries.index("here")
+        assert counts["train"]["unknown"] == 0
+
+
+GEORGIAN = ["თბილისი არის საქართველოს დედაქალაქი, 2020 წელს."] * 10
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("segments", ["two", "one"])
+def test_a_tokenizer_that_does_not_know_the_script_is_refused(tmp_path, segments, streaming):
+    english = write_tokenizer(tmp_path / "english", [*SPECIAL, "the", "cat", ",", ".", "2020"])
+    for name in ("train", "held_out"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(GEORGIAN), encoding="utf-8")
+    args = DataArguments(
+        train_files=[str(tmp_path / "train.txt")],
+        validation_files=[str(tmp_path / "held_out.txt")],
+        tokenizer_name=english,
+        segments=segments,
+        streaming=streaming,
+    )
+    message = (
+        r"the tokenizer `.*english` does not know the train split, whose letters are mostly GEORGIAN: 62.5% of the"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(args, 100)
+
+
+def test_a_vocabulary_without_room_for_the_script_is_refused():
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
+    documents = splits([text] * 3)
+    tokenizer = load_tokenizer(DataArguments(), 60, documents["train"])
+    with pytest.raises(DataError, match=r"the tokenizer trained here does not know .* CJK: 8.*; raise --vocab_size"):
+        pack(documents, tokenizer, 16)
+
+
+def test_unknown_tokens_are_counted_and_told(tokenizer, caplog):
+    with caplog.at_level("INFO", logger="modeling_electra_exit"):
+        _, counts = pack(splits(["the cat runs \u10d0"] * 5), tokenizer, 16, segments="one")
+    assert counts["train"].unknown == 5
+    assert f"({5 / counts['train'].tokens:.2%} unknown)" in caplog.text
+
+
+def test_an_analyser_that_is_not_installed_is_named(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fugashi", None)
+    japanese = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+    name = write_tokenizer(tmp_path / "japanese", WITH_HOLES, **japanese)
+    args = DataArguments(train_files=[str(corpus)], tokenizer_name=name)
+    with pytest.raises(DataError, match=r"cannot load the tokenizer `.*japanese`: .*fugashi"):
+        prepare(args, 100)
+    with pytest.raises(UsageError, match=r"no tokenizer in `.*japanese`: .*fugashi"):
+        read_tokenizer(name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "basic",
+                                           "subword_tokenizer_type": "character"}])  # fmt: skip
+def test_a_run_with_a_vocabulary_with_holes_or_a_python_tokenizer(corpus, tmp_path, capsys, settings):
+    """To its last line: the sentence with a swapped word wants to know which word a token is of."""
+    entries = [*WITH_HOLES, *"abcdefghijklmnoprstuvw.", *[f"##{c}" for c in "abcdefghijklmnoprstuvw"]]
+    name = write_tokenizer(tmp_path / "tokenizer", entries, **settings)
+    fields = {**RECIPE, "train_files": [str(corpus)], "tokenizer_name": name, "output_dir": str(tmp_path / "run"),
+              "report_to": "none", "disable_tqdm": True, "max_steps": 2}  # fmt: skip
+    fields.pop("vocab_size", None)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    assert cli.main(["pretrain", str(tmp_path / "recipe.yaml")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["vocab_size"] == len(entries)
+    assert "Load it:" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from transformers import BertTokenizer
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
 from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection, ElectraEarlyExitTrainingArguments
+from modeling_electra_exit.trainers.data import token_counts
 from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.generators import (
     GENERATORS,
@@ -27,7 +28,6 @@ from modeling_electra_exit.trainers.generators import (
     bigram_counts,
     build_generator,
     originals,
-    token_counts,
 )
 from modeling_electra_exit.trainers.parsing import UsageError
 from tests.conftest import tiny_config, tiny_model
