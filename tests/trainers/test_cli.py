@@ -164,6 +164,8 @@ MISTAKES = [
     ({}, ["--exit_layers", "3", "1"], "`exit_layers` must be strictly increasing"),
     ({}, ["--exit_warmup", "2"], "`exit_warmup` must be a share between 0 and 1, got 2.0"),
     ({}, ["--max_seq_length", "33"], "--max_seq_length 33 exceeds the model's positions"),
+    ({}, ["--type_vocab_size", "1"], "`type_vocab_size` must be at least 2, got 1"),
+    ({}, ["--segments", "three"], "--segments: invalid choice: 'three'"),
     ({}, ["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
     ({"train_files": None}, [], "give exactly one of --demo_corpus, --dataset_name, --train_files; got none"),
     ({}, ["--tokenizer_name", "{tokenizer}", "--vocab_size", "20"], "--vocab_size 20 is smaller than the tokenizer's"),

@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 
 from modeling_electra_exit.trainers import DataArguments
 from modeling_electra_exit.trainers.data import load_tokenizer
+from modeling_electra_exit.trainers.finetuning import encode
+from modeling_electra_exit.trainers.tasks import TASKS
 from modeling_electra_exit.trainers.tokenization import train_tokenizer
 
 
@@ -111,3 +113,11 @@ def test_a_pair_has_two_types(of_scripts):
     assert types == sorted(types)
     assert types[0] == 0
     assert types[-2:] == [1, 1]
+
+
+def test_fine_tuning_gives_pairs_the_types_of_pre_training(of_scripts):
+    rows = Dataset.from_dict({"sentence1": ["byt a být"], "sentence2": ["rada"], "label": [0]})
+    (row,) = encode(rows, TASKS["mrpc"], of_scripts, 64)
+    first, second = (of_scripts(text, add_special_tokens=False)["input_ids"] for text in ("byt a být", "rada"))
+    assert row["input_ids"] == [2, *first, 3, *second, 3]
+    assert row["token_type_ids"] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
