@@ -576,7 +576,7 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
     how = (args.segments, args.data_split_seed)
     stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length, *how) if args.streaming else None
     if stream is not None:
-        stream.check_known()
+        decided_once(stream.check_known)
     with PartialState().local_main_process_first():
         packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc, *how)
     if stream is not None:
