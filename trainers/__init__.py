@@ -4,6 +4,7 @@
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .calibration import calibrate_exits
 from .collator import DataCollatorForReplacedTokenDetection
+from .muon import ElectraMuon
 from .optimization import ElectraAdamW
 from .trainer import ElectraEarlyExitTrainer
 
@@ -14,5 +15,6 @@ __all__ = [
     "ElectraAdamW",
     "ElectraEarlyExitTrainer",
     "ElectraEarlyExitTrainingArguments",
+    "ElectraMuon",
     "calibrate_exits",
 ]

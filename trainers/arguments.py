@@ -9,12 +9,13 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
-from transformers.training_args import ParallelMode
+from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_torch_bf16_gpu_available
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from . import cpu_kernels
+from .muon import MUON
 from .tasks import TASKS
 
 
@@ -26,10 +27,23 @@ _INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 class ElectraTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
     google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed. `bf16` may
-    also be `"auto"`."""
+    also be `"auto"`, and `optim` `"muon"`.
+
+    Raises:
+        ValueError: for an unknown optimizer, a momentum outside of [0, 1), Muon with what it does not go with, or
+            sharding that cannot be.
+    """
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"
 
+    optim: str = field(
+        default=TrainingArguments.optim,
+        metadata={
+            "help": "`muon`: Muon for the matrices of the layers, ELECTRA's Adam for everything else, at one learning "
+            "rate. Or one of transformers' OptimizerNames, of which adamw_torch[_fused] is ELECTRA's Adam."
+        },
+    )
+    muon_momentum: float = field(default=0.95, metadata={"help": "Of Muon, with `--optim muon`."})
     adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
     weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
     report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
@@ -62,8 +76,25 @@ class ElectraTrainingArguments(TrainingArguments):
             self.bf16 = able and not self.fp16
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
-        super().__post_init__()
+        self._check_optimizer()
+        optim, self.optim = self.optim, TrainingArguments.optim if self.optim == MUON else self.optim
+        super().__post_init__()  # which knows transformers' own names only
+        self.optim = MUON if optim == MUON else self.optim
         self.sharding()
+
+    def _check_optimizer(self) -> None:
+        if self.optim not in (names := [MUON, *(name.value for name in OptimizerNames)]):
+            raise ValueError(f"`optim` must be one of {', '.join(names)}, got {self.optim}")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"`muon_momentum` must be in [0, 1), got {self.muon_momentum}")
+        if self.optim != MUON:
+            return
+        if self.adam_bias_correction:
+            raise ValueError("`adam_bias_correction` must be False with `optim` muon, got True")
+        if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError(
+                "`optim` must not be muon with DeepSpeed, which cuts matrices into vectors; use FSDP2, or adamw_torch"
+            )
 
     def sharding(self) -> FullyShardedDataParallelPlugin | None:
         """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` where nobody asked for it.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from modeling_electra_exit.exit_state import all_reduce
 
@@ -65,3 +65,12 @@ def name_as_unsharded(model: torch.nn.Module) -> None:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a parameter, wherever its shards are. Every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_as(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Of a tensor that every process has all of, the shard that this process has of `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    mesh = parameter.device_mesh
+    everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(placements=parameter.placements)

@@ -182,7 +182,7 @@ def build_parser(command: Command = PRETRAIN, show_all: bool = False) -> Parser:
 
 
 COMMON_TRAINING_FLAGS = (
-    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "output_dir", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate",
     "warmup_steps", "weight_decay", "adam_beta2", "max_grad_norm", "seed", "bf16", "save_steps", "save_total_limit",
     "eval_strategy", "eval_steps", "logging_steps", "dataloader_num_workers", "torch_compile", "push_to_hub",
     "hub_model_id", "report_to",

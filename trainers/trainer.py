@@ -29,6 +29,7 @@ from .flops import active_tokens, step_flops
 from .generators import originals
 from .hub import PushingTrainer
 from .masked_lm import MaskedLanguageModel
+from .muon import MUON, ElectraMuon, layer_matrices
 from .optimization import ElectraAdamW
 from .profiling import StepProfileCallback
 
@@ -113,7 +114,20 @@ class ElectraTrainer(Trainer):
         return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
-        """ELECTRA's Adam in the place of torch's; any other `--optim` is the user's choice and stays."""
+        """ELECTRA's Adam in the place of torch's, and Muon; any other `--optim` is the user's choice and stays."""
+        if args.optim == MUON:
+            adam = {
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+                "fused": args.default_optim.endswith("fused"),
+            }
+            matrices = layer_matrices(self.model if model is None else model)
+            return ElectraMuon, {
+                "lr": args.learning_rate,
+                "matrices": matrices,
+                "momentum": args.muon_momentum,
+                **adam,
+            }
         optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
             optimizer_class = ElectraAdamW

@@ -31,6 +31,7 @@ from tests.trainers.test_trainer import make_trainer, sequences
 ADAPTS = {"exit_error_target": 0.001, "exit_flops_budget": 0.95, "exit_signal": "expected_gain"}
 # 36 sequences are four batches of eight, and four sequences over; ten steps are two epochs and a half.
 SETTINGS = {"max_steps": 10, "exit_adapt_steps": 2, "exit_warmup": 0.2}
+MUON = {"optim": "muon", "max_steps": 4}
 
 
 def build(tokenizer, folder, batch_size, **settings):
@@ -59,6 +60,18 @@ def record(trainer) -> dict:
     }
 
 
+def muon_runs(folder: Path, tokenizer, **settings) -> dict:
+    """A run with Muon, and its continuation from the middle."""
+    runs = {}
+    for name, checkpoint in (("straight", None), ("resumed", str(folder / "muon-straight" / "checkpoint-2"))):
+        trainer = build(
+            tokenizer, folder / f"muon-{name}", 4, **{**MUON, "save_strategy": "steps", "save_steps": 2, **settings}
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs[name] = record(trainer)
+    return runs
+
+
 def work(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
     """Everything that the tests ask of two processes, so that they are started once."""
     results = {}
@@ -83,6 +96,7 @@ def work(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
     except Preempted as stop:
         results["preempted"] = (stop.code, trainer.state.global_step)
 
+    results["muon"] = muon_runs(folder, tokenizer)
     results["statuses"] = [cli.main(["pretrain", recipe]) for _ in range(2)]
     flags = ["--streaming", "true", "--validation_files", str(folder / "corpus.txt")]
     results["streamed"] = cli.main(["pretrain", recipe, *flags, "--output_dir", str(folder / "streamed")])
@@ -110,6 +124,7 @@ def shard(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
     trainer.train(resume_from_checkpoint=str(folder / "straight" / "checkpoint-6"))
     results["resumed"] = record(trainer)
 
+    results["muon"] = muon_runs(folder, tokenizer, fsdp=True)
     trainer = make_trainer(tokenizer, folder, tiny_model(generator_type="neighbor"), max_steps=1, fsdp=True)
     trainer.train()
     results["nearest"] = trainer.model.generator.nearest
@@ -291,6 +306,21 @@ def test_a_checkpoint_of_shards_is_a_whole_model_with_its_code(sharded, two):
         assert "generator.lm_head.weight" not in weights.keys()  # noqa: SIM118
     assert first["status"] == 0
     assert json.loads((folder / "run" / "metrics.json").read_text())["training"]["tokens_per_step"] == 2 * 4 * 32
+
+
+def test_muon_does_the_same_in_one_process_in_two_and_in_shards(two, sharded, tokenizer, tmp_path):
+    trainer = build(tokenizer, tmp_path, 8, **MUON)
+    trainer.train()
+    one = record(trainer)
+    for _, runs in (two, sharded):
+        first, second = (run["muon"] for run in runs)
+        assert logged(first["straight"], "loss") == pytest.approx(logged(one, "loss"), rel=1e-4)
+        for name, value in one["state"].items():
+            if name != "exit_state.auc":  # the mean of the processes' own: ranks do not add up
+                torch.testing.assert_close(first["straight"]["state"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        for name, value in first["straight"]["state"].items():
+            assert torch.equal(value, second["straight"]["state"][name]), name
+            assert torch.equal(value, first["resumed"]["state"][name]), name
 
 
 def test_sharding_that_cannot_be_is_refused(tmp_path, monkeypatch):
