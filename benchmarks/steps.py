@@ -5,7 +5,8 @@ import statistics
 import torch
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
-from modeling_electra_exit.trainers import ElectraAdamW, cpu_kernels
+from modeling_electra_exit.trainers import ElectraAdamW, ElectraMuon, cpu_kernels
+from modeling_electra_exit.trainers.muon import layer_matrices
 
 
 def device() -> str:
@@ -25,7 +26,7 @@ class OurStep:
     """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`.
 
     A config with a generator outside the model gets a batch that is corrupted already, as from the collator.
-    `full_depth` makes a step of a phase in which a model with exits lets nobody leave.
+    `full_depth` makes a step of a phase in which a model with exits lets nobody leave; `muon` is `--optim muon`.
     """
 
     def __init__(
@@ -36,11 +37,16 @@ class OurStep:
         bf16: bool,
         kernels: bool = True,
         full_depth: bool = False,
+        muon: bool = False,
     ):
         torch.manual_seed(0)
         self.model = ElectraEarlyExitForPreTraining(config).train().to(device())
         cpu_kernels.suit_attention(self.model, device())
-        self.optimizer = ElectraAdamW(self.model.parameters(), lr=1e-4, eps=1e-6, fused=True)
+        adam = {"lr": 1e-4, "eps": 1e-6, "fused": True}
+        if muon:
+            self.optimizer = ElectraMuon(self.model.parameters(), layer_matrices(self.model), **adam)
+        else:
+            self.optimizer = ElectraAdamW(self.model.parameters(), **adam)
         self.batch = made_up_batch(config, batch_size, length)
         if config.generator_type != "mlm":
             labels = self.batch.pop("mlm_labels")

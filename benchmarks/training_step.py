@@ -15,8 +15,9 @@ and others that hold memory meanwhile would slow down those that ask for it anew
   from the discriminator. Its model has the width, depth and vocabulary of ELECTRA-Small's discriminator.
 - `dense`, `exits`: ours, without and with exits in every step (a run has dense phases too); `exits.unigram` replaces
   tokens in the data loader and has no generator in the step; `dense.torch-kernels` is `dense` without
-  `--cpu_kernels`; `dense.compiled` and `exits.compiled` went through `torch.compile`, before their steps are timed
-  (minutes on two cores), and are measured only where `--variants` names them.
+  `--cpu_kernels`; `dense.muon` is `dense` with `--optim muon`, whose update costs the same for any number of tokens;
+  `dense.compiled` and `exits.compiled` went through `torch.compile`, before their steps are timed (minutes on two
+  cores), and are measured only where `--variants` names them.
 
 The share of the peak (MFU) is of the operations that the *objective* needs (for `hf-loop` as for `dense`), over the
 fastest product of two 2048 x 2048 matrices measured in the same run, in the same precision, with whichever kernel is
@@ -57,6 +58,18 @@ from modeling_electra_exit.trainers.flops import step_flops
 
 # Fields of `ElectraConfig`, and how many times narrower the generator is.
 SIZES = {
+    # As wide and deep as the recipe `quickstart`; the generator is half as wide.
+    "mini": (
+        {
+            "vocab_size": 4096,
+            "embedding_size": 128,
+            "hidden_size": 128,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+        },
+        2,
+    ),
     "electra-small": (
         {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
         4,
@@ -92,7 +105,8 @@ class Case(NamedTuple):
 
     def generator_fields(self) -> dict:
         fields, part = SIZES[self.size]
-        return {name: value if name == "embedding_size" else value // part for name, value in fields.items()}
+        narrower = ("hidden_size", "num_attention_heads", "intermediate_size")
+        return {name: value // part if name in narrower else value for name, value in fields.items()}
 
     def our_config(self, **fields) -> ElectraEarlyExitConfig:
         return ElectraEarlyExitConfig(**CONFIG, **self.fields(), generator_size=1 / SIZES[self.size][1], **fields)
@@ -202,8 +216,8 @@ class RtdGdes:
             self.step()
 
 
-def ours(case: Case, kernels: bool = True, compiled: bool = False, **fields) -> OurStep:
-    step = OurStep(case.our_config(**fields), case.batch_size, case.length, case.bf16, kernels)
+def ours(case: Case, kernels: bool = True, compiled: bool = False, muon: bool = False, **fields) -> OurStep:
+    step = OurStep(case.our_config(**fields), case.batch_size, case.length, case.bf16, kernels, muon=muon)
     if compiled:
         step.model.compile()
         step()  # compiles: before the steps in turn, and so not counted
@@ -217,6 +231,7 @@ VARIANTS = {
     "dense.torch-kernels": lambda case: ours(case, kernels=False, exit_policy="none"),
     "dense": lambda case: ours(case, exit_policy="none"),
     "dense.compiled": lambda case: ours(case, compiled=True, exit_policy="none"),
+    "dense.muon": lambda case: ours(case, muon=True, exit_policy="none"),
     "exits": ours,
     "exits.compiled": lambda case: ours(case, compiled=True),
     "exits.unigram": lambda case: ours(case, generator_type="unigram"),

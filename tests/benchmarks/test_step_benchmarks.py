@@ -23,21 +23,23 @@ def records(path) -> dict[tuple[str, str], dict]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_a_step_is_compared_in_time_memory_and_operations(tmp_path):
-    small = ["--tokens", 64, "--lengths", 32, "--precisions", "fp32", "--variants", "dense", "--repeats", 2]
-    done = run(FOLDER / "training_step.py", *small, "--json", tmp_path / "found.json")
+    variants = ["hf-loop", "dense", "dense.muon"]
+    small = ["--sizes", "mini", "--tokens", 64, "--lengths", 32, "--precisions", "fp32", "--repeats", 1]
+    small += ["--variants", *variants, "--json", tmp_path / "found.json"]
+    done = run(FOLDER / "training_step.py", *small)
     assert done.returncode == 0, done.stderr
     found = records(tmp_path / "found.json")
-    variants = {name for name, _ in found}
-    assert variants == {"electra-small/32/fp32/hf-loop", "electra-small/32/fp32/dense"}
+    assert {name for name, _ in found} == {f"mini/32/fp32/{variant}" for variant in variants}
     for variant in variants:
-        assert {metric for name, metric in found if name == variant} == {
+        assert {metric for name, metric in found if name == f"mini/32/fp32/{variant}"} == {
             "step_seconds", "tokens_per_second", "peak_bytes", "mfu",
         }  # fmt: skip
-    dense = found["electra-small/32/fp32/dense", "tokens_per_second"]
-    seconds = found["electra-small/32/fp32/dense", "step_seconds"]["value"]
+    dense = found["mini/32/fp32/dense", "tokens_per_second"]
+    seconds = found["mini/32/fp32/dense", "step_seconds"]["value"]
     assert dense["value"] == pytest.approx(64 / seconds)
     # Weights, gradients and both moments of Adam, at least.
-    assert found["electra-small/32/fp32/dense", "peak_bytes"]["value"] > 4 * 4 * 14e6
+    assert found["mini/32/fp32/dense", "peak_bytes"]["value"] > 4 * 4 * 2e6
+    assert found["mini/32/fp32/dense.muon", "step_seconds"]["value"] > seconds
 
 
 def test_what_exits_save_is_compared_with_a_model_without_them(tmp_path):
