@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ logger = logging.getLogger(__name__)
 INCOMPLETE, DAMAGED = "_incomplete", "_damaged"
 # In every checkpoint: the size in bytes and the SHA-256 of each of its files.
 MANIFEST = "manifest.json"
+# What resuming needs, and the names under which the Trainer, FSDP or DeepSpeed store it.
+NEEDED = {
+    "weights": r"(pytorch_)?model.*\.(safetensors|bin)$|global_step",
+    "state of the optimizer": r"optimizer|global_step",
+    "random state": r"rng_state",
+    "state of the Trainer": r"trainer_state\.json$",
+}
+# What torch.save says of a file that it cannot write; it does not say why.
+TORCH_SAVE_FAILED = ("inline_container.cc", "iostream error")
 
 
 class WriteError(Exception):
@@ -33,19 +43,33 @@ def naming_write_errors(what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise WriteError(f"{what} could not be written: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
-        # What torch.save raises for a failed write does not say why; any other RuntimeError is not about the disk.
-        if "inline_container.cc" not in str(error):
+        if not any(sign in str(error) for sign in TORCH_SAVE_FAILED):  # any other is not about the disk
             raise
         raise WriteError(f"{what} could not be written: torch.save failed; is the disk full?") from error
 
 
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Warn of an error inside and go on: for `what` is beside the weights, and not worth a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        logger.warning(f"{what} failed, and the run goes on without: {reason}")
+
+
 def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON file that is never seen half written.
+
+    Raises:
+        WriteError: if it cannot be written; the file is as it was.
+    """
     incomplete = path.with_name(f"{INCOMPLETE}-{path.name}")
-    incomplete.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _flush(incomplete)
-    os.replace(incomplete, path)
+    with naming_write_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        incomplete.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _flush(incomplete)
+        os.replace(incomplete, path)
 
 
 def commit(incomplete: Path, final: Path) -> None:
@@ -96,6 +120,9 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
         if _sha256(path) != checksum:
             return f"{name} does not match its checksum"
+    for what, names in NEEDED.items():
+        if not any(re.match(names, name) for name in expected):
+            return f"its {MANIFEST} lists no {what}"
     return None
 
 

@@ -1,6 +1,5 @@
 """`electra-exit evaluate`: one checkpoint, several tasks, one table."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from .finetuning import (
     check_start,
     evaluate,
     finetune,
+    inputs,
     is_classifier,
     load_classifier,
     load_examples,
@@ -20,7 +20,7 @@ from .finetuning import (
 from .judge import judge_blimp
 from .loading import architecture, read_config, read_tokenizer
 from .parsing import FINETUNE, Parser, UsageError, parse_fields
-from .pretraining import METRICS_FILE, RUN_FILE
+from .run_folder import METRICS_FILE, RunRecord, read_json
 from .tasks import TASKS
 
 
@@ -127,9 +127,14 @@ def evaluate_as_it_is(arguments: tuple) -> dict[str, dict]:
 
 
 def fine_tune_or_read(arguments: tuple) -> dict:
-    """Fine-tune, unless the same has been done there."""
-    _, _, args, given = arguments
+    """Fine-tune, unless the same has been done there with the same model and examples.
+
+    Raises:
+        UsageError: if what has been done there was something else.
+    """
+    _, data_args, args, given = arguments
     folder = Path(args.output_dir)
-    if (folder / METRICS_FILE).exists() and json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) == given:
-        return json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    return finetune(*arguments)
+    if not (folder / METRICS_FILE).exists():
+        return finetune(*arguments)
+    RunRecord(given, inputs(data_args), args.world_size).check_continues(RunRecord.read(folder), folder)
+    return read_json(folder / METRICS_FILE, "evaluation")

@@ -1,7 +1,6 @@
 """Fine-tuning on GLUE, as ELECTRA does: `electra-exit finetune`."""
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +20,14 @@ from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
 
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
-from .checkpoints import newest_intact, write_json
+from .checkpoints import naming_write_errors, newest_intact, write_json
 from .cpu_kernels import suit_attention
 from .data import DataError, check_text, load_from_hub, read_files
+from .distributed import decided_once
 from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
 from .parsing import FINETUNE, UsageError, parse
-from .pretraining import METRICS_FILE, RUN_FILE, check_output_folder
+from .run_folder import METRICS_FILE, fingerprints, opened, read_json
 from .tasks import TASKS, Task
 from .trainer import ElectraTrainer
 
@@ -82,41 +82,67 @@ def finetune(
     Raises:
         UsageError, DataError: before anything is written, for whatever the user can put right.
     """
-    check_output_folder(training_args, given)
-    check_start(data_args, config_fields)
-    task = TASKS[data_args.task]
-    tokenizer = read_tokenizer(data_args.model)
-    examples = load_examples(data_args)
     folder = Path(training_args.output_dir)
-    write_json(folder / RUN_FILE, given)
-    results = []
-    for seed in training_args.seeds:
-        path = folder / f"seed-{seed}" / METRICS_FILE
-        if not path.exists():
-            args = copy.copy(training_args)
-            args.seed, args.output_dir = seed, str(path.parent)
-            trainer = train_classifier(examples, tokenizer, data_args, args, config_fields)
-            evaluation = evaluate(trainer, task)
-            trainer.save_model()
-            trainer.save_state()
-            result = {
-                "task": data_args.task,
-                "seed": seed,
-                "evaluation": evaluation,
-                "train_examples": len(trainer.train_dataset),
-                "steps": trainer.state.global_step,
-            }
-            logger.info(f"seed {seed}: " + "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items()))
-            write_json(path, result)  # last: its presence says that this seed is done
-        results.append(json.loads(path.read_text(encoding="utf-8")))
-    summary = {
-        "task": data_args.task,
-        "model": data_args.model,
-        "seeds": training_args.seeds,
-        "evaluation": {name: summarize([r["evaluation"][name] for r in results]) for name in task.metrics},
-    }
-    write_json(folder / METRICS_FILE, summary)  # at the very end: its presence says that the run is finished
+    with opened(training_args, given, lambda: inputs(data_args)) as (record, before, _):
+        check_start(data_args, config_fields)
+        tokenizer = read_tokenizer(data_args.model)
+        examples = load_examples(data_args)
+        decided_once(lambda: record.begin(before, folder))
+        results = [
+            finetune_seed(seed, examples, tokenizer, data_args, training_args, config_fields)
+            for seed in training_args.seeds
+        ]
+        summary = {
+            "task": data_args.task,
+            "model": data_args.model,
+            "seeds": training_args.seeds,
+            "evaluation": {
+                name: summarize([result["evaluation"][name] for result in results])
+                for name in TASKS[data_args.task].metrics
+            },
+        }
+        # At the very end: its presence says that the run is finished.
+        decided_once(lambda: write_json(folder / METRICS_FILE, summary))
     return summary
+
+
+def finetune_seed(
+    seed: int,
+    examples: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: FineTuningDataArguments,
+    training_args: FineTuningArguments,
+    config_fields: dict,
+) -> dict:
+    """What `metrics.json` in the folder of one seed says, after fine-tuning with it unless that is done."""
+    path = Path(training_args.output_dir) / f"seed-{seed}" / METRICS_FILE
+    if (result := decided_once(lambda: read_json(path, "evaluation") if path.exists() else None)) is not None:
+        return result
+    args = copy.copy(training_args)
+    args.seed, args.output_dir = seed, str(path.parent)
+    trainer = train_classifier(examples, tokenizer, data_args, args, config_fields)
+    evaluation = evaluate(trainer, TASKS[data_args.task])
+    with naming_write_errors(f"the model in {path.parent}"):
+        trainer.save_model()
+        trainer.save_state()
+    result = {
+        "task": data_args.task,
+        "seed": seed,
+        "evaluation": evaluation,
+        "train_examples": len(trainer.train_dataset),
+        "steps": trainer.state.global_step,
+    }
+    logger.info(f"seed {seed}: " + "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items()))
+    decided_once(lambda: write_json(path, result))  # last: its presence says that this seed is done
+    return result
+
+
+def inputs(data_args: FineTuningDataArguments) -> dict[str, str]:
+    """Fingerprints of all that a fine-tuning reads. Raises: UsageError if no task, or no model, is named."""
+    task_of(data_args)
+    files = example_files(data_args)
+    dataset = None if files else (data_args.dataset_name, data_args.task)
+    return fingerprints(files.values(), [data_args.model], dataset)
 
 
 def summarize(scores: list[float]) -> dict:
@@ -150,7 +176,7 @@ def train_classifier(
         train = concatenate_datasets([train, train.map(lambda row: {first: row[second], second: row[first]})])
     args.num_train_epochs = args.num_train_epochs or task.epochs
     trainer = build_trainer(model, tokenizer, data_args, args, {"train": train, "validation": examples["validation"]})
-    trainer.train(resume_from_checkpoint=newest_intact(Path(args.output_dir)))
+    trainer.train(resume_from_checkpoint=decided_once(lambda: newest_intact(Path(args.output_dir))))
     return trainer
 
 
@@ -239,19 +265,32 @@ def load_examples(
         DataError: if they cannot be read, lack a column, or hold a label that the task does not have.
     """
     task = TASKS[data_args.task]
-    files = {split: getattr(data_args, f"{split}_file") for split in wanted}
-    if any(files.values()) and not all(files.values()):
-        missing = next(split for split, path in files.items() if not path)
-        raise DataError(f"`{missing}_file` must be given beside the other, got None")
-    if data_args.data_dir and not any(files.values()):
-        files = {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
-    if all(files.values()):
+    if files := example_files(data_args, wanted):
         splits = {split: read_files([path], text_columns=task.columns) for split, path in files.items()}
     else:
         splits = load_from_hub(data_args.dataset_name, data_args.task, task.validation)
         if "validation" not in splits:
             raise DataError(f"`{data_args.dataset_name}` has no split `{task.validation}` for {data_args.task}")
     return {split: check_examples(splits[split], f"the {split} data of {data_args.task}", task) for split in wanted}
+
+
+def example_files(
+    data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
+) -> dict[str, str]:
+    """The files of the `wanted` splits; none where the examples come from the Hub.
+
+    Raises:
+        DataError: if not all of them are given.
+    """
+    files = {split: getattr(data_args, f"{split}_file") for split in wanted}
+    if any(files.values()) and not all(files.values()):
+        missing = next(split for split, path in files.items() if not path)
+        raise DataError(f"`{missing}_file` must be given beside the other, got None")
+    if all(files.values()):
+        return files
+    if data_args.data_dir:
+        return {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
+    return {}
 
 
 def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:

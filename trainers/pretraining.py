@@ -20,7 +20,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPre
 
 from .arguments import DataArguments, ElectraEarlyExitTrainingArguments
 from .callbacks import OneLineProgressCallback
-from .checkpoints import INCOMPLETE, damage, naming_write_errors, newest_intact, write_json
+from .checkpoints import naming_write_errors, tolerated, write_json
 from .collator import build_collator
 from .cpu_kernels import suit_attention
 from .data import attach_replacements, load_corrupted, load_documents, prepare
@@ -30,18 +30,12 @@ from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
 from .parsing import UsageError, config_reason
+from .run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
 from .tokenization import vocabulary_size
 from .trainer import ElectraEarlyExitTrainer
 
 
 logger = logging.getLogger(__name__)
-
-# What a run is, in its folder: the resolved arguments at the start, the measurements at the very end.
-RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
-# Arguments that may change between an interruption and its continuation without changing the result.
-HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
-            "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
-            "language", "model_license", "profile_step"}  # fmt: skip
 
 
 def pretrain(
@@ -61,49 +55,30 @@ def pretrain(
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
-    checkpoint = decided_once(lambda: check_output_folder(training_args, given))
-    trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
-    if trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir) / RUN_FILE, given)
-    train(trainer, checkpoint, data_report, held_out)
-    if show and trainer.is_world_process_zero():
-        report(training_args.output_dir, data_args)
-    if training_args.push_to_hub:
-        try:
-            trainer.push_to_hub()
-        except PushError as error:
-            raise PushError(
-                f"{error}. The run itself is complete in {training_args.output_dir}; `electra-exit push` repeats this"
-            ) from error
+    folder = Path(training_args.output_dir)
+    with opened(training_args, given, lambda: _inputs(data_args, training_args)) as (record, before, checkpoint):
+        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
+        record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
+        decided_once(lambda: record.begin(before, folder))
+        train(trainer, checkpoint, data_report, held_out)
+        if show and trainer.is_world_process_zero():
+            with tolerated("the report"):
+                report(training_args.output_dir, data_args)
+        if training_args.push_to_hub:
+            try:
+                trainer.push_to_hub()
+            except PushError as error:
+                raise PushError(
+                    f"{error}. The run itself is complete in {folder}; `electra-exit push` repeats this"
+                ) from error
 
 
-def check_output_folder(args: ElectraEarlyExitTrainingArguments, given: dict) -> str | None:
-    """The checkpoint to continue from, or `None` for a fresh start.
-
-    Raises:
-        UsageError: if the folder holds a finished run, a run of other settings, or files of something else; or if the
-            checkpoint named in the arguments is damaged.
-    """
-    folder = Path(args.output_dir)
-    if (folder / METRICS_FILE).exists():
-        raise UsageError(f"{folder} already holds a finished run; choose another --output_dir, or remove it")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; choose another --output_dir")
-    chosen = args.resume_from_checkpoint
-    if chosen is not None and (reason := damage(Path(chosen))):
-        raise UsageError(f"--resume_from_checkpoint {chosen}: {reason}")
-    if not folder.exists() or all(path.name.startswith(INCOMPLETE) for path in folder.iterdir()):
-        return chosen
-    if not (folder / RUN_FILE).exists():
-        raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
-    before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(given))
-    changed = sorted(n for n in (before.keys() | now.keys()) - HARMLESS if before.get(n) != now.get(n))
-    if changed:
-        differences = "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed)
-        raise UsageError(f"{folder} holds an unfinished run of other settings ({differences}); continue it as it was, "
-                         "or choose another --output_dir")  # fmt: skip
-    return chosen or newest_intact(folder)
+def _inputs(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -> dict[str, str]:
+    """Fingerprints of all that a pre-training reads."""
+    files = [data_args.train_files, data_args.validation_files, data_args.validation_corrupted]
+    models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder]
+    dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
+    return fingerprints((file for some in files for file in some or ()), models, dataset)
 
 
 def prepare_run(config_fields: dict, data_args: DataArguments):
@@ -234,7 +209,8 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
         },
     }
     if trainer.is_world_process_zero():
-        write_model_card(folder, measured)
+        with tolerated("the model card, which `electra-exit card` writes again,"):
+            write_model_card(folder, measured)
         write_json(folder / METRICS_FILE, measured)  # at the very end: its presence says that the run is finished
 
 

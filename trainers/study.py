@@ -26,7 +26,8 @@ from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, 
 from .generators import build_generator
 from .judge import BATCH, judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
-from .pretraining import METRICS_FILE, build_trainer, prepare_run, pretrain
+from .pretraining import build_trainer, prepare_run, pretrain
+from .run_folder import METRICS_FILE
 from .step_timing import time_steps
 from .study_report import RATE_MARK, measured_seconds, timing_file, write_report
 

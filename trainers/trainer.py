@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_electra_exit.exit_state import all_reduce, roc_auc
@@ -84,6 +85,9 @@ class ElectraTrainer(Trainer):
             resume_from_checkpoint = found or True  # the library's own message, where there is none
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
             logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
+        if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
+            step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
+            logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
         with self._kernels(), self.preemption:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():

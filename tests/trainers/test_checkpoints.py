@@ -140,13 +140,29 @@ def test_a_bug_while_saving_is_not_taken_for_a_full_disk(tokenizer, tmp_path, mo
         trainer.train()
 
 
+WHOLE = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")
+
+
+def commit_files(folder, names, content="content"):
+    incomplete = folder / checkpoints.INCOMPLETE / "checkpoint-2"
+    incomplete.mkdir(parents=True)
+    for name in names:
+        (incomplete / name).write_text(content)
+    checkpoints.commit(incomplete, folder / "checkpoint-2")
+
+
+@pytest.mark.parametrize("missing", WHOLE)
+def test_a_manifest_that_lists_less_than_resuming_needs(tmp_path, missing):
+    commit_files(tmp_path, set(WHOLE) - {missing})
+    assert "its manifest.json lists no " in checkpoints.damage(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / checkpoints.MANIFEST).write_text("{}")
+    assert checkpoints.damage(tmp_path / "checkpoint-2") == "its manifest.json lists no weights"
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     for content in ("old", "new"):
-        incomplete = tmp_path / checkpoints.INCOMPLETE / "checkpoint-2"
-        incomplete.mkdir(parents=True)
-        (incomplete / "weights").write_text(content)
-        checkpoints.commit(incomplete, tmp_path / "checkpoint-2")
-        assert (tmp_path / "checkpoint-2" / "weights").read_text() == content
+        commit_files(tmp_path, WHOLE, content)
+        assert (tmp_path / "checkpoint-2" / "model.safetensors").read_text() == content
         assert checkpoints.damage(tmp_path / "checkpoint-2") is None
         assert not (tmp_path / checkpoints.INCOMPLETE).exists()
 

@@ -225,7 +225,7 @@ def test_a_run_continues_only_as_it_was_and_from_a_checkpoint_that_is_whole(reci
     assert run(path) == 0
     (tmp_path / "run" / "metrics.json").unlink()
     assert run(path, "--learning_rate", "0.5") == 2
-    assert "unfinished run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
+    assert "holds a run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
     (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").unlink()
     for name, reason in (("checkpoint-2", "optimizer.pt is missing"), ("nowhere", "it has no readable manifest.json")):
         assert run(path, "--resume_from_checkpoint", str(tmp_path / "run" / name)) == 2

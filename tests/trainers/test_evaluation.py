@@ -68,6 +68,25 @@ def test_a_pretrained_checkpoint(data, capsys, monkeypatch):
     assert json.loads((data / "out" / "evaluation.json").read_text())["tasks"] == result
 
 
+def test_a_score_of_other_examples_or_of_another_model_is_not_returned(data, capsys):
+    command = [data / "start", "--tasks", "sst2", *common(data)]
+    assert run(*command) == 0
+    before = (data / "out" / "evaluation.json").read_text()
+    examples = data / "glue" / "sst2" / "validation.jsonl"
+    content = examples.read_text()
+    examples.write_text(content.replace('"label": 1', '"label": 0'))
+    assert run(*command) == 2
+    assert f"error: {examples} has changed since the run in {data}/out/sst2 began" in capsys.readouterr().err
+    examples.write_text(content)
+    assert run(*command) == 0
+    assert (data / "out" / "evaluation.json").read_text() == before
+    tiny_model(initializer_range=0.3).save_pretrained(data / "start")
+    assert run(*command) == 2
+    assert f"error: {data}/start has changed since" in capsys.readouterr().err
+    (data / "out" / "sst2" / "metrics.json").write_text("[]")
+    assert run(*command) == 2
+
+
 def test_a_fine_tuned_checkpoint_is_evaluated_as_it_is(data, capsys):
     assert run(data / "start", "--tasks", "sst2", *common(data)) == 0
     before = json.loads((data / "out" / "evaluation.json").read_text())["tasks"]["sst2"]["evaluation"]
