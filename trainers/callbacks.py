@@ -1,8 +1,12 @@
 """What happens between the steps, and what the terminal shows of it."""
 
+import contextlib
+import functools
+import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import torch
 from transformers import TrainerCallback
@@ -12,6 +16,9 @@ from modeling_electra_exit.exit_policy import adapt_capacities
 
 from .distributed import anywhere, whole
 from .flops import block_share, capacity_log, with_capacities
+
+
+logger = logging.getLogger(__name__)
 
 
 def log_beside(trainer, logs: dict[str, float]) -> None:
@@ -87,14 +94,25 @@ class AdaptiveCapacityCallback(TrainerCallback):
 
 
 class Preempted(SystemExit):
-    """SIGTERM ended a training run, which has left a checkpoint. The exit status, 75, says: temporary failure."""
+    """SIGTERM ended a training run, which has left a checkpoint of `step`; `None` where that could not be written. The
+    exit status, 75, says: temporary failure."""
 
-    def __init__(self):
+    def __init__(self, step: int | None = None):
         super().__init__(os.EX_TEMPFAIL)
+        self.step = step
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a training run, which has left a checkpoint of `step`; `None` where that could not be written."""
+
+    def __init__(self, step: int | None):
+        super().__init__(step)
+        self.step = step
 
 
 class PreemptionCallback(TrainerCallback):
-    """Notices SIGTERM, by which a scheduler announces that it will end the job; the Trainer acts on it between steps.
+    """Notices SIGTERM, by which a scheduler announces that it will end the job, and the first Ctrl-C; the Trainer acts
+    on them between steps. A second Ctrl-C ends the run at once.
 
     Transformers' own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step too, where no run can
     continue exactly, lets every process decide for itself, and then returns as if training were complete.
@@ -102,23 +120,37 @@ class PreemptionCallback(TrainerCallback):
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._noticed = False
+        self._noticed: int | None = None
 
     def __enter__(self):
+        self._noticed, self._previous, self._process = None, {}, os.getpid()
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            self._previous = signal.signal(signal.SIGTERM, self._notice)
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._notice)
         return self
 
     def __exit__(self, *exception):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _notice(self, signum, frame):
-        self._noticed = True
+    def _notice(self, number, frame):
+        if os.getpid() != self._process:
+            return  # a loader's worker, which a terminal's Ctrl-C meets too: the step still needs it
+        self._noticed = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with contextlib.suppress(OSError):  # not by print, in the middle of which the signal may have come
+                os.write(2, b"\nfinishing the step and saving; Ctrl-C again ends the run at once\n")
 
     def requested(self) -> bool:
         """Whether any process of the run was asked to end: all of them learn it together, at the same step."""
-        return anywhere(self._noticed, self.device)
+        return anywhere(self._noticed is not None, self.device)
+
+    def stop(self, step: int | None) -> Preempted | Interrupted:
+        """What ends the run, of which `step` is saved. Every process has to ask."""
+        by_keyboard = anywhere(self._noticed == signal.SIGINT, self.device)
+        return Interrupted(step) if by_keyboard else Preempted(step)
 
     def on_prediction_step(self, args, state, control, **kwargs):
         """An evaluation may take minutes, and nothing of the run's state depends on it."""
@@ -137,6 +169,49 @@ class NeighborCallback(TrainerCallback):
         if state.global_step % model.config.generator_refresh_steps == 0:
             excluded = self.trainer.processing_class.all_special_ids
             model.generator.refresh(whole(model.get_input_embeddings().weight), excluded)
+
+
+def outlived(callback: TrainerCallback) -> TrainerCallback:
+    """A callback that only reports, made so that no error of its own ends the run: it is named once, and the callback
+    is not called again."""
+    broken = False
+
+    def shielded(method):
+        @functools.wraps(method)
+        def call(*args, **kwargs):
+            nonlocal broken
+            if broken:
+                return None
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                broken = True
+                reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                logger.warning(f"{type(callback).__name__} reports nothing more, and training goes on: {reason}")
+                return None
+
+        return call
+
+    for name in dir(TrainerCallback):
+        if name.startswith("on_"):
+            setattr(callback, name, shielded(getattr(callback, name)))
+    return callback
+
+
+@contextlib.contextmanager
+def quiet_event_writers() -> Iterator[None]:
+    """Without the traceback that TensorBoard's thread prints of an error which its next call raises anyway."""
+    previous = threading.excepthook
+
+    def hook(args):
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            previous(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 class OneLineProgressCallback(ProgressCallback):

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from modeling_electra_exit import __version__
 
 from .cached_replacements import cache_command
 from .calibration import calibrate_command
-from .callbacks import Preempted
+from .callbacks import Interrupted, Preempted
 from .checkpoints import WriteError
 from .data import DataError
 from .evaluation import evaluate_command
@@ -48,12 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (WriteError, DivergenceError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 1
-    except Preempted as stop:
-        print("\nasked to end; the same command continues from the checkpoint of this step", file=sys.stderr)
-        return stop.code
+    except (Preempted, Interrupted) as stop:
+        saved = "the last checkpoint, for none could be written now" if stop.step is None else f"step {stop.step}"
+        print(f"\nasked to end; the same command continues from {saved}: {typed(argv)}", file=sys.stderr)
+        return stop.code if isinstance(stop, Preempted) else 130
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from the last checkpoint, if one was saved", file=sys.stderr)
         return 130
+
+
+def typed(argv: Sequence[str]) -> str:
+    """The command as it was typed, but for a secret in it."""
+    words = ["electra-exit", *argv]
+    for number, word in enumerate(words):
+        if word.replace("-", "_").startswith("__hub_token"):
+            if "=" in word:
+                words[number] = word.partition("=")[0] + "=..."
+            elif number + 1 < len(words):
+                words[number + 1] = "..."
+    return shlex.join(words)
 
 
 def pretrain_command(argv: Sequence[str]) -> int:

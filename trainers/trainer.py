@@ -12,16 +12,25 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_electra_exit.exit_state import all_reduce, roc_auc
 
 from . import cpu_kernels, metrics
 from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
-from .callbacks import AdaptiveCapacityCallback, NeighborCallback, NewEpochCallback, Preempted, PreemptionCallback
-from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact
+from .callbacks import (
+    AdaptiveCapacityCallback,
+    NeighborCallback,
+    NewEpochCallback,
+    Preempted,
+    PreemptionCallback,
+    outlived,
+    quiet_event_writers,
+)
+from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact, tolerated
 from .collator import build_collator
 from .data import PackedStream
 from .difficulty import Difficulty, DifficultyCallback
@@ -54,6 +63,15 @@ class DivergenceError(Exception):
     """Training cannot go on; the message is one line that says where the batch is."""
 
 
+# What reports to somebody: the callbacks of `report_to`, and the terminal's.
+REPORTS = (*INTEGRATION_TO_CALLBACK.values(), ProgressCallback, PrinterCallback)
+
+
+def _outlive_reports(callback) -> None:
+    if isinstance(callback, REPORTS):
+        outlived(callback)
+
+
 class ElectraTrainer(Trainer):
     """What pre-training and fine-tuning do alike."""
 
@@ -64,6 +82,12 @@ class ElectraTrainer(Trainer):
         self._writing_checkpoint = False
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
+        for callback in self.callback_handler.callbacks:
+            _outlive_reports(callback)
+
+    def add_callback(self, callback):
+        super().add_callback(callback)
+        _outlive_reports(self.callback_handler.callbacks[-1])
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -78,8 +102,9 @@ class ElectraTrainer(Trainer):
         return prepared
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM a checkpoint is written at the
-        end of the step, and [`callbacks.Preempted`] raised."""
+        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM and on the first Ctrl-C a
+        checkpoint is written at the end of the step, and [`callbacks.Preempted`] or [`callbacks.Interrupted`] raised;
+        a second Ctrl-C ends it at once."""
         if resume_from_checkpoint is True:
             found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
             resume_from_checkpoint = found or True  # the library's own message, where there is none
@@ -88,10 +113,11 @@ class ElectraTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
-        with self._kernels(), self.preemption:
+        with self._kernels(), self.preemption, quiet_event_writers():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():
-                raise Preempted
+                saved = decided_once(lambda: self._checkpoint_folder(None).is_dir())
+                raise self.preemption.stop(self.state.global_step if saved else None)
         return output
 
     def _run_epoch(self, **kwargs):
@@ -156,11 +182,13 @@ class ElectraTrainer(Trainer):
             logger.error(f"{error}; the older ones are untouched, and training goes on")
         else:
             if self.args.push_to_hub:
-                self._push_from_checkpoint(str(final))
+                with tolerated(f"the push of {final}"):
+                    self._push_from_checkpoint(str(final))
             if self.args.should_save:
-                rotate_checkpoints(
-                    str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-                )
+                with tolerated(f"the removal of checkpoints beyond the last {self.args.save_total_limit}"):
+                    rotate_checkpoints(
+                        str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+                    )
 
     def _write_checkpoint(self, model, trial, final: Path):
         """Under another name, and renamed to `final` when every process has written its part."""
@@ -331,9 +359,10 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def _stop(self, reason: str):
         path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
         path = path.with_suffix(".safetensors")
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{n}.{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
-        save_file(tensors, path)
+        with tolerated(f"the writing of {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
         raise DivergenceError(
             f"{reason} in step {self.state.global_step + 1}; its batch is in {path}; weights and checkpoints are as "
             "before it. A lower learning rate, a longer warm-up or a lower max_grad_norm may help"

@@ -1,6 +1,7 @@
 """A run survives whatever happens to it: real signals and real files, in processes of their own."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.faults import DAMAGES, KILLS, TERMS, TRAINER, Case, Fault, LimitFileSize
-from modeling_electra_exit.trainers import checkpoints
+from modeling_electra_exit.trainers import checkpoints, cli
+from modeling_electra_exit.trainers.callbacks import Interrupted
 from tests.trainers.test_trainer import make_trainer
 
 
@@ -34,11 +36,13 @@ def test_nothing_is_lost(tmp_path):
         expected = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
         assert status == expected[fault.signal], (fault, case.output_text())
         if fault.signal != signal.SIGKILL:
-            assert "the same command continues" in case.output_text()
+            command = f"continues from step 8: electra-exit pretrain {case.recipe}"
+            assert command in case.output_text()
             assert "Traceback" not in case.output_text()
-        if fault.signal == signal.SIGTERM:
             assert (case.output / "checkpoint-8").is_dir()
         assert case.run() == 0, (fault, case.output_text())
+        if fault.signal != signal.SIGKILL:
+            assert f"goes on from step 8: {case.output}/checkpoint-8" in case.output_text()
         assert case.differences(straight) == [], fault
         again = json.loads((case.output / "metrics.json").read_text())
         assert again["flops"] == measured["flops"], fault
@@ -183,7 +187,39 @@ def test_resuming_after_the_last_step_takes_no_other(tokenizer, tmp_path):
     assert trainer.state.global_step == 6
 
 
-def test_the_handler_of_sigterm_is_given_back(tokenizer, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_handlers_are_given_back(tokenizer, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     saved(tokenizer, tmp_path, max_steps=2)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_the_first_ctrl_c_saves_and_the_second_ends_at_once(tokenizer, tmp_path, capfd):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=9, save_strategy="no", dataloader_num_workers=1)
+    step = trainer.training_step
+
+    def interrupted(*args):
+        if trainer.state.global_step == 2:
+            for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+                os.kill(process, signal.SIGINT)  # as a terminal does
+        return step(*args)
+
+    trainer.training_step = interrupted
+    with pytest.raises(Interrupted) as stop:
+        trainer.train()
+    assert stop.value.step == 3
+    assert checkpoints.damage(tmp_path / "checkpoint-3") is None
+    assert capfd.readouterr().err.count("finishing the step and saving; Ctrl-C again ends the run at once") == 1
+
+    again = make_trainer(tokenizer, tmp_path, max_steps=9, save_strategy="no")
+    again.training_step = lambda *args: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt) as stop:
+        again.train(resume_from_checkpoint=True)
+    assert not isinstance(stop.value, Interrupted)
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_secret_is_not_shown_in_the_command_that_continues():
+    assert cli.typed(["pretrain", "r.yaml", "--hub_token", "s3cret", "--seed", "1"]) == (
+        "electra-exit pretrain r.yaml --hub_token ... --seed 1"
+    )
+    assert cli.typed(["pretrain", "--hub-token=s3cret"]) == "electra-exit pretrain --hub-token=..."
