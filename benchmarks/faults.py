@@ -44,7 +44,6 @@ RUN = {
     "exit_adapt_steps": 2,
     "exit_auc_floor": 0.3,
     "disable_tqdm": True,
-    "report_to": "none",
 }
 TRAINER = "trainer.ElectraEarlyExitTrainer"
 
@@ -163,6 +162,8 @@ class Case:
         mine, theirs = (load_file(case.output / "model.safetensors") for case in (self, other))
         names += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
         last = f"checkpoint-{last_step}"
+        if not (self.output / last).is_dir():  # it could not be written, and the weights were
+            return names
         states = [torch.load(case.output / last / "optimizer.pt")["state"] for case in (self, other)]
         for index, state in states[1].items():
             names += [f"optimizer {index} {k}" for k, v in state.items() if not torch.equal(states[0][index][k], v)]

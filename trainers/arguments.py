@@ -1,6 +1,7 @@
 """Arguments of a pre-training or fine-tuning run, beside the fields of the model's config."""
 
 import importlib.util
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,22 @@ from .tasks import TASKS
 _INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
+# What fields of TrainingArguments must be that it does not check itself: name, words, test.
+_BOUNDS = (
+    *((name, "a number of at least 0", lambda x: 0 <= x < math.inf)
+      for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps")),
+    *((name, "a number from 0 to below 1", lambda x: 0 <= x < 1) for name in ("adam_beta1", "adam_beta2")),
+    *((name, "at least 1", lambda x: x >= 1)
+      for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                   "eval_accumulation_steps", "save_total_limit")),
+    *((name, "a number above 0", lambda x: 0 < x < math.inf)
+      for name in ("logging_steps", "save_steps", "eval_steps")),
+    *((name, "at least 0", lambda x: x >= 0) for name in ("dataloader_num_workers", "eval_delay")),
+    *((name, "from 0 to 4294967295", lambda x: 0 <= x < 2**32) for name in ("seed", "data_seed")),
+    ("num_train_epochs", "a finite number", math.isfinite),
+)  # fmt: skip
+
+
 @dataclass
 class ElectraTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
@@ -30,8 +47,8 @@ class ElectraTrainingArguments(TrainingArguments):
     also be `"auto"`, and `optim` `"muon"`.
 
     Raises:
-        ValueError: for an unknown optimizer, a momentum outside of [0, 1), Muon with what it does not go with, or
-            sharding that cannot be.
+        ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences; for
+            an unknown optimizer, Muon with what it does not go with, or sharding that cannot be.
     """
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"
@@ -67,6 +84,9 @@ class ElectraTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        for name, bounds, holds in _BOUNDS:
+            if isinstance(value := getattr(self, name), int | float) and not holds(value):
+                raise ValueError(f"`{name}` must be {bounds}, got {value}")
         if self.report_to is None:
             self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
         # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.

@@ -27,12 +27,17 @@ NEEDED = {
     "random state": r"rng_state",
     "state of the Trainer": r"trainer_state\.json$",
 }
-# What torch.save says of a file that it cannot write; it does not say why.
-TORCH_SAVE_FAILED = ("inline_container.cc", "iostream error")
+# In the messages of errors that are of no kind of their own: torch.save's, in C++, which does not say why it cannot
+# write, and those of tokenizers, in Rust.
+TORCH_SAVE_FAILED, RUST_FAILED = ("inline_container.cc", "iostream error"), "(os error "
 
 
-class WriteError(Exception):
-    """A file could not be written; the message is one line."""
+class RunError(Exception):
+    """A run cannot go on; the message is one line. The same command continues it."""
+
+
+class WriteError(RunError):
+    """A file could not be written."""
 
 
 @contextmanager
@@ -40,12 +45,13 @@ def naming_write_errors(what: str) -> Iterator[None]:
     """Turn what the libraries raise when a disk is full or not writable into a [`WriteError`] that names `what`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"{what} could not be written: {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in TORCH_SAVE_FAILED):  # any other is not about the disk
-            raise
-        raise WriteError(f"{what} could not be written: torch.save failed; is the disk full?") from error
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if any(sign in reason for sign in TORCH_SAVE_FAILED):
+            reason = "torch.save failed; is the disk full?"
+        elif not isinstance(error, (OSError, SafetensorError)) and RUST_FAILED not in reason:
+            raise  # it is not about the disk
+        raise WriteError(f"{what} could not be written: {reason}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from modeling_electra_exit import __version__
 from .cached_replacements import cache_command
 from .calibration import calibrate_command
 from .callbacks import Interrupted, Preempted
-from .checkpoints import WriteError
+from .checkpoints import RunError
 from .data import DataError
 from .evaluation import evaluate_command
 from .finetuning import finetune_command
@@ -25,7 +25,6 @@ from .pretraining import pretrain
 from .push_dataset import push_dataset_command
 from .scoring import score_command
 from .study import study_command
-from .trainer import DivergenceError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
-    except (WriteError, DivergenceError) as error:
+    except RunError as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 1
     except (Preempted, Interrupted) as stop:

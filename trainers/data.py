@@ -1,5 +1,6 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
+import errno
 import glob
 import importlib.util
 import itertools
@@ -9,9 +10,11 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
@@ -25,6 +28,7 @@ from datasets import (
     Value,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets import Sequence as SequenceFeature
@@ -33,7 +37,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .arguments import DataArguments
-from .distributed import decided_once
+from .distributed import decided_once, naming_dead_workers
 from .packing import SEGMENTS, string_together, two_segments
 from .tokenization import pieces, script_of, train_tokenizer, vocabulary_size
 
@@ -80,6 +84,32 @@ class SplitCounts:
         )
 
 
+# What the system says where nothing more can be written.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def naming_cache_errors() -> Iterator[None]:
+    """Tell a cache of `datasets` that cannot be written from a text that cannot be read.
+
+    Raises:
+        DataError: for the former; whatever else is raised inside stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = error
+        while reason is not None and getattr(reason, "errno", None) not in UNWRITABLE:
+            reason = reason.__cause__ or reason.__context__  # the library hides it behind errors of its own
+        if reason is None:
+            raise
+        raise DataError(
+            f"prepared text could not be written into {datasets.config.HF_DATASETS_CACHE}: {os.strerror(reason.errno)}"
+            "; make room there, or name another place by the environment variable HF_DATASETS_CACHE"
+        ) from error
+
+
+@naming_cache_errors()
 def load_documents(args: DataArguments) -> DatasetDict:
     """Read the text.
 
@@ -180,7 +210,10 @@ def read_files(
     options = {"text": {"sample_by": sample_by}, "csv": cells}.get(loader, {})
     try:
         absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library takes paths for patterns
-        return load_dataset(loader, data_files=absolute, split="train", streaming=streaming, **options)
+        with naming_cache_errors():
+            return _load_cached(loader, data_files=absolute, split="train", streaming=streaming, **options)
+    except DataError:
+        raise
     except Exception as error:
         reason = error.__cause__ or error
         if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
@@ -194,6 +227,26 @@ def check_text(features: Features, column: str, where: str, hint: str = "") -> N
         raise DataError(f"{where} must have the column `{column}`, got {', '.join(features)}{hint}")
     if getattr(features[column], "dtype", None) not in ("string", "large_string", "null"):
         raise DataError(f"the column `{column}` of {where} must hold text, got {features[column]}")
+
+
+def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset | IterableDataset:
+    """[`load_dataset`], which leaves a copy in its cache. A copy that is damaged is named and made again.
+
+    Raises:
+        DataError: if the cache is so damaged that it must be removed.
+    """
+    try:
+        return load_dataset(loader, split=split, streaming=streaming, **options)
+    except Exception as error:
+        try:
+            cache = load_dataset_builder(loader, **options).cache_dir
+        except Exception as deeper:  # not even what it says of itself can be read; the text was not opened yet
+            place = os.path.join(datasets.config.HF_DATASETS_CACHE, loader)
+            raise DataError(f"prepared text below {place} is damaged ({first_line(deeper)}); remove it") from deeper
+        if streaming or not os.path.isdir(cache):  # nothing was read from there
+            raise
+        logger.warning(f"the prepared text in {cache} is damaged ({first_line(error)}); it is made again")
+        return load_dataset(loader, split=split, download_mode="force_redownload", **options)
 
 
 def _loader_of(path: str) -> str:
@@ -254,6 +307,7 @@ def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> 
     return tokenizer
 
 
+@naming_cache_errors()
 def pack(
     documents: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
@@ -285,16 +339,17 @@ def pack(
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // PACKED_TOGETHER))
         start = time.perf_counter()
-        packed[name] = split.map(
-            _pack_batch,
-            batched=True,
-            batch_size=PACKED_TOGETHER,
-            remove_columns=split.column_names,
-            fn_kwargs=settings,
-            features=packed_features(tokenizer, segments),
-            num_proc=workers if workers > 1 else None,
-            desc=f"packing {name}",
-        )
+        with naming_dead_workers("--num_proc"):
+            packed[name] = split.map(
+                _pack_batch,
+                batched=True,
+                batch_size=PACKED_TOGETHER,
+                remove_columns=split.column_names,
+                fn_kwargs=settings,
+                features=packed_features(tokenizer, segments),
+                num_proc=workers if workers > 1 else None,
+                desc=f"packing {name}",
+            )
         seconds = time.perf_counter() - start
         ids = token_counts(packed[name], vocabulary_size(tokenizer))
         counts[name] = _count(split, packed[name], int(ids[_unknown_id(tokenizer)].sum()))

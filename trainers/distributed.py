@@ -1,6 +1,7 @@
 """What the processes of a run have to agree on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, br
 from torch.distributed.tensor import DTensor, Replicate
 
 from modeling_electra_exit.exit_state import all_reduce
+
+from .checkpoints import RunError
 
 
 def anywhere(flag: bool, device: torch.device) -> bool:
@@ -32,6 +35,32 @@ def decided_once(decide: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return result
+
+
+class WorkerError(RunError):
+    """A process that prepares or loads data has died."""
+
+
+# How torch and `datasets` say it, with what they raise for anything.
+WORKER_DIED = ("DataLoader worker", "One of the subprocesses has abruptly died")
+
+
+@contextmanager
+def naming_dead_workers(flag: str) -> Iterator[None]:
+    """Say what to do where a process has died of which `flag` is the number.
+
+    Raises:
+        WorkerError: then; whatever else is raised inside stays.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_DIED):
+            raise
+        raise WorkerError(
+            f"a process that reads the data was killed, perhaps because memory ran out; a smaller {flag} takes less. "
+            "The same command continues"
+        ) from error
 
 
 def switch_fsdp_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:

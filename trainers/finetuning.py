@@ -22,7 +22,7 @@ from .arguments import FineTuningArguments, FineTuningDataArguments
 from .callbacks import OneLineProgressCallback
 from .checkpoints import naming_write_errors, newest_intact, write_json
 from .cpu_kernels import suit_attention
-from .data import DataError, check_text, load_from_hub, read_files
+from .data import DataError, check_text, load_from_hub, naming_cache_errors, read_files
 from .distributed import decided_once
 from .loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from .optimization import decay_by_layer
@@ -256,6 +256,7 @@ def load_classifier(data_args: FineTuningDataArguments, **config_overrides) -> P
 # ---- The examples ----
 
 
+@naming_cache_errors()
 def load_examples(
     data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
 ) -> dict[str, Dataset]:
@@ -318,6 +319,7 @@ def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:
     return rows.cast_column("label", Value("float32" if task.is_regression else "int64"))
 
 
+@naming_cache_errors()
 def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     def tokenize(batch):
         return tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)

@@ -30,11 +30,20 @@ from .callbacks import (
     outlived,
     quiet_event_writers,
 )
-from .checkpoints import INCOMPLETE, WriteError, commit, damage, naming_write_errors, newest_intact, tolerated
+from .checkpoints import (
+    INCOMPLETE,
+    RunError,
+    WriteError,
+    commit,
+    damage,
+    naming_write_errors,
+    newest_intact,
+    tolerated,
+)
 from .collator import build_collator
 from .data import PackedStream
 from .difficulty import Difficulty, DifficultyCallback
-from .distributed import anywhere, decided_once, name_as_unsharded, switch_fsdp_on
+from .distributed import anywhere, decided_once, name_as_unsharded, naming_dead_workers, switch_fsdp_on
 from .flops import active_tokens, step_flops
 from .generators import originals
 from .hub import PushingTrainer
@@ -59,8 +68,8 @@ LOGGED = (
 )
 
 
-class DivergenceError(Exception):
-    """Training cannot go on; the message is one line that says where the batch is."""
+class DivergenceError(RunError):
+    """Training cannot go on; the message says where the batch is."""
 
 
 # What reports to somebody: the callbacks of `report_to`, and the terminal's.
@@ -113,7 +122,8 @@ class ElectraTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
-        with self._kernels(), self.preemption, quiet_event_writers():
+        workers = naming_dead_workers("--dataloader_num_workers")
+        with self._kernels(), self.preemption, quiet_event_writers(), workers:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():
                 saved = decided_once(lambda: self._checkpoint_folder(None).is_dir())

@@ -1,18 +1,25 @@
 """A run survives whatever happens to it: real signals and real files, in processes of their own."""
 
+import errno
 import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from benchmarks.faults import DAMAGES, KILLS, TERMS, TRAINER, Case, Fault, LimitFileSize
 from modeling_electra_exit.trainers import checkpoints, cli
 from modeling_electra_exit.trainers.callbacks import Interrupted
+from modeling_electra_exit.trainers.distributed import WorkerError
 from tests.trainers.test_trainer import make_trainer
 
 
@@ -121,6 +128,7 @@ WRITERS = {
     "text": lambda path: path.write_text("a" * 400_000),
     "safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
     "torch": lambda path: torch.save(torch.zeros(100_000), path),
+    "tokenizers": lambda path: Tokenizer(WordLevel({str(n): n for n in range(50_000)})).save(str(path)),
 }
 
 
@@ -216,6 +224,70 @@ def test_the_first_ctrl_c_saves_and_the_second_ends_at_once(tokenizer, tmp_path,
         again.train(resume_from_checkpoint=True)
     assert not isinstance(stop.value, Interrupted)
     assert not (tmp_path / "checkpoint-4").exists()
+
+
+class Broken(TensorBoardCallback):
+    calls = 0
+
+    def on_log(self, *args, **kwargs):
+        self.calls += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_report_that_fails_is_named_once_and_ends_nothing(tokenizer, tmp_path, caplog):
+    report = Broken()
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=4)
+    trainer.add_callback(report)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert report.calls == 1
+    said = "Broken reports nothing more, and training goes on: OSError: [Errno 28] No space left on device"
+    assert [record.message for record in caplog.records].count(said) == 1
+
+
+def test_a_folder_of_events_that_is_gone_or_full_ends_nothing(tokenizer, tmp_path, caplog, capfd):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=6, report_to=["tensorboard"])
+    step, before = trainer.training_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*args):
+        if trainer.state.global_step == 2:
+            shutil.rmtree(tmp_path / "runs")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        return step(*args)
+
+    trainer.training_step = full
+    try:
+        trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert trainer.state.global_step == 6
+    assert "TensorBoardCallback reports nothing more, and training goes on: " in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_callback_that_does_more_than_report_still_ends_the_run(tokenizer, tmp_path):
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise ValueError("mine")
+
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=2)
+    trainer.add_callback(Watch())
+    with pytest.raises(ValueError, match="mine"):
+        trainer.train()
+
+
+def test_a_killed_loader_worker_is_named(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=9, dataloader_num_workers=1)
+    step = trainer.training_step
+
+    def killed(*args):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+        return step(*args)
+
+    trainer.training_step = killed
+    with pytest.raises(WorkerError, match="was killed, perhaps because memory ran out; a smaller --dataloader_num_wo"):
+        trainer.train()
 
 
 def test_a_secret_is_not_shown_in_the_command_that_continues():

@@ -173,6 +173,15 @@ MISTAKES = [
     ({}, ["--sample_by", "page"], "--sample_by: invalid choice: 'page'"),
     ({}, ["stray"], "unrecognized arguments: stray"),
     ({"max_steps": 0}, ["--num_train_epochs", "0"], "nothing to train"),
+    ({}, ["--learning_rate", "nan"], "`learning_rate` must be a number of at least 0, got nan"),
+    ({}, ["--adam_beta2", "2"], "`adam_beta2` must be a number from 0 to below 1, got 2.0"),
+    ({}, ["--seed", "-1"], "`seed` must be from 0 to 4294967295, got -1"),
+    ({}, ["--logging_steps", "0"], "`logging_steps` must be a number above 0, got 0.0"),
+    ({}, ["--num_train_epochs", "inf"], "`num_train_epochs` must be a finite number, got inf"),
+    *(
+        ({}, [f"--{name}", "0"], f"`{name}` must be at least 1, got 0")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    ),
 ]
 
 

@@ -2,17 +2,23 @@ import csv
 import gzip
 import json
 import lzma
+import os
+import resource
+import signal
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 
-from modeling_electra_exit.trainers import DataArguments, cli
+from modeling_electra_exit.trainers import DataArguments, cli, data
 from modeling_electra_exit.trainers.data import DataError, load_documents, load_tokenizer, pack, prepare
+from modeling_electra_exit.trainers.distributed import WorkerError
 from modeling_electra_exit.trainers.loading import read_tokenizer
 from modeling_electra_exit.trainers.parsing import UsageError
+from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
 
@@ -386,3 +392,42 @@ def test_a_run_with_a_vocabulary_with_holes_or_a_python_tokenizer(corpus, tmp_pa
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["vocab_size"] == len(entries)
     assert "Load it:" in capsys.readouterr().out
+
+
+def test_a_damaged_cache_is_named_and_made_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write_corpus(tmp_path / "text.txt")
+    before = list(data.read_files([str(path)])["text"])
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    content = arrow.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"[]" * 500, None):
+        arrow.unlink()  # not written over: the library has mapped it into memory
+        if damaged is not None:
+            arrow.write_bytes(damaged)
+        caplog.clear()
+        assert list(data.read_files([str(path)])["text"]) == before
+        assert f"the prepared text in {arrow.parent} is damaged (" in caplog.text
+    (arrow.parent / "dataset_info.json").write_text("")
+    with pytest.raises(DataError, match=f"prepared text below {tmp_path}/cache/text is damaged .*; remove it"):
+        data.read_files([str(path)])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer, monkeypatch, packing):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write_corpus(tmp_path / "text.txt")
+    documents = data.read_files([str(path)]) if packing else None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(DataError, match=f"could not be written into {tmp_path}/cache: File too large; make"):
+            pack({"train": documents}, tokenizer, 16) if packing else data.read_files([str(path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_killed_process_of_packing_is_named(tmp_path, tokenizer, monkeypatch):
+    documents = Dataset.from_dict({"text": ["the cat"] * 2500})
+    monkeypatch.setattr(data, "_encode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(WorkerError, match="was killed, perhaps because memory ran out; a smaller --num_proc"):
+        pack({"train": documents}, tokenizer, 16, num_proc=2)

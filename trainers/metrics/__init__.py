@@ -24,7 +24,7 @@ def load(name: str) -> evaluate.EvaluationModule:
     if not path.is_file() or name.startswith("_"):
         known = sorted(p.stem for p in path.parent.glob("[!_]*.py"))
         raise ValueError(f"no metric `{name}`; there are: {', '.join(known)}")
-    return evaluate.load(str(path))
+    return evaluate.load(str(path), keep_in_memory=True)  # else it writes all predictions into a cache on the disk
 
 
 def replaced_token_detection(config: ElectraEarlyExitConfig) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -35,8 +35,9 @@ def replaced_token_detection(config: ElectraEarlyExitConfig) -> Callable[[EvalPr
     which -100 marks padding.
     """
 
+    metric = load("replaced_token_detection")  # now: what cannot be loaded must not end a run in its first evaluation
+
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        metric = load("replaced_token_detection")
         real = np.asarray(prediction.label_ids) != -100
         logits, labels = np.asarray(prediction.predictions)[real], np.asarray(prediction.label_ids)[real]
         results = metric.compute(predictions=logits[:, 0], references=labels)
