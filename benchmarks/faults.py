@@ -100,7 +100,10 @@ TERMS = [
     Fault("SIGTERM: in a step that a checkpoint follows", f"{TRAINER}.training_step", 9, signal=signal.SIGTERM),
     Fault("SIGTERM: in an evaluation", f"{TRAINER}.prediction_step", 5, signal=signal.SIGTERM),
     Fault("SIGTERM: in a checkpoint", f"{TRAINER}._save", 2, signal=signal.SIGTERM),
+    Fault("Ctrl-C: in a step", f"{TRAINER}.training_step", 8, signal=signal.SIGINT),
+    Fault("Ctrl-C: in an evaluation", f"{TRAINER}.prediction_step", 5, signal=signal.SIGINT),
 ]
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
 def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
@@ -199,8 +202,13 @@ def main():
     parser.add_argument("--json", help="write the table here as well")
     parser.add_argument("--repeats", type=int, default=1, help="how often each signal is tried")
     args = parser.parse_args()
+
+    from benchmarks import full_disk  # which takes the runs from here
+
+    full_disk.preload()
     with tempfile.TemporaryDirectory() as temporary:
         rows = list(measure(Path(temporary), args.repeats))
+        rows.append(summary(list(full_disk.measure(Path(temporary) / "full-disk"))))
     print("\n| fault | tried | ended in other weights |\n|---|---|---|")
     for row in rows:
         print(f"| {row['name']} | {row['samples']} | {row['value']} |")
@@ -215,7 +223,9 @@ def measure(folder: Path, repeats: int):
         yield tally(fault.name, [signalled(folder, straight, fault, f"{number}-{i}") for i in range(repeats)])
     for how, damage in DAMAGES.items():
         yield tally(f"a file of the newest checkpoint {how}", list(damaged(folder, straight, how, damage)))
-    yield tally("no room on the disk until the end", [full_disk(folder, straight)])
+    yield tally("no room on the disk until the end", [no_room(folder, straight)])
+    yield tally("the text changed, then put back", [changed_text(folder, straight)])
+    yield tally("two processes with other seeds on one folder", list(two_processes(folder, straight, 6)))
 
 
 def tally(name: str, same: list[bool]) -> dict:
@@ -224,12 +234,16 @@ def tally(name: str, same: list[bool]) -> dict:
             "baseline": None, "ratio": None, "samples": len(same)}  # fmt: skip
 
 
+def summary(files: list[dict]) -> dict:
+    """One record of those of [`full_disk.measure`]."""
+    return tally("a full disk at each file that a run writes", [row["value"] == 0 for row in files])
+
+
 def signalled(folder: Path, straight: Case, fault: Fault, name: str) -> bool:
     """Whether a run that a signal ended, and the same command continued, ends as the straight one."""
     case = Case(folder, name)
     status = case.run(fault.inject)
-    expected = os.EX_TEMPFAIL if fault.signal == signal.SIGTERM else -signal.SIGKILL
-    assert status == expected, (fault.name, status, case.output_text())
+    assert status == STATUS[fault.signal], (fault.name, status, case.output_text())
     return finish(case, straight)
 
 
@@ -250,12 +264,44 @@ def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], Non
         yield same
 
 
-def full_disk(folder: Path, straight: Case) -> bool:
+def no_room(folder: Path, straight: Case) -> bool:
     """No checkpoint fits, nor the final weights; then there is room."""
     case = Case(folder, "full")
     status = case.run(LimitFileSize(120_000))
     assert status == 1, (status, case.output_text())
     return finish(case, straight)
+
+
+def changed_text(folder: Path, straight: Case) -> bool:
+    """Other text under the same name is refused; the text it was is not."""
+    text = folder / "changed.txt"
+    text.write_bytes((folder / "corpus.txt").read_bytes())
+    case = Case(folder, "changed", train_files=[str(text)])
+    case.run(Fault("", f"{TRAINER}.training_step", 8).inject)
+    text.write_bytes((folder / "corpus.txt").read_bytes().replace(b"cat", b"dog"))
+    status = case.run()
+    assert status == 2, (status, case.output_text())
+    assert f"{text} has changed since" in case.output_text(), case.output_text()
+    text.write_bytes((folder / "corpus.txt").read_bytes())
+    return finish(case, straight)
+
+
+def two_processes(folder: Path, straight: Case, tries: int) -> Iterator[bool]:
+    """Of two started at once, one is refused, and the other ends in the weights of its own seed."""
+    seeds = {42: straight, 7: Case(folder, "seed-7", seed=7)}
+    assert seeds[7].run() == 0, seeds[7].output_text()
+    for number in range(tries):
+        output = str(folder / f"both-{number}")
+        both = {seed: Case(folder, f"both-{number}-{seed}", seed=seed, output_dir=output) for seed in seeds}
+        processes = {seed: start(case) for seed, case in both.items()}
+        statuses = {seed: both[seed].wait(process, 240) for seed, process in processes.items()}
+        assert sorted(statuses.values()) == [0, 2], (statuses, [case.output_text() for case in both.values()])
+        winner = min(statuses, key=statuses.get)
+        loser = both[42 if winner == 7 else 7].output_text()
+        assert "is at work in" in loser or "holds a finished run" in loser, loser
+        both[winner].output = Path(output)
+        assert json.loads((Path(output) / "run.json").read_text())["arguments"].get("seed", 42) == winner
+        yield not both[winner].differences(seeds[winner])
 
 
 if __name__ == "__main__":

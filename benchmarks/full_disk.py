@@ -63,6 +63,7 @@ def files_written(folder: Path, log: Path) -> list[str]:
 
 def measure(folder: Path, only: list[str] | None = None) -> Iterator[dict]:
     """One record a file: how often the run, its first start disturbed, ended in other weights."""
+    folder.mkdir(exist_ok=True)
     folder = folder.resolve()
     straight = Case(folder, "run")
     status = straight.run(FullDisk(folder / "run-cache", log=folder / "writes.txt"))

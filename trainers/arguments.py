@@ -47,8 +47,8 @@ class ElectraTrainingArguments(TrainingArguments):
     also be `"auto"`, and `optim` `"muon"`.
 
     Raises:
-        ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences; for
-            an unknown optimizer, Muon with what it does not go with, or sharding that cannot be.
+        ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences;
+            for an unknown optimizer, Muon with what it does not go with, or sharding that cannot be.
     """
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,16 @@ def commit(incomplete: Path, final: Path) -> None:
     if final.exists():
         final.rename(incomplete.with_name(f"replaced-{final.name}"))
     incomplete.rename(final)
+    _date_newest(final)
     _flush(final.parent)
     shutil.rmtree(incomplete.parent, ignore_errors=True)
+
+
+def _date_newest(checkpoint: Path) -> None:
+    """Make a checkpoint the youngest of its run, even where the clock was set back: the oldest are deleted."""
+    others = [p.stat().st_mtime for p in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p != checkpoint]
+    if others and checkpoint.stat().st_mtime <= max(others):
+        os.utime(checkpoint, times=(max(others) + 2, max(others) + 2))
 
 
 def _flush(path: Path) -> None:

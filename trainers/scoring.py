@@ -1,6 +1,7 @@
 """Scoring text with the discriminator: how likely each token is a replacement. `electra-exit score`."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,6 +132,8 @@ def score_command(argv: Sequence[str]) -> int:
     text = "tokens whose entropy at an exit, in nats, is at most this stay with its answer (left out: full depth)"
     parser.add_argument("--exit_threshold", type=float, help=text)
     args = parser.parse_args(list(argv))
+    if args.output and args.output.exists() and os.path.exists(args.file) and args.output.samefile(args.file):
+        raise UsageError(f"--output {args.output} is the input itself; name another file")
     rows = read_files([args.file], "line", text_columns=[args.text_column])
     check_text(rows.features, args.text_column, args.file, "; choose one with --text_column")
     scorer = Scorer(args.checkpoint, args.exit_threshold)

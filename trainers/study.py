@@ -21,13 +21,14 @@ from transformers import AutoConfig, AutoTokenizer
 from modeling_electra_exit.configuration_electra_exit import without_unread
 
 from .cached_replacements import cache_replacements
+from .checkpoints import write_json
 from .collator import DataCollatorForReplacedTokenDetection, build_collator
 from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, pack
 from .generators import build_generator
 from .judge import BATCH, judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
 from .pretraining import build_trainer, prepare_run, pretrain
-from .run_folder import METRICS_FILE
+from .run_folder import METRICS_FILE, fingerprints, read_json
 from .step_timing import time_steps
 from .study_report import RATE_MARK, measured_seconds, timing_file, write_report
 
@@ -178,7 +179,24 @@ def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
     common = args.output_dir / study.get("extends", args.study)
     common.mkdir(parents=True, exist_ok=True)
     with FileLock(common / "shared.lock"):  # others may run other arms at the same time
+        check_text(common, args.train_files)
         return common, make_shared(study, common, args.train_files)
+
+
+def check_text(folder: Path, train_files: list[str]) -> None:
+    """Note which text a study is of, when it begins.
+
+    Raises:
+        UsageError: if it is not the one that it began with, of which there are tokenizers, models and results.
+    """
+    path, now = folder / "text.json", fingerprints(train_files)
+    if not path.exists():
+        write_json(path, now)
+    elif list(read_json(path).values()) != list(now.values()):
+        raise UsageError(
+            f"{', '.join(train_files)} is not the text that the study in {folder} began with; put it back as it was, "
+            "or choose another --output_dir"
+        )
 
 
 def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:

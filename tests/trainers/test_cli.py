@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from modeling_electra_exit import __version__
-from modeling_electra_exit.trainers import cli, cpu_kernels, parsing, pretraining
+from modeling_electra_exit.trainers import checkpoints, cli, cpu_kernels, parsing, pretraining
 from tests.conftest import write_corpus
 
 
@@ -124,6 +124,30 @@ def test_packaged_recipes_parse(name):
     assert training.exit_warmup == 0.1
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
+
+
+def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeypatch, caplog, capsys):
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    def not_ascii(*args, **kwargs):
+        "\u00e9".encode("ascii")
+
+    monkeypatch.setattr(pretraining, "write_model_card", no_space)
+    monkeypatch.setattr(pretraining, "report", not_ascii)
+    assert run(recipe(max_steps=2, report_to="none")) == 0
+    assert (
+        "the model card, which `electra-exit card` writes again, failed, and the run goes on without: [Errno 28]"
+        in (caplog.text)
+    )
+    assert "the report failed, and the run goes on without: 'ascii' codec" in caplog.text
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+    # The measurements say that the run is finished: without them it is not, and nothing is lost.
+    monkeypatch.setattr(checkpoints.os, "fsync", no_space)
+    assert run(recipe(max_steps=2, report_to="none", save_strategy="no"), "--output_dir", str(tmp_path / "other")) == 1
+    error = f"error: {tmp_path}/other/run.json could not be written: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err.endswith(error)
 
 
 def test_exits_can_be_switched_off(recipe, tmp_path, capsys):

@@ -133,3 +133,13 @@ def test_what_cannot_be_scored_is_one_line(checkpoint, tokenizer, tmp_path, caps
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("electra-exit score: error: ")
     assert message.format(folder=tmp_path) in error
+
+
+def test_the_input_is_not_written_over(checkpoint, tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text("a cat runs\n")
+    (tmp_path / "link.txt").symlink_to(path)
+    for output in (path, tmp_path / "link.txt"):
+        assert cli.main(["score", checkpoint, str(path), "--output", str(output)]) == 2
+        assert f"--output {output} is the input itself; name another file" in capsys.readouterr().err
+    assert path.read_text() == "a cat runs\n"

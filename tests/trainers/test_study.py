@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from modeling_electra_exit.trainers import cli, data, study
-from modeling_electra_exit.trainers.parsing import parse_fields
+from modeling_electra_exit.trainers.parsing import UsageError, parse_fields
 from modeling_electra_exit.trainers.pretraining import build_config
 from modeling_electra_exit.trainers.step_timing import first_of_each
 from modeling_electra_exit.trainers.study_report import (
@@ -324,3 +324,12 @@ def test_packaged_studies_make_sense(name):
         config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
         build_config(config_fields)
         assert set(run.judges) <= {"held_out", "blimp", "glue"}
+
+
+def test_a_study_is_of_one_text(tmp_path):
+    text = write_corpus(tmp_path / "text.txt")
+    for _ in range(2):
+        study.check_text(tmp_path, [str(text)])
+    write_corpus(text, seed=1)
+    with pytest.raises(UsageError, match=f"{text} is not the text that the study in {tmp_path} began with"):
+        study.check_text(tmp_path, [str(text)])
