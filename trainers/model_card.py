@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
+from .checkpoints import tolerated
 from .parsing import Parser, UsageError
 
 
@@ -46,7 +47,12 @@ def write_model_card(folder: str | Path, measured: dict | None = None, **details
     Args: those of [`render_model_card`].
     """
     folder = Path(folder)
-    draw_exit_profile(read_facts(folder, measured), folder / FIGURE)
+    with tolerated("the figure of the model card"):
+        try:
+            draw_exit_profile(read_facts(folder, measured), folder / FIGURE)
+        except Exception:
+            (folder / FIGURE).unlink(missing_ok=True)  # half of one
+            raise
     (folder / CARD).write_text(render_model_card(folder, measured=measured, **details), encoding="utf-8")
     return folder / CARD
 

@@ -147,3 +147,17 @@ def test_says_how_capacities_adapted(tmp_path):
 
 def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
     assert "| replacements | random tokens, as frequent as in the text |" in card(tmp_path, generator_type="unigram")
+
+
+def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkeypatch, caplog):
+    measured = {**MEASURED, "kept_share": [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]}
+
+    def half(figure, path, **kwargs):
+        path.write_bytes(b"\x89PNG")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    text = card(tmp_path, measured)
+    assert "the figure of the model card failed, and the run goes on without: [Errno 28]" in caplog.text
+    assert "exit_profile.png" not in text
+    assert not (tmp_path / "exit_profile.png").exists()
