@@ -88,6 +88,13 @@ class SplitCounts:
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+def _is_of_the_cache(error: BaseException) -> bool:
+    number, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number in (errno.EACCES, errno.EPERM) and path is not None:  # a text may be forbidden, too
+        return Path(os.fsdecode(path)).is_relative_to(datasets.config.HF_DATASETS_CACHE)
+    return number in UNWRITABLE
+
+
 @contextmanager
 def naming_cache_errors() -> Iterator[None]:
     """Tell a cache of `datasets` that cannot be written from a text that cannot be read.
@@ -99,7 +106,7 @@ def naming_cache_errors() -> Iterator[None]:
         yield
     except Exception as error:
         reason = error
-        while reason is not None and getattr(reason, "errno", None) not in UNWRITABLE:
+        while reason is not None and not _is_of_the_cache(reason):
             reason = reason.__cause__ or reason.__context__  # the library hides it behind errors of its own
         if reason is None:
             raise
@@ -240,6 +247,8 @@ def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset
     except Exception as error:
         try:
             cache = load_dataset_builder(loader, **options).cache_dir
+        except OSError:
+            raise
         except Exception as deeper:  # not even what it says of itself can be read; the text was not opened yet
             place = os.path.join(datasets.config.HF_DATASETS_CACHE, loader)
             raise DataError(f"prepared text below {place} is damaged ({first_line(deeper)}); remove it") from deeper

@@ -426,6 +426,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer, monkeypatc
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_forbidden_cache_is_named_and_a_forbidden_text_is_not_taken_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write_corpus(tmp_path / "text.txt")
+
+    def forbid(place):
+        def load(*args, **kwargs):
+            raise PermissionError(13, "Permission denied", str(place))
+
+        for name in ("load_dataset", "load_dataset_builder"):
+            monkeypatch.setattr(data, name, load)
+
+    forbid(tmp_path / "cache" / "text")
+    with pytest.raises(DataError, match=f"could not be written into {tmp_path}/cache: Permission denied; make room"):
+        data.read_files([str(path)])
+    forbid(path)
+    with pytest.raises(DataError, match=f"cannot read {path} as text: .Errno 13. Permission denied"):
+        data.read_files([str(path)])
+
+
 def test_a_killed_process_of_packing_is_named(tmp_path, tokenizer, monkeypatch):
     documents = Dataset.from_dict({"text": ["the cat"] * 2500})
     monkeypatch.setattr(data, "_encode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))

@@ -143,6 +143,8 @@ def test_a_token_or_a_home_folder_in_a_text_file_stops_the_push(tmp_path, monkey
 def test_where_the_best_checkpoint_lies_is_not_told(model):
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
     (model / "trainer_state.json").write_text(json.dumps(state))
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (model / name).write_bytes(b"state")
     checkpoint = model.with_name("checkpoint-5")
     incomplete = model.with_name(checkpoints.INCOMPLETE) / checkpoint.name
     incomplete.parent.mkdir()
