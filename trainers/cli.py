@@ -5,26 +5,16 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import transformers
 
 from modeling_electra_exit import __version__
 
-from .cached_replacements import cache_command
-from .calibration import calibrate_command
 from .callbacks import Interrupted, Preempted
 from .checkpoints import RunError
 from .data import DataError
-from .evaluation import evaluate_command
-from .finetuning import finetune_command
-from .hub import push_command
-from .loading import export_command
-from .model_card import card_command
-from .parsing import UsageError, parse
-from .pretraining import pretrain
-from .push_dataset import push_dataset_command
-from .scoring import score_command
-from .study import study_command
+from .parsing import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("modeling_electra_exit").setLevel(logging.INFO)  # counts and what is going on
     transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
     try:
-        run, _ = COMMANDS[arguments.command]
-        return run(argv[1:])
+        where, _ = COMMANDS[arguments.command]
+        module, function = where.split(":")
+        return getattr(import_module(f".{module}", __package__), function)(argv[1:])
     except (UsageError, DataError) as error:
         print(f"electra-exit {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -69,24 +60,23 @@ def typed(argv: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def pretrain_command(argv: Sequence[str]) -> int:
-    arguments = parse(argv)
-    pretrain(*arguments)
-    return 0
-
-
+# Name -> its function, and what it does. The function's module is imported when the command is called, so that no
+# command fails, or waits, for the sake of another.
 COMMANDS = {
-    "pretrain": (pretrain_command, "pre-train a model from a recipe"),
-    "cache-replacements": (cache_command, "sample replacements once, for --generator_type cached"),
-    "finetune": (finetune_command, "fine-tune a checkpoint on a GLUE task"),
-    "calibrate": (calibrate_command, "pick the thresholds of a fine-tuned model's exits"),
-    "evaluate": (evaluate_command, "measure a checkpoint on GLUE tasks and BLiMP"),
-    "score": (score_command, "say of each token of a text how likely it is a replacement"),
-    "export": (export_command, "write a checkpoint as plain ELECTRA"),
-    "push": (push_command, "push a run or a saved model to the Hub"),
-    "push-dataset": (push_dataset_command, "push prepared data and its tokenizer"),
-    "card": (card_command, "render a run's model card again"),
-    "study": (study_command, "run a matrix of pre-trainings and judge them"),
+    "pretrain": ("pretraining:pretrain_command", "pre-train a model from a recipe"),
+    "cache-replacements": (
+        "cached_replacements:cache_command",
+        "sample replacements once, for --generator_type cached",
+    ),
+    "finetune": ("finetuning:finetune_command", "fine-tune a checkpoint on a GLUE task"),
+    "calibrate": ("calibration:calibrate_command", "pick the thresholds of a fine-tuned model's exits"),
+    "evaluate": ("evaluation:evaluate_command", "measure a checkpoint on GLUE tasks and BLiMP"),
+    "score": ("scoring:score_command", "say of each token of a text how likely it is a replacement"),
+    "export": ("loading:export_command", "write a checkpoint as plain ELECTRA"),
+    "push": ("hub:push_command", "push a run or a saved model to the Hub"),
+    "push-dataset": ("push_dataset:push_dataset_command", "push prepared data and its tokenizer"),
+    "card": ("model_card:card_command", "render a run's model card again"),
+    "study": ("study:study_command", "run a matrix of pre-trainings and judge them"),
 }
 
 

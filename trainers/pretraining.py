@@ -7,6 +7,7 @@ import platform
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,13 +32,18 @@ from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flo
 from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
-from .parsing import UsageError, config_reason
+from .parsing import UsageError, config_reason, parse
 from .run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
 from .tokenization import vocabulary_size
 from .trainer import ElectraEarlyExitTrainer
 
 
 logger = logging.getLogger(__name__)
+
+
+def pretrain_command(argv: Sequence[str]) -> int:
+    pretrain(*parse(argv))
+    return 0
 
 
 def pretrain(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Value
+from datasets import Sequence as SequenceFeature
 from filelock import FileLock
 from transformers import AutoConfig, AutoTokenizer
 

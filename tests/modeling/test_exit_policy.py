@@ -274,6 +274,6 @@ def test_a_systematic_sample_gives_every_position_the_same_chance(num_sampled, l
 
 
 def test_a_sample_is_rounded_up():
-    assert [sample_size(share, tokens) for share, tokens in [(0.25, 64), (0.25, 65), (0.1, 160), (0.01, 5)]] == [
-        16, 17, 16, 1,
+    assert [sample_size(share, tokens) for share, tokens in [(0.25, 64), (0.25, 65), (0.28, 200), (0.01, 5)]] == [
+        16, 17, 56, 1,
     ]  # fmt: skip

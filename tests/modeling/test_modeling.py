@@ -426,11 +426,18 @@ def reference_encoder(model, batch, trace):
     return encoder.norm(states)
 
 
+PADDING = {
+    "none": [],
+    "right": range(44, 64),
+    "left": range(20),
+    "gaps": range(1, 64, 3),
+}
+
+
 @pytest.mark.parametrize("context", ["all", "first", "none"])
-@pytest.mark.parametrize("padding", [0, 20])
-@pytest.mark.parametrize("reentry", [0, 1, 2])
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize(("reentry", "norm"), [(0, "post"), (1, "pre"), (2, "post")])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("norm", ["post", "pre"])
 def test_gathered_survivors_equal_masked_full_computation(context, padding, reentry, attention, norm):
     model = tiny_model(
         exit_layers=[1, 3],
@@ -440,7 +447,10 @@ def test_gathered_survivors_equal_masked_full_computation(context, padding, reen
         norm_position=norm,
     )
     model.eval().set_attn_implementation(attention)
-    batch = {k: v for k, v in masked_batch(padding=padding).items() if k != "mlm_labels"}
+    batch = {"input_ids": masked_batch()["input_ids"]}
+    if padding != "none":
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][1:, PADDING[padding]] = 0
     with torch.no_grad():
         outputs = model.electra(**batch, exit_policy="budget", exits=model.exits())
         expected = reference_encoder(model, batch, outputs)

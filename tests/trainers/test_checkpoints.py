@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,6 +187,38 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
         assert (tmp_path / "checkpoint-2" / "model.safetensors").read_text() == content
         assert checkpoints.damage(tmp_path / "checkpoint-2") is None
         assert not (tmp_path / checkpoints.INCOMPLETE).exists()
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A name without its content is what a loss of power would leave behind otherwise."""
+    happened = []
+    fsync, replace, rename = os.fsync, os.replace, Path.rename
+
+    def flush(descriptor):
+        happened.append(("flush", Path(f"/proc/self/fd/{descriptor}").resolve().relative_to(tmp_path).as_posix()))
+        fsync(descriptor)
+
+    def name(how):
+        def call(source, target):
+            happened.append(("name", Path(target).relative_to(tmp_path).as_posix()))
+            return how(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", name(replace))
+    monkeypatch.setattr(Path, "rename", name(rename))
+    incomplete = tmp_path / "_incomplete" / "checkpoint-2"
+    (incomplete / "parts").mkdir(parents=True)
+    for file in ("weights", "parts/more"):
+        (incomplete / file).write_text(file)
+    checkpoints.commit(incomplete, tmp_path / "checkpoint-2")
+    written = [("flush", f"_incomplete/checkpoint-2/{file}")
+               for file in ("parts/more", "weights", "_incomplete-manifest.json")]  # fmt: skip
+    manifest, named = ("name", "_incomplete/checkpoint-2/manifest.json"), ("name", "checkpoint-2")
+    assert set(written) <= set(happened[: happened.index(manifest)])
+    assert happened.index(manifest) < happened.index(named)
+    assert ("flush", ".") in happened[happened.index(named) :]
 
 
 def test_the_best_checkpoint_is_known_by_its_name(tokenizer, tmp_path):

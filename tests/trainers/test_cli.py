@@ -1,6 +1,7 @@
 """The command line as a user meets it: the whole path on tiny data, and every mistake answered in one line."""
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -166,6 +167,13 @@ def test_help_is_grouped_and_short_or_complete(capsys):
     assert "--hub_always_push" not in short
     assert run("--help_all") == 0
     assert "--hub_always_push" in capsys.readouterr().out
+
+
+def test_every_command_is_where_the_table_says():
+    for where, description in cli.COMMANDS.values():
+        module, function = where.split(":")
+        assert callable(getattr(import_module(f"modeling_electra_exit.trainers.{module}"), function))
+        assert description[0].islower()
 
 
 def test_version(capsys):

@@ -68,6 +68,21 @@ def test_masks_depend_on_seed_and_epoch_and_on_nothing_else(tokenizer):
     assert torch.equal(collator(features)["input_ids"], reference)
 
 
+def test_no_two_streams_of_chance_have_one_seed(tokenizer, monkeypatch):
+    """Neither two sequences nor two epochs, nor the masks of a sequence and the noise that it meets in the model."""
+    seeds, make = [], np.random.default_rng
+    features = rows(tokenizer, [40] * 4)
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or make(seed))
+    collator, noise = DataCollatorForReplacedTokenDetection(tokenizer, seed=1), []
+    for epoch in range(2):
+        collator.set_epoch(epoch)
+        noise += collator(features)["noise_seeds"].tolist()
+    assert len(set(seeds)) == len(seeds) == 16
+    assert len(set(noise)) == 8
+    collator.set_epoch(0)
+    assert collator(features[::-1])["noise_seeds"].tolist() == noise[3::-1]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_loader_workers_give_the_batches_of_none(tokenizer, workers):
     features = rows(tokenizer, [40] * 12)

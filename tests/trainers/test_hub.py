@@ -24,6 +24,7 @@ COMMANDS = """
 import json, sys
 from modeling_electra_exit.trainers import cli
 results = [cli.main(command) for command in json.loads(sys.argv[1])]
+assert "modeling_electra_exit.trainers.study" not in sys.modules, "no command needs another"
 print(json.dumps(results))
 """
 

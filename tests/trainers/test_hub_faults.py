@@ -140,6 +140,23 @@ def test_a_token_or_a_home_folder_in_a_text_file_stops_the_push(tmp_path, monkey
     check_clean({"README.md": f"{tmp_path}/home/alices, hf_abcd".encode()}, "hf_abc")
 
 
+def test_every_token_that_is_at_hand_is_a_secret(monkeypatch):
+    """The one that is given, and the one that `hf auth login` left here."""
+    monkeypatch.setattr(pushing, "get_token", lambda: "hf_cached")
+    for secret in ("hf_given", "hf_cached"):
+        with pytest.raises(PushError, match=r"README\.md holds your token"):
+            check_clean({"README.md": f"my {secret} is secret".encode()}, "hf_given")
+    with pytest.raises(PushError, match=r"README\.md holds your token"):
+        check_clean({"README.md": b"my hf_cached is secret"}, None)
+    check_clean({"README.md": b"my hf_other is none of mine"}, "hf_given")
+
+
+def test_a_secret_in_the_card_stops_the_push_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(pushing, "API", None)
+    with pytest.raises(PushError, match=r"README\.md holds your token; nothing was pushed"):
+        pushing.push_files({"a.json": b"{}"}, "my hf_abc", "alice/mini", message="Upload", token="hf_abc")
+
+
 def test_where_the_best_checkpoint_lies_is_not_told(model):
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
     (model / "trainer_state.json").write_text(json.dumps(state))

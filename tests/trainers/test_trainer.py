@@ -15,7 +15,7 @@ from modeling_electra_exit.trainers import (
 )
 from modeling_electra_exit.trainers.collator import build_collator
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
-from modeling_electra_exit.trainers.trainer import DivergenceError
+from modeling_electra_exit.trainers.trainer import EXPLODED, DivergenceError
 from tests.conftest import tiny_config, tiny_model
 
 
@@ -419,6 +419,19 @@ def test_an_exploding_loss_and_gradients_without_end_stop_the_run(tokenizer, tmp
     with pytest.raises(DivergenceError, match=f"{reason}.* in step 1"):
         trainer.train()
     assert (tmp_path / "diverged-step-1-0.safetensors").is_file()
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_is_judged_whole_under_gradient_accumulation(tokenizer, tmp_path, accumulation):
+    """One that is twice as large as is allowed, of which a batch of four contributes half as much as is allowed."""
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(exit_policy="none"), max_steps=1,
+                           per_device_train_batch_size=2, gradient_accumulation_steps=accumulation)  # fmt: skip
+    limit = EXPLODED * trainer._uninformed_loss()
+    # With this logit the discriminator's loss is the logit itself, wherever a token is original.
+    bias = trainer.model.discriminator_predictions.dense_prediction.bias
+    bias.data.fill_(2 * limit / trainer.model.config.discriminator_weight)
+    with pytest.raises(DivergenceError, match=r"the loss is [567]\d\d\d in step 1"):
+        trainer.train()
 
 
 def test_a_vocabulary_that_the_model_does_not_embed_is_refused(tokenizer, tmp_path):
