@@ -119,15 +119,15 @@ def check_clean(files: Mapping[str, Path | bytes], token: str | None) -> None:
     """The last look before anything leaves.
 
     Raises:
-        PushError: if a text file holds the path of the home folder, or a token: `token`, or the one of this machine.
+        PushError: if a text file holds the token or the path of the home folder.
     """
-    secrets = {str(Path.home()): "the path of your home folder", token: "your token", get_token(): "your token"}
-    patterns = {re.escape(secret) + r"(?!\w)": what for secret, what in secrets.items() if secret and len(secret) > 1}
+    secrets = {"the path of your home folder": str(Path.home()), "your token": token or get_token() or ""}
+    patterns = {what: re.escape(secret) + r"(?!\w)" for what, secret in secrets.items() if len(secret) > 1}
     for name, source in files.items():
         if name.endswith(BINARY):
             continue
         text = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8", errors="replace")
-        for pattern, what in patterns.items():
+        for what, pattern in patterns.items():
             if re.search(pattern, text):
                 raise PushError(f"{name} holds {what}; nothing was pushed. Remove it there and push again")
 

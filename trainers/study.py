@@ -292,7 +292,7 @@ def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
     columns `input_ids` and `labels`, and `token_type_ids` where there are two segments."""
     config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
     collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
-    features = Features({**packed["validation"].features, "labels": List(Value("uint8"))})
+    features = Features({**packed["validation"].features, "labels": SequenceFeature(Value("uint8"))})
     columns = {name: [] for name in features}
     torch.manual_seed(training_args.seed)
     for rows in packed["validation"].iter(BATCH):

@@ -248,6 +248,17 @@ def test_a_threshold_lets_nobody_leave_who_is_unsure_or_special_and_ignores_padd
     assert (outputs.exit_layers > 2).sum(1).tolist() == [capacity(continues.sum(1).max().item() / 64, 64)] * 4
 
 
+def test_special_tokens_continue_past_every_threshold():
+    model = tiny_model(exit_policy="threshold", exit_threshold=0.6931).eval()
+    batch = masked_batch(padding=20)
+    del batch["mlm_labels"]
+    real = batch["attention_mask"] == 1
+    special = ((batch["input_ids"] == 2) | (batch["input_ids"] == 3)) & real
+    exit_layers = model(**batch, exit_policy="threshold").exit_layers
+    assert (exit_layers[special] == 6).all()
+    assert (exit_layers[real & ~special] == 2).float().mean() > 0.9
+
+
 def test_the_noise_of_a_row_is_its_own():
     seeds = torch.tensor([0, 5, 2**63 - 1])
     noise = row_noise(seeds, 0, 50)

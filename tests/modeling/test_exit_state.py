@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 from modeling_electra_exit.exit_policy import adapt_capacities
-from modeling_electra_exit.exit_state import DECAY, class_errors, roc_auc
-from tests.conftest import masked_batch, tiny_model
+from modeling_electra_exit.exit_state import DECAY, ElectraEarlyExitState, class_errors, roc_auc
+from tests.conftest import masked_batch, tiny_config, tiny_model
 
 
 def training_step(model, seed=0, **kwargs):
@@ -140,6 +140,7 @@ def test_heads_below_their_floor_let_no_more_tokens_go():
     ("keep", "gaps", "expected"),
     [
         ([0.5, 0.25], [0.05, 0.05], [0.5, 0.25]),  # at the target
+        ([0.5, 0.25], [0.047, 0.053], [0.5, 0.25]),  # close enough to it
         ([0.5, 0.25], [0.09, 0.01], [0.625, 0.125]),  # each its own way
         ([0.5, 0.5], [0.05, 0.09], [0.5, 0.5]),  # not above the exit before
         ([0.25, 0.25], [0.01, 0.05], [0.125, 0.125]),  # who left earlier cannot continue later
@@ -182,3 +183,13 @@ def test_statistics_stay_in_fp32_whatever_the_weights_are(dtype, tmp_path):
     for _ in range(3):
         model(ids, labels=(ids % 5 == 0).long())
     assert (model.exit_state.auc != 0.5).all()
+
+
+def test_errors_are_shares_of_each_class():
+    state = ElectraEarlyExitState(tiny_config())
+    # Wrong ones and all, for original and for replaced tokens: the exit head's, then the final head's.
+    state.audit[0] = torch.tensor([[[3.0, 10.0], [4.0, 8.0]], [[1.0, 10.0], [2.0, 8.0]]])
+    state.left[0] = torch.tensor([[1.0, 4.0], [3.0, 6.0]])
+    assert state.error_gap()[0].item() == pytest.approx(((0.3 - 0.1) + (0.5 - 0.25)) / 2)
+    assert state.error_on_left()[0].tolist() == pytest.approx([0.25, 0.5])
+    assert state.error_gap()[1] == 0  # nothing seen yet

@@ -8,7 +8,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForPreTraining, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
-from modeling_electra_exit import ElectraEarlyExitForPreTraining, ElectraEarlyExitModel, generator_head
+from modeling_electra_exit import (
+    ElectraEarlyExitForPreTraining,
+    ElectraEarlyExitModel,
+    generator_head,
+    modeling_electra_exit,
+)
+from modeling_electra_exit.exit_policy import row_noise
 from tests.conftest import EXIT_RULES, masked_batch, rule_name, tiny_config, tiny_model
 
 
@@ -715,3 +721,16 @@ def test_new_words_are_their_own_neighbours_and_unseen():
     model.resize_token_embeddings(100)
     assert model.generator.nearest.shape == (100, 8)
     assert (model.generator.nearest < 100).all()
+
+
+def test_no_two_draws_of_a_step_share_their_noise(monkeypatch):
+    """A sequence's seed gives the generator, every exit's policy and every exit's audit sample a stream each."""
+    streams = []
+
+    def recording(seeds, stream, length):
+        streams.append(stream)
+        return row_noise(seeds, stream, length)
+
+    monkeypatch.setattr(modeling_electra_exit, "row_noise", recording)
+    tiny_model().train()(**masked_batch(), noise_seeds=torch.arange(4))
+    assert len(set(streams)) == len(streams) == 2 + 2 * 2

@@ -67,7 +67,7 @@ names = st.sampled_from(
 )
 
 
-@settings(quick, max_examples=250)
+@settings(quick, max_examples=120)
 @given(st.dictionaries(names, value, min_size=1, max_size=3))
 @example({"vocab_size": 1})
 def test_every_config_is_refused_in_one_sentence_or_trains(fields):

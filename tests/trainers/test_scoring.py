@@ -20,8 +20,7 @@ def checkpoint(tokenizer, tmp_path):
     return str(tmp_path / "model")
 
 
-def one_by_one(checkpoint, text, **options):
-    scorer = scoring.Scorer(checkpoint)
+def one_by_one(scorer, text, **options):
     ids = scorer.tokenizer(text, truncation=True, max_length=128, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return ids, scorer.model(ids, **options)
@@ -31,10 +30,11 @@ def one_by_one(checkpoint, text, **options):
 def test_scores_are_those_of_each_text_alone_in_its_place(checkpoint, monkeypatch, tokens):
     monkeypatch.setattr(scoring, "BATCH_TOKENS", tokens)
     monkeypatch.setattr(scoring, "WINDOW", 3)
-    scores = list(scoring.Scorer(checkpoint)(TEXTS))
+    scorer = scoring.Scorer(checkpoint)
+    scores = list(scorer(TEXTS))
     assert len(scores) == len(TEXTS)
     for text, score in zip(TEXTS, scores, strict=True):
-        ids, outputs = one_by_one(checkpoint, text)
+        ids, outputs = one_by_one(scorer, text)
         assert len(score.tokens) == len(score.replaced) == ids.shape[1] <= 128
         torch.testing.assert_close(torch.tensor(score.replaced), outputs.logits[0].sigmoid(), atol=1e-5, rtol=1e-5)
         expected = F.logsigmoid(-outputs.logits).sum()
@@ -43,12 +43,12 @@ def test_scores_are_those_of_each_text_alone_in_its_place(checkpoint, monkeypatc
 
 
 def test_exits_give_every_text_what_it_gets_alone(checkpoint):
-    threshold = 0.68
-    scores = list(scoring.Scorer(checkpoint, threshold)(TEXTS))
+    scorer = scoring.Scorer(checkpoint, 0.68)
+    scores = list(scorer(TEXTS))
     left = {layer for score in scores for layer in score.exit_layers}
     assert len(left) > 1  # some left, some did not
     for text, score in zip(TEXTS, scores, strict=True):
-        alone = next(scoring.Scorer(checkpoint, threshold)([text]))
+        alone = next(scorer([text]))
         assert score.exit_layers == alone.exit_layers
         torch.testing.assert_close(torch.tensor(score.replaced), torch.tensor(alone.replaced), atol=1e-5, rtol=1e-5)
 

@@ -364,13 +364,15 @@ def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
 
 
 def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
-    trainer = make_trainer(tokenizer, tmp_path)
+    trainer = make_trainer(tokenizer, tmp_path, max_steps=3)
     trainer.train()
-    log = trainer.state.log_history[2]
-    for layer in (2, 4):
-        assert 0 <= log[f"exit_auc_layer_{layer}"] <= 1
-        assert 0 <= log[f"exit_recall_left_layer_{layer}"] <= 1
-        assert -1 <= log[f"exit_error_gap_layer_{layer}"] <= 1
+    log, state = trainer.state.log_history[2], trainer.model.exit_state
+    for number, layer in enumerate((2, 4)):
+        (_, _), (wrong, replaced) = state.left[number].tolist()
+        assert 0 <= log[f"exit_auc_layer_{layer}"] == pytest.approx(state.auc[number].item(), abs=1e-4)
+        assert log[f"exit_recall_left_layer_{layer}"] == pytest.approx(1 - wrong / replaced, abs=1e-4)
+        assert log[f"exit_error_gap_layer_{layer}"] == pytest.approx(state.error_gap()[number].item(), abs=1e-4)
+    assert set(state.left[:, 0, 0].tolist()) != {0.0}  # so that the two classes differ
 
 
 def test_the_exit_loss_warms_up(tokenizer, tmp_path):

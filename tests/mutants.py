@@ -1,0 +1,478 @@
+"""Small changes of meaning, one at a time, each of which a test must notice: `make mutants`.
+
+A mutant is a piece of text of one file, what replaces it in a copy of the tree, and the test that must then fail. All
+these tests are run once without a change first, where they must pass. A mutant whose text is not in its file exactly
+once is an error, and so is one that breaks the collection of tests or does not end: so the table stays true.
+
+    python tests/mutants.py [--jobs N] [WORD ...]      # only the mutants with one of these words in name or file
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("modeling_electra_exit", "trainers", "model_cards", "tests", "benchmarks", "pyproject.toml")
+SECONDS = 240  # for the tests of one mutant, at most
+NOT_THE_COPY = 70  # an exit status that pytest has not
+SECONDS_UNCHANGED = 1800  # for all of them without a change
+# What the tests import of others, loaded once and shared by all of their processes.
+PRELOADED = ["pytest", "hypothesis", "torch", "transformers.trainer", "transformers.models.electra.modeling_electra",
+             "transformers.models.bert.modeling_bert", "datasets", "evaluate", "accelerate", "scipy.stats",
+             "sklearn.metrics", "pandas"]  # fmt: skip
+
+MODEL, POLICY, STATE, HEADS, GENERATOR_HEAD = (
+    f"modeling_electra_exit/{name}.py"
+    for name in ("modeling_electra_exit", "exit_policy", "exit_state", "modeling_heads", "generator_head")
+)
+COLLATOR, TRAINER, CHECKPOINTS, HUB, OPTIMIZER, GENERATORS, KERNELS = (
+    f"trainers/{name}.py"
+    for name in ("collator", "trainer", "checkpoints", "hub", "optimization", "generators", "cpu_kernels")
+)
+
+
+class Mutant(NamedTuple):
+    """What is wrong, where, and by which test it is caught."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    # ---- Exit policy ----
+    Mutant(
+        "a capacity that rounding put above a multiple takes another",
+        POLICY,
+        "math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)",
+        "math.ceil(tokens / CAPACITY_MULTIPLE)",
+        "tests/modeling/test_exit_policy.py::test_capacity_rounds_up_to_a_multiple_of_8",
+    ),
+    Mutant(
+        "a sample that rounding put above a number takes one more",
+        POLICY,
+        "math.ceil(share * tokens - 1e-9)",
+        "math.ceil(share * tokens)",
+        "tests/modeling/test_exit_policy.py::test_a_sample_is_rounded_up",
+    ),
+    Mutant(
+        "sampled entropy is ranked without chance",
+        POLICY,
+        "return log_entropy(evidence) + gumbel(evidence.uniform())",
+        "return log_entropy(evidence)",
+        "tests/modeling/test_exit_policy.py::test_sampled_entropy_draws_in_proportion_to_entropy",
+    ),
+    Mutant(
+        "the thresholds of original and replaced tokens are exchanged",
+        POLICY,
+        "torch.where(evidence.logits > 0, replaced, original)",
+        "torch.where(evidence.logits > 0, original, replaced)",
+        "tests/modeling/test_exit_policy.py::test_thresholds_keep_whom_they_should_and_no_more_than_a_multiple_of_8",
+    ),
+    Mutant(
+        "a threshold lets protected tokens go",
+        POLICY,
+        "continues = continues | evidence.protected",
+        "continues = continues & ~evidence.protected",
+        "tests/modeling/test_exit_policy.py::test_special_tokens_continue_past_every_threshold",
+    ),
+    Mutant(
+        "a systematic sample starts at the same place always",
+        POLICY,
+        "return ((starts * length).long() + spaced) % length",
+        "return ((starts * 0).long() + spaced) % length",
+        "tests/modeling/test_exit_policy.py::test_a_systematic_sample_gives_every_position_the_same_chance",
+    ),
+    Mutant(
+        "what grows is granted to the smallest gap first",
+        POLICY,
+        "key=lambda i: -error_gaps[i]",
+        "key=lambda i: error_gaps[i]",
+        "tests/modeling/test_exit_state.py::test_the_budget_goes_to_the_largest_gap",
+    ),
+    Mutant(
+        "capacities shrink inside the dead band",
+        POLICY,
+        "gap < target * (1 - DEAD_BAND)",
+        "gap < target",
+        "tests/modeling/test_exit_state.py::test_capacities_move_by_one_multiple_towards_the_target",
+    ),
+    Mutant(
+        "patience needs one agreement more",
+        POLICY,
+        "return agreements >= self.thresholds[number]",
+        "return agreements > self.thresholds[number]",
+        "tests/modeling/test_heads.py::test_a_batch_of_sequences_exits_as_each_alone",
+    ),
+    Mutant(
+        "an item is as certain as its most certain prediction",
+        POLICY,
+        "softmax(dim=-1).amax(dim=-1).amin(dim=-1)",
+        "softmax(dim=-1).amax(dim=-1).amax(dim=-1)",
+        "tests/modeling/test_heads.py::test_a_batch_of_sequences_exits_as_each_alone",
+    ),
+    # ---- Model ----
+    Mutant(
+        "the survivors' mask has its keys in the order of the text",
+        MODEL,
+        "gather(1, tokens.order if visible is not None else tokens.positions())",
+        "narrow(1, 0, (tokens.order if visible is not None else tokens.positions()).shape[1])",
+        "tests/modeling/test_modeling.py::test_gathered_survivors_equal_masked_full_computation",
+    ),
+    Mutant(
+        "tokens that exited are seen without their normalisation",
+        MODEL,
+        "else attention.LayerNorm(frozen_states)",
+        "else frozen_states",
+        "tests/modeling/test_modeling.py::test_gathered_survivors_equal_masked_full_computation",
+    ),
+    Mutant(
+        "every chosen token counts as replaced",
+        MODEL,
+        "return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss",
+        "return corrupted_ids, masked.long(), generator_loss",
+        "tests/modeling/test_modeling.py::test_a_sampled_token_equal_to_the_original_counts_as_original",
+    ),
+    Mutant(
+        "the exits' loss is a sum and no mean",
+        MODEL,
+        "            losses.append(loss)\n        return torch.stack(losses).mean()",
+        "            losses.append(loss)\n        return torch.stack(losses).sum()",
+        "tests/modeling/test_modeling.py::test_exit_loss_is_the_mean_over_exits_of_the_tokens_that_arrive",
+    ),
+    Mutant(
+        "padding is in the loss",
+        MODEL,
+        "(token_mask == 1).to(values.dtype)",
+        "(token_mask >= 0).to(values.dtype)",
+        "tests/modeling/test_modeling.py::test_joint_loss_equals_a_plain_loop",
+    ),
+    Mutant(
+        "the gain's regressor bends the encoder",
+        MODEL,
+        "exits.gain_heads[number](normed.detach())",
+        "exits.gain_heads[number](normed)",
+        "tests/modeling/test_modeling.py::test_gains_are_learned_from_audit_tokens_alone_and_touch_nothing_else",
+    ),
+    Mutant(
+        "exits share the noise of the generator",
+        MODEL,
+        "row_noise(self.noise_seeds, 2 + 2 * number + i, length)",
+        "row_noise(self.noise_seeds, 2 * number + i, length)",
+        "tests/modeling/test_modeling.py::test_no_two_draws_of_a_step_share_their_noise",
+    ),
+    Mutant(
+        "an exit shares its noise with the next",
+        MODEL,
+        "row_noise(self.noise_seeds, 2 + 2 * number + i, length)",
+        "row_noise(self.noise_seeds, 2 + number + i, length)",
+        "tests/modeling/test_modeling.py::test_no_two_draws_of_a_step_share_their_noise",
+    ),
+    Mutant(
+        "a draw inverts both steps by one number",
+        GENERATOR_HEAD,
+        "_invert(chosen, noise[:, 1:])",
+        "_invert(chosen, noise[:, :1])",
+        "tests/modeling/test_generator_head.py::test_samples_follow_the_distribution",
+    ),
+    Mutant(
+        "mean pooling reads padding",
+        HEADS,
+        "real = (token_mask != 0).unsqueeze(1)",
+        "real = (token_mask >= 0).unsqueeze(1)",
+        "tests/modeling/test_heads.py::test_mean_pooling_reads_every_token_but_padding",
+    ),
+    Mutant(
+        "a head's loss has the exits' without their weight",
+        HEADS,
+        "loss = loss + config.exit_loss_weight * exit_loss",
+        "loss = loss + exit_loss",
+        "tests/modeling/test_heads.py::test_loss_is_the_final_heads_and_the_mean_of_the_exits",
+    ),
+    Mutant(
+        "the error gap has the other sign",
+        STATE,
+        "(errors[:, 0] - errors[:, 1])",
+        "(errors[:, 1] - errors[:, 0])",
+        "tests/modeling/test_exit_state.py::test_errors_are_shares_of_each_class",
+    ),
+    Mutant(
+        "the area under the curve counts pairs of a token with itself",
+        STATE,
+        "positive.sum() * (positive.sum() + 1) / 2",
+        "positive.sum() * (positive.sum() - 1) / 2",
+        "tests/modeling/test_exit_state.py::test_roc_auc_is_sklearns",
+    ),
+    # ---- Collator and generators ----
+    Mutant(
+        "masks and noise have one seed",
+        COLLATOR,
+        "self._generator(text, int(self._epoch), 1)",
+        "self._generator(text, int(self._epoch))",
+        "tests/trainers/test_collator.py::test_no_two_streams_of_chance_have_one_seed",
+    ),
+    Mutant(
+        "80 % of the chosen tokens become [MASK]",
+        COLLATOR,
+        "MASK_SHARE = 0.85",
+        "MASK_SHARE = 0.8",
+        "tests/trainers/test_collator.py::test_labels_are_the_originals_of_masked_positions",
+    ),
+    Mutant(
+        "the generator `self` proposes for this epoch's positions",
+        COLLATOR,
+        "self._choose(row, epoch + 1)",
+        "self._choose(row, epoch)",
+        "tests/trainers/test_generators.py::test_self_proposals_serve_the_next_visit_and_unigram_the_first",
+    ),
+    Mutant(
+        "the temperature of `frozen` rises",
+        GENERATORS,
+        "(first + (last - first) * progress)",
+        "(last + (first - last) * progress)",
+        "tests/trainers/test_generators.py::test_frozen_draws_from_the_model_in_the_folder[ours]",
+    ),
+    Mutant(
+        "the bigram never backs off where it has counts",
+        GENERATORS,
+        "np.where(followed > 0, self.DISCOUNT * successors",
+        "np.where(followed > 0, 0 * successors",
+        "tests/trainers/test_generators.py::test_distribution_of_the_bigram",
+    ),
+    Mutant(
+        "shuffled tokens keep their places",
+        GENERATORS,
+        "np.roll(cycle, 1)",
+        "np.roll(cycle, 0)",
+        "tests/trainers/test_generators.py::test_shuffled_tokens_change_places_and_none_is_lost",
+    ),
+    Mutant(
+        "special tokens are counted for `unigram`",
+        GENERATORS,
+        "        counts[self.tokenizer.all_special_ids] = 0\n",
+        "",
+        "tests/trainers/test_generators.py::test_distributions",
+    ),
+    # ---- Optimizer, training ----
+    Mutant(
+        "weight decay is not rescaled",
+        OPTIMIZER,
+        'group["weight_decay"] * correction2 / correction1',
+        'group["weight_decay"]',
+        "tests/trainers/test_optimization.py::test_matches_electras_update",
+    ),
+    Mutant(
+        "epsilon is not rescaled",
+        OPTIMIZER,
+        'group["eps"] / correction2',
+        'group["eps"]',
+        "tests/trainers/test_optimization.py::test_matches_electras_update",
+    ),
+    Mutant(
+        "every layer learns as the one above it should",
+        OPTIMIZER,
+        "return int(layer[1]) + 1 if layer",
+        "return int(layer[1]) + 2 if layer",
+        "tests/trainers/test_finetuning.py::test_learning_rates_a_layer",
+    ),
+    Mutant(
+        "a batch's part of the loss is judged as if it were all of it",
+        TRAINER,
+        "value = float(loss) * self.current_gradient_accumulation_steps",
+        "value = float(loss)",
+        "tests/trainers/test_trainer.py::test_a_loss_is_judged_whole_under_gradient_accumulation",
+    ),
+    Mutant(
+        "a loss that is no number passes",
+        TRAINER,
+        "if not value <= EXPLODED * self._uninformed_loss():",
+        "if value > EXPLODED * self._uninformed_loss():",
+        "tests/trainers/test_trainer.py::test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights",
+    ),
+    Mutant(
+        "evaluation masks as the epoch in training does",
+        TRAINER,
+        "self.data_collator.set_epoch(0)",
+        "pass",
+        "tests/trainers/test_trainer.py::test_evaluation_is_the_same_every_time_and_at_full_depth",
+    ),
+    Mutant(
+        "the recall that is logged is the original tokens'",
+        TRAINER,
+        "1 - state.error_on_left()[:, 1]",
+        "1 - state.error_on_left()[:, 0]",
+        "tests/trainers/test_trainer.py::test_the_log_tells_how_good_the_exits_are",
+    ),
+    Mutant(
+        "the exits' loss starts at its full weight",
+        TRAINER,
+        "(self.state.global_step + 1) / (steps + 1)",
+        "(self.state.global_step + steps) / (steps + 1)",
+        "tests/trainers/test_trainer.py::test_the_exit_loss_warms_up",
+    ),
+    Mutant(
+        "dropout's gradient is not scaled",
+        KERNELS,
+        "drop(grad_output, *ctx.saved_tensors, ctx.staying).mul_(256 / ctx.staying)",
+        "drop(grad_output, *ctx.saved_tensors, ctx.staying)",
+        "tests/trainers/test_cpu_kernels.py",
+    ),
+    # ---- Checkpoints and pushes ----
+    Mutant(
+        "a checkpoint's files are not flushed before it has its name",
+        CHECKPOINTS,
+        "    for path in files:\n        _flush(path)\n",
+        "",
+        "tests/trainers/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
+    ),
+    Mutant(
+        "a manifest is not flushed before it has its name",
+        CHECKPOINTS,
+        "    _flush(incomplete)\n",
+        "",
+        "tests/trainers/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
+    ),
+    Mutant(
+        "checksums are not compared",
+        CHECKPOINTS,
+        "if _sha256(path) != checksum:",
+        "if _sha256(path) == '':",
+        "tests/trainers/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
+    ),
+    Mutant(
+        "a run continues from its oldest checkpoint",
+        CHECKPOINTS,
+        "map(Path, reversed(sort_checkpoints(str(folder))))",
+        "map(Path, sort_checkpoints(str(folder)))",
+        "tests/trainers/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
+    ),
+    Mutant(
+        "the card is not searched for secrets",
+        HUB,
+        "check_clean({**files, CARD: card.encode()}, token)",
+        "check_clean(files, token)",
+        "tests/trainers/test_hub_faults.py::test_a_secret_in_the_card_stops_the_push_before_anything_is_sent",
+    ),
+    Mutant(
+        "a cached token is searched for in the place of the one given",
+        HUB,
+        "token or get_token() or",
+        "get_token() or token or",
+        "tests/trainers/test_hub_faults.py::test_the_token_that_is_given_is_a_secret_beside_another_of_this_machine",
+    ),
+    Mutant(
+        "where the best checkpoint lies is told",
+        HUB,
+        'state["best_model_checkpoint"] = Path(best).name',
+        'state["best_model_checkpoint"] = best',
+        "tests/trainers/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
+    ),
+    Mutant(
+        "the pickled arguments are pushed with a checkpoint",
+        HUB,
+        "if path.is_file() and path.name != TRAINING_ARGS_NAME",
+        "if path.is_file()",
+        "tests/trainers/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
+    ),
+]
+
+
+def copy_tree(folder: Path) -> Path:
+    """What the tests need of this tree, with the packages where they are imported from."""
+    for name in COPIED:
+        source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder)
+    for name in ("trainers", "model_cards"):
+        (folder / "modeling_electra_exit" / name).symlink_to(f"../{name}")
+    return folder
+
+
+def run_tests(folder: Path, tests: list[str]) -> None:
+    """Run in a process of its own, which ends with pytest's exit status."""
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    os.environ["HF_HOME"] = os.environ["ELECTRA_EXIT_TEST_HOME"] = str(folder / "home")
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests"))]
+    with open(folder / "log", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        import pytest
+
+        status = pytest.main(["-n", "0", "-q", "-x", "-p", "no:cacheprovider", *tests])
+        import modeling_electra_exit.trainers as ours
+
+        if not Path(ours.__file__).resolve().is_relative_to(folder):
+            print("the tests did not import the copy")
+            status = NOT_THE_COPY
+    os._exit(status)
+
+
+def outcome(context, tests: list[str], mutant: Mutant | None = None) -> tuple[int | None, str]:
+    """The exit status of `tests` on a copy of the tree with a mutant in it, `None` where they did not end; and what
+    they printed."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+        folder = copy_tree(Path(place).resolve())
+        if mutant is not None:
+            text = (folder / mutant.file).read_text(encoding="utf-8")
+            (folder / mutant.file).write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        process = context.Process(target=run_tests, args=(folder, tests))
+        process.start()
+        process.join(SECONDS_UNCHANGED if mutant is None else SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return None, ""
+        return process.exitcode, (folder / "log").read_text(encoding="utf-8", errors="replace")
+
+
+def stale(mutants: list[Mutant]) -> list[str]:
+    """Mutants whose text is not in their file exactly once."""
+    counts = [(ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in mutants]
+    return [
+        f"{mutant.name}: its text is in {mutant.file} {count} times, not once"
+        for mutant, count in zip(mutants, counts, strict=True)
+        if count != 1
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only the mutants with one of these in their name or file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    args = parser.parse_args()
+    chosen = [m for m in MUTANTS if not args.words or any(word in f"{m.name} {m.file}" for word in args.words)]
+    if problems := stale(chosen):
+        print("\n".join(problems), file=sys.stderr)
+        return 2
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    status, printed = outcome(context, sorted({mutant.test for mutant in chosen}))
+    if status != 0:
+        print(f"{printed}\nwithout any change, the tests do not pass", file=sys.stderr)
+        return 2
+    wrong = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        outcomes = pool.map(lambda mutant: outcome(context, [mutant.test], mutant), chosen)
+        for mutant, (status, printed) in zip(chosen, outcomes, strict=True):
+            verdict = {1: "caught", 0: "SURVIVED", None: "DID NOT END"}.get(status, "BROKE THE TESTS")
+            wrong += verdict != "caught"
+            print(f"{verdict:16} {mutant.file}: {mutant.name}", flush=True)
+            if verdict == "BROKE THE TESTS":
+                print(printed, file=sys.stderr)
+    print(f"{len(chosen) - wrong} of {len(chosen)} caught")
+    return min(1, wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

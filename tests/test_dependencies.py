@@ -1,0 +1,26 @@
+"""What pyproject.toml declares is what is tested."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def locked(name: str) -> dict[str, Version]:
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    return {package.lower().replace("_", "-"): Version(version) for package, version in pins}
+
+
+def test_the_least_versions_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest, newest = locked("requirements-oldest.lock"), locked("requirements.lock")
+    for requirement in map(Requirement, project["dependencies"]):
+        name = requirement.name.lower().replace("_", "-")
+        least = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
+        assert least == [oldest[name]], requirement
+        assert newest[name] in requirement.specifier, requirement
