@@ -414,7 +414,7 @@ def run_tests(folder: Path, tests: list[str]) -> None:
         if not Path(ours.__file__).resolve().is_relative_to(folder):
             print("the tests did not import the copy")
             status = NOT_THE_COPY
-    os._exit(status)
+    sys.exit(int(status))
 
 
 def outcome(context, tests: list[str], mutant: Mutant | None = None) -> tuple[int | None, str]:
