@@ -52,6 +52,34 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # ---- Exit policy ----
     Mutant(
+        "`random` ranks by the exit head's logits",
+        POLICY,
+        "return Ranking(evidence.uniform(), num_kept)",
+        "return Ranking(evidence.logits.float(), num_kept)",
+        "tests/test_defaults.py::test_chance_does_not_look_at_the_predictions",
+    ),
+    Mutant(
+        "`random` draws half of its places, and the exit head's logits fill the others",
+        MODEL,
+        "selection = draw(scores, num_kept, **masks)",
+        "selection = select(trace.logits[-1].detach(), num_kept, **masks, audit_fraction=0.5, lottery=lottery)",
+        "tests/test_defaults.py::test_chance_does_not_look_at_the_predictions",
+    ),
+    Mutant(
+        "`random` prefers the beginning of the text",
+        POLICY,
+        "return Ranking(evidence.uniform(), num_kept)",
+        "return Ranking(evidence.uniform() - torch.arange(evidence.logits.shape[1]) / 5000, num_kept)",
+        "tests/test_defaults.py::test_every_position_is_as_likely_to_continue_as_any_other[64-1-seeds]",
+    ),
+    Mutant(
+        "a sampled special token is protected",
+        MODEL,
+        "self._protected_tokens(embedding_output, original_ids)",
+        "self._protected_tokens(embedding_output, input_ids)",
+        "tests/test_defaults.py::test_a_sample_that_is_a_special_token_exits_like_any_other",
+    ),
+    Mutant(
         "a capacity that rounding put above a multiple takes another",
         POLICY,
         "math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)",
