@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,26 @@ def test_resumes_where_it_was():
         second.grad = gradient.clone()
         second_optimizer.step()
     assert torch.equal(second, straight)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_none(fused):
+    """fp16 begins with a scale that overflows for a few steps: the first real update is ELECTRA's all the same."""
+    parameter = torch.nn.Parameter(torch.tensor([0.5, -1.0]))
+    optimizer = ElectraAdamW([parameter], lr=0.01, eps=1e-6, weight_decay=0.01, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    state = [(value, 0.0, 0.0) for value in parameter.tolist()]
+    for gradient in ([torch.inf, 1.0], [1.0, torch.nan], [0.3, -0.1], [torch.inf, 0.0], [-0.2, 0.4]):
+        parameter.grad = scaler.scale(torch.tensor(gradient))
+        scaler.step(optimizer)
+        scaler.update()
+        if all(map(math.isfinite, gradient)):
+            state = [
+                reference_step(*s, g, 0.01, 0.9, 0.999, 1e-6, 0.01) for s, g in zip(state, gradient, strict=True)
+            ]
+        torch.testing.assert_close(parameter.data, torch.tensor([s[0] for s in state]))
+    assert optimizer.param_groups[0]["steps_taken"] == 2
+    assert optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_a_group_that_is_emptied_meanwhile_takes_no_step():
