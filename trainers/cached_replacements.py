@@ -97,7 +97,7 @@ def write_cache(
             def sample(batch):
                 nonlocal equal, total
                 rows = [np.asarray(row, dtype=np.int64) for row in batch["input_ids"]]
-                tables = sample_rows(generator, rows, context, draws)
+                tables = sample_rows(generator, rows, context, draws, batch.get("token_type_ids"))
                 ordinary = [~np.isin(row, context.tokenizer.all_special_ids) for row in rows]
                 equal += sum(int((t == r[:, None])[o].sum()) for t, r, o in zip(tables, rows, ordinary, strict=True))
                 total += draws * sum(int(o.sum()) for o in ordinary)
@@ -133,9 +133,13 @@ def _parts(context: GeneratorContext) -> int:
 
 
 def sample_rows(
-    generator: Replacements | StepGenerator, rows: list[np.ndarray], context: GeneratorContext, draws: int
+    generator: Replacements | StepGenerator,
+    rows: list[np.ndarray],
+    context: GeneratorContext,
+    draws: int,
+    types: list[list[int]] | None = None,
 ) -> list[np.ndarray]:
-    """For each row (tokens,) its replacements (tokens, draws), int64."""
+    """For each row (tokens,), with the segments that `types` says, its replacements (tokens, draws), int64."""
     tables = [np.repeat(row[:, None], draws, axis=1) for row in rows]
     chances = [np.random.default_rng((context.args.mask_seed, zlib.crc32(row.tobytes()))) for row in rows]
     parts = _parts(context)
@@ -146,7 +150,7 @@ def sample_rows(
     for part in range(parts):
         positions = [np.sort(places[part]) for places in split]
         if isinstance(generator, StepGenerator):
-            drawn = _sample_in_step(generator, rows, positions, chances, context, draws)
+            drawn = _sample_in_step(generator, rows, positions, chances, context, draws, types)
         else:
             drawn = [
                 np.stack([generator(row, places, chance) for _ in range(draws)], axis=1)
@@ -157,21 +161,23 @@ def sample_rows(
     return tables
 
 
-def _sample_in_step(generator, rows, positions, chances, context, draws) -> list[np.ndarray]:
+def _sample_in_step(generator, rows, positions, chances, context, draws, types) -> list[np.ndarray]:
     """`draws` replacements for `positions` of each row, all masked at once."""
     length = max(map(len, rows))
     input_ids = np.full((len(rows), length), context.tokenizer.pad_token_id)
-    mlm_labels = np.full_like(input_ids, -100)
+    mlm_labels, token_type_ids = np.full_like(input_ids, -100), np.zeros_like(input_ids)
     for i, (row, places, chance) in enumerate(zip(rows, positions, chances, strict=True)):
         input_ids[i, : len(row)] = row
+        token_type_ids[i, : len(row)] = 0 if types is None else types[i]
         mlm_labels[i, places] = row[places]
         input_ids[i, places[chance.random(len(places)) < MASK_SHARE]] = context.tokenizer.mask_token_id
     attention_mask = np.arange(length) < np.array([[len(row)] for row in rows])
-    tensors = (
-        torch.from_numpy(a).to(context.args.device) for a in (input_ids, mlm_labels, attention_mask.astype(int))
+    ids, labels, mask, types = (
+        torch.from_numpy(array).to(context.args.device)
+        for array in (input_ids, mlm_labels, attention_mask.astype(int), token_type_ids)
     )
     with torch.autocast(context.args.device.type, torch.bfloat16, enabled=context.args.bf16):
-        drawn = generator.propose_several(*tensors, draws).cpu().numpy()
+        drawn = generator.propose_several(ids, labels, mask, draws, types).cpu().numpy()
     return np.split(drawn, np.cumsum([len(places) for places in positions])[:-1])
 
 

@@ -33,7 +33,7 @@ class Difficulty:
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, corrupted_ids, mlm_labels, attention_mask):
+    def add(self, corrupted_ids, mlm_labels, attention_mask, token_type_ids=None):
         """Take in a batch; all `torch.LongTensor` of shape `(batch, sequence)`, `mlm_labels` -100 where nothing was
         chosen."""
         chosen = mlm_labels != -100
@@ -42,7 +42,7 @@ class Difficulty:
         found = [chosen.sum(), (~replaced).sum(), replaced.sum()]
         if self.reference is not None:
             shown = corrupted_ids.masked_fill(chosen, self.mask_token_id)
-            logs = self.reference.logits(shown, chosen, attention_mask).log_softmax(dim=-1)
+            logs = self.reference.logits(shown, chosen, attention_mask, token_type_ids).log_softmax(dim=-1)
             found += [logs.gather(1, ids[:, None])[:, 0][replaced].sum() for ids in (after, before)]
         self.sums[: len(found)] += torch.stack([value.double().cpu() for value in found])
 

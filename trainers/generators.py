@@ -86,7 +86,12 @@ class StepGenerator:
     """A generator that runs in the training step, on its device, and is not trained there."""
 
     def propose(
-        self, input_ids: torch.Tensor, mlm_labels: torch.Tensor, attention_mask: torch.Tensor | None, progress: float
+        self,
+        input_ids: torch.Tensor,
+        mlm_labels: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        progress: float,
+        token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Replacements for the masked tokens.
 
@@ -95,6 +100,7 @@ class StepGenerator:
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token there, else -100.
             attention_mask (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             progress (`float`): share of the training steps that are over; 1 in evaluation.
+            token_type_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the segments.
 
         Returns:
             `torch.LongTensor` of shape `(masked tokens,)`, in the order in which `mlm_labels != -100` selects. Chance
@@ -103,11 +109,16 @@ class StepGenerator:
         raise NotImplementedError
 
     def propose_several(
-        self, input_ids: torch.Tensor, mlm_labels: torch.Tensor, attention_mask: torch.Tensor | None, draws: int
+        self,
+        input_ids: torch.Tensor,
+        mlm_labels: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        draws: int,
+        token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`propose`] at the end of training, several times: `torch.LongTensor` of shape
         `(masked tokens, draws)`."""
-        several = [self.propose(input_ids, mlm_labels, attention_mask, 1.0) for _ in range(draws)]
+        several = [self.propose(input_ids, mlm_labels, attention_mask, 1.0, token_type_ids) for _ in range(draws)]
         return torch.stack(several, dim=1)
 
     def flops(self, batch_size: int, sequence_length: int) -> float:
@@ -117,7 +128,9 @@ class StepGenerator:
     def corrupt(self, inputs: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
         """A masked batch with `input_ids` corrupted and `labels`, 1 where a token was replaced by another."""
         input_ids, mlm_labels = inputs["input_ids"], inputs["mlm_labels"]
-        proposals = self.propose(input_ids, mlm_labels, inputs.get("attention_mask"), progress)
+        proposals = self.propose(
+            input_ids, mlm_labels, inputs.get("attention_mask"), progress, inputs.get("token_type_ids")
+        )
         before = originals(input_ids, mlm_labels)
         corrupted = before.masked_scatter(mlm_labels != -100, proposals)
         return {**inputs, "input_ids": corrupted, "labels": (corrupted != before).long()}
@@ -244,14 +257,14 @@ class Frozen(StepGenerator):
             raise UsageError("generator_type 'frozen' needs --generator_folder, the folder of a masked language model")
         self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
 
-    def propose(self, input_ids, mlm_labels, attention_mask, progress):
+    def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
         first, last = self.args.generator_temperature
-        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask)
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
         return sample_tokens(logits / (first + (last - first) * progress))
 
-    def propose_several(self, input_ids, mlm_labels, attention_mask, draws):
-        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask) / self.args.generator_temperature[1]
-        return sample_tokens(logits, draws)
+    def propose_several(self, input_ids, mlm_labels, attention_mask, draws, token_type_ids=None):
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
+        return sample_tokens(logits / self.args.generator_temperature[1], draws)
 
     def flops(self, batch_size, sequence_length):
         return batch_size * self.model.flops(
@@ -279,7 +292,7 @@ class SelfProposals(StepGenerator):
         real = originals + 1 if attention_mask is None else (originals + 1) * attention_mask
         return (real * self.multipliers[: originals.shape[1]].to(originals.device)).sum(dim=1)
 
-    def propose(self, input_ids, mlm_labels, attention_mask, progress):
+    def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
         masked = mlm_labels != -100
         drawn = torch.rand(int(masked.sum()), dtype=self.first.dtype) * self.first[-1]
         replacements = torch.searchsorted(self.first, drawn, right=True)
@@ -297,9 +310,8 @@ class SelfProposals(StepGenerator):
         visitor = copy.copy(self)
         visitor.proposals = {}
         visit = visitor.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
-        proposals = model(
-            visit["input_ids"], attention_mask, inputs.get("token_type_ids"), proposal_mask=here
-        ).proposals
+        read = {name: visit[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in visit}
+        proposals = model(**read, proposal_mask=here).proposals
         visitor.remember(self.keys(text, attention_mask), proposals)
         return visitor
 

@@ -47,13 +47,20 @@ class MaskedLanguageModel:
 
     @torch.no_grad()
     def logits(
-        self, input_ids: torch.Tensor, masked: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        masked: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits, fp32 of shape `(masked tokens, vocab_size)`, where `masked`, a `torch.BoolTensor` of shape
-        `(batch, sequence)`, is true."""
+        `(batch, sequence)`, is true. A model that knows one segment alone reads no `token_type_ids`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None and getattr(self._model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = token_type_ids
         if self._ours:
-            return self._model.generator_logits(input_ids, masked, attention_mask)
-        return self._model(input_ids=input_ids, attention_mask=attention_mask).logits[masked].float()
+            return self._model.generator_logits(masked=masked, **inputs)
+        return self._model(**inputs).logits[masked].float()
 
     @lru_cache  # noqa: B019  there is one of these a run
     def flops(self, length: int, num_masked: int) -> int:

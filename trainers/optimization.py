@@ -21,8 +21,8 @@ class ElectraAdamW(torch.optim.AdamW):
 
     @property
     def _skips(self) -> bool:
-        """Whether the kernels leave this step out: with fp16, a fused optimizer is called although gradients overflowed,
-        and `GradScaler` tells it by this attribute. Other optimizers are not called then."""
+        """Whether the kernels leave this step out: with fp16, a fused optimizer is called although gradients
+        overflowed, and `GradScaler` tells it by this attribute. Other optimizers are not called then."""
         found_inf = getattr(self, "found_inf", None)
         return found_inf is not None and bool(found_inf)
 

@@ -341,7 +341,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
                 keys = self.generator.keys(text, masked.get("attention_mask"))
                 self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
         elif "mlm_labels" in inputs:
-            self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], inputs.get("attention_mask"))
+            beside = (inputs.get(name) for name in ("attention_mask", "token_type_ids"))
+            self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], *beside)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):

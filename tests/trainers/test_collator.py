@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection
+from modeling_electra_exit.trainers.generators import Replacements
 
 
 def rows(tokenizer, lengths, seed=0):
@@ -47,6 +48,126 @@ def test_padding_is_marked_and_never_masked(tokenizer):
     assert (batch["input_ids"][padding] == tokenizer.pad_token_id).all()
     assert (batch["mlm_labels"][padding] == -100).all()
     assert (batch["mlm_labels"] != -100).sum(1).tolist() == [8, 3, 1]  # at least one
+
+
+class Next(Replacements):
+    def __call__(self, row, positions, generator):
+        return row[positions] + 1
+
+
+def padded(tokenizer, row, length, side="right"):
+    """As a tokenizer leaves it with `padding="max_length"`."""
+    missing = length - len(row["input_ids"])
+    fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
+    row = {"attention_mask": [1] * len(row["input_ids"]), **row}
+    return {
+        name: [*values, *[fill[name]] * missing] if side == "right" else [*[fill[name]] * missing, *values]
+        for name, values in row.items()
+    }
+
+
+def with_types(features):
+    """Two segments of random lengths."""
+    choose = np.random.default_rng(1)
+    types = [(np.arange(len(f["input_ids"])) >= choose.integers(2, len(f["input_ids"]))) * 1 for f in features]
+    return [{**feature, "token_type_ids": each.tolist()} for feature, each in zip(features, types, strict=True)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("replacements", [None, Next()])
+def test_padding_that_rows_come_with_changes_nothing(tokenizer, side, replacements):
+    features = with_types(rows(tokenizer, [30, 64, 12]))
+    features[0]["input_ids"][10] = tokenizer.sep_token_id  # inside
+    collator = DataCollatorForReplacedTokenDetection(tokenizer, 64, replacements=replacements)
+    expected = collator(features)
+    assert expected["attention_mask"].sum(1).tolist() == [30, 64, 12]
+    batch = collator([padded(tokenizer, feature, 80 if side == "right" else 64, side) for feature in features])
+    assert batch.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(batch[name], expected[name]), name
+    # 15 % of the tokens, and not of the tokens and their padding.
+    assert (batch["mlm_labels"] != -100).sum(1).tolist() == [4, 10, 2]
+
+
+def test_padding_without_a_mask_is_refused(tokenizer):
+    row = padded(tokenizer, rows(tokenizer, [20])[0], 32)
+    del row["attention_mask"]
+    with pytest.raises(ValueError, match=r"holds padding \(id \d+\) and has no `attention_mask`"):
+        DataCollatorForReplacedTokenDetection(tokenizer)([row])
+
+
+def test_text_that_names_the_padding_token_is_no_padding(tokenizer):
+    row = [tokenizer.cls_token_id, 9, tokenizer.pad_token_id, 8, tokenizer.sep_token_id]
+    batch = DataCollatorForReplacedTokenDetection(tokenizer)([{"input_ids": row}])
+    assert "attention_mask" not in batch
+    assert batch["mlm_labels"][0, 2] == -100
+
+
+def test_a_separator_that_also_pads_is_no_padding_without_a_mask(tokenizer):
+    class Shared:
+        mask_token_id, pad_token_id, sep_token_id, all_special_ids = 4, 3, 3, [2, 3, 4]
+
+    features = [{"input_ids": [2, 9, 8, 7, 3]}, {"input_ids": [2, 9, 3]}]
+    batch = DataCollatorForReplacedTokenDetection(Shared())(features)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert not (batch["mlm_labels"] != -100)[:, [0, 4]].any()
+
+
+def test_token_types_travel_along_and_decide_nothing(tokenizer):
+    features = rows(tokenizer, [40, 25])
+    typed = with_types(features)
+    collator = DataCollatorForReplacedTokenDetection(tokenizer, 48)
+    plain, batch = collator(features), collator(typed)
+    assert "token_type_ids" not in plain
+    types = batch.pop("token_type_ids")
+    assert types.dtype == torch.int64
+    for row, feature in zip(types.tolist(), typed, strict=True):
+        assert row == feature["token_type_ids"] + [0] * (48 - len(feature["token_type_ids"]))
+    assert batch.keys() == plain.keys()
+    assert all(torch.equal(batch[name], plain[name]) for name in plain)
+    corrupted = collator([{**feature, "labels": [0, 1] * (len(feature["input_ids"]) // 2)} for feature in typed[:1]])
+    assert torch.equal(corrupted["token_type_ids"], types[:1])
+
+
+def test_the_label_of_a_text_is_not_one_of_its_tokens(tokenizer):
+    features = rows(tokenizer, [20, 30])
+    collator = DataCollatorForReplacedTokenDetection(tokenizer)
+    expected = collator(features)
+    batch = collator(
+        [{**feature, "labels": label} for feature, label in zip(features, (1, torch.tensor(0)), strict=True)]
+    )
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"labels": [0, 1]}, r"`labels` must have an entry for each of 6 tokens, got \(2,\)"),
+        ({"labels": [2, 9, 9, 9, 9, 3]}, r"`labels` must be 0 or 1 for each token, got \[2, 3, 9\]"),
+        ({"token_type_ids": [0] * 5}, r"`token_type_ids` must have an entry for each of 6 tokens"),
+        ({"attention_mask": [1] * 7}, r"`attention_mask` must have an entry for each of 6 tokens"),
+        ({"attention_mask": [0] * 6}, "must hold a token that is no padding"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tokenizer, columns, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForReplacedTokenDetection(tokenizer)([{"input_ids": [2, 9, 9, 9, 9, 3], **columns}])
+
+
+def test_rows_of_different_columns_are_refused(tokenizer):
+    first, second = rows(tokenizer, [20, 20])
+    with pytest.raises(ValueError, match="must have the same columns"):
+        DataCollatorForReplacedTokenDetection(tokenizer)([first, {**second, "token_type_ids": [0] * 20}])
+
+
+def test_what_a_generator_reads_of_a_padded_row_is_refused(tokenizer):
+    class Stored(Replacements):
+        columns = ("replacements",)
+
+    row = padded(tokenizer, rows(tokenizer, [20])[0], 32) | {"replacements": [9] * 64}
+    with pytest.raises(ValueError, match="with replacements for its generator must have no padding"):
+        DataCollatorForReplacedTokenDetection(tokenizer, replacements=Stored())([row])
 
 
 def test_a_row_of_special_tokens_has_nothing_to_mask(tokenizer):

@@ -355,7 +355,7 @@ class SameSequence(Replacements):
         return generator.choice(row[1:-1], len(positions))
 
 class NextId(StepGenerator):
-    def propose(self, input_ids, mlm_labels, attention_mask, progress):
+    def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
         return mlm_labels[mlm_labels != -100] + 1
 
 def next_id(context):

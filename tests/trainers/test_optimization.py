@@ -68,9 +68,7 @@ def test_a_step_that_the_scaler_skips_is_none(fused):
         scaler.step(optimizer)
         scaler.update()
         if all(map(math.isfinite, gradient)):
-            state = [
-                reference_step(*s, g, 0.01, 0.9, 0.999, 1e-6, 0.01) for s, g in zip(state, gradient, strict=True)
-            ]
+            state = [reference_step(*s, g, 0.01, 0.9, 0.999, 1e-6, 0.01) for s, g in zip(state, gradient, strict=True)]
         torch.testing.assert_close(parameter.data, torch.tensor([s[0] for s in state]))
     assert optimizer.param_groups[0]["steps_taken"] == 2
     assert optimizer.param_groups[0]["lr"] == 0.01

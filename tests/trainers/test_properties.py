@@ -30,7 +30,9 @@ def test_a_batch_is_its_sequences_with_some_tokens_hidden(tokenizer, rows, proba
     collator = DataCollatorForReplacedTokenDetection(
         tokenizer, 20 if padded else None, probability, seed, TokenDistribution(np.ones(71)) if replaces else None
     )
-    batch = collator([{"input_ids": row} for row in rows])
+    # Without a mask, the id of padding at an end would be refused.
+    features = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
+    batch = collator(features)
     length = 20 if padded else max(map(len, rows))
     labels = batch["labels" if replaces else "mlm_labels"]
     mask = batch.get("attention_mask", torch.ones(len(rows), length, dtype=torch.long))
@@ -50,7 +52,7 @@ def test_a_batch_is_its_sequences_with_some_tokens_hidden(tokenizer, rows, proba
             hidden = {i for i in range(len(row)) if ids[i] != row[i]}
             assert hidden <= set(chosen)
             assert {ids[i] for i in hidden} <= {tokenizer.mask_token_id}
-    again = collator([{"input_ids": row} for row in rows[::-1]])
+    again = collator(features[::-1])
     assert torch.equal(again["input_ids"].flip(0), batch["input_ids"])
 
 

@@ -17,6 +17,7 @@ from modeling_electra_exit.trainers.collator import build_collator
 from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
 from modeling_electra_exit.trainers.trainer import EXPLODED, DivergenceError
 from tests.conftest import tiny_config, tiny_model
+from tests.trainers.test_generators import saved_masked_lm
 
 
 LENGTH = 64
@@ -439,3 +440,34 @@ def test_a_loss_is_judged_whole_under_gradient_accumulation(tokenizer, tmp_path,
 def test_a_vocabulary_that_the_model_does_not_embed_is_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=f"`vocab_size` is 20, and the tokenizer's ids need {len(tokenizer)}"):
         make_trainer(tokenizer, tmp_path, tiny_model(vocab_size=20))
+
+
+@pytest.mark.parametrize("generator_type", ["mlm", "unigram", "neighbor", "self", "frozen"])
+def test_every_reader_of_a_batch_sees_its_segments(tokenizer, tmp_path, generator_type):
+    """Discriminator, generator of whatever kind, and the reference of an evaluation."""
+    for folder in ("frozen", "reference"):
+        saved_masked_lm(tmp_path / folder, tokenizer)
+    model = tiny_model(generator_type=generator_type, vocab_size=len(tokenizer))
+    folders = {f"{name}_folder": str(tmp_path / folder)
+               for name, folder in (("generator", "frozen"), ("reference", "reference"))}  # fmt: skip
+    data = sequences(tokenizer, 8)
+    data = data.add_column("token_type_ids", [[0] * 30 + [1] * (LENGTH - 30)] * len(data))
+    args = make_trainer(tokenizer, tmp_path, max_steps=1, **folders).args
+    trainer = ElectraEarlyExitTrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
+    readers = {"model": model, "reference": trainer._reference._model}
+    if generator_type == "frozen":
+        readers["generator"] = trainer.generator.model._model
+    seen = dict.fromkeys(readers, 0)
+    for name, reader in readers.items():
+
+        def look(module, inputs, name=name):
+            assert torch.equal(inputs[0].sum(1), torch.full((len(inputs[0]),), LENGTH - 30))
+            seen[name] += 1
+
+        reader.electra.embeddings.token_type_embeddings.register_forward_pre_hook(look)
+    before = model.electra.embeddings.token_type_embeddings.weight.detach().clone()
+    trainer.train()
+    trainer.evaluate()
+    assert all(seen.values())
+    moved = (model.electra.embeddings.token_type_embeddings.weight - before).norm(dim=1)
+    assert (moved > 1e-3).all()
