@@ -80,7 +80,7 @@ def reckon(args) -> list[dict]:
     print("|---|---|---|---|---|---|---|---|---|")
     for recipe in ("electra-small", "electra-base"):
         fields, data_args, training_args, _ = parse_fields(
-            {**read_recipe(recipe), "output_dir": "unused", "bf16": False}
+            {**read_recipe(recipe), "output_dir": "unused", "bf16": False, "exit_policy": "random"}
         )
         config, passes = build_config(fields), training_args.gradient_accumulation_steps
         batch = training_args.per_device_train_batch_size * passes

@@ -182,7 +182,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     model_type = "electra_early_exit"
     # Trainer gathers everything else that a head returns as predictions.
-    keys_to_ignore_at_inference = ["exit_loss", "exit_logits", "exit_layers"]
+    # Of the outputs, predictions are the logits alone.
+    keys_to_ignore_at_inference = [
+        "discriminator_loss", "exit_loss", "gain_loss", "generator_loss", "rtd_labels", "corrupted_ids", "proposals",
+        "exit_logits", "exit_positions", "exit_gains", "exit_selections", "exit_layers",
+    ]  # fmt: skip
 
     norm_position: str = "post"
     exit_policy: str = "random"

@@ -86,6 +86,19 @@ def take_tokens(hidden_states: torch.Tensor, order: torch.Tensor) -> torch.Tenso
     return hidden_states.reshape(batch * tokens, width).index_select(0, rows.reshape(-1)).view(batch, -1, width)
 
 
+class GlorotLinear(nn.Linear):
+    """Starts from Glorot's uniform distribution: TensorFlow's default, which google-research/electra leaves to the
+    projection of the embeddings and the last layer of a detection head. Every other layer starts from a normal one."""
+
+
+class ElectraEarlyExitDetectionHead(ElectraDiscriminatorPredictions):
+    """ELECTRA's head: for states (batch, tokens, hidden), logits (batch, tokens)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense_prediction = GlorotLinear(config.hidden_size, 1)
+
+
 class ElectraEarlyExitSelfAttention(ElectraSelfAttention):
     """ELECTRA's self-attention, in which tokens that left may stay visible as keys and values."""
 
@@ -525,7 +538,7 @@ class ElectraEarlyExitGenerator(nn.Module):
         super().__init__()
         config = config.generator_config()
         if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
+            self.embeddings_project = GlorotLinear(config.embedding_size, config.hidden_size)
         self.encoder = ElectraEarlyExitEncoder(config)
         self.predictions = ElectraGeneratorPredictions(config)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
@@ -729,7 +742,9 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, ElectraEarlyExitState):
+        if isinstance(module, GlorotLinear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, ElectraEarlyExitState):
             for name, value in module.initial(self.config).items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, ElectraEarlyExitNeighbors):
@@ -798,8 +813,10 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
         self.embeddings = ElectraEmbeddings(config)
+        # The attention mask says what is padding. By its id, which [SEP] may share, it would never get a gradient.
+        self.embeddings.word_embeddings.padding_idx = None
         if config.embedding_size != config.hidden_size:
-            self.embeddings_project = nn.Linear(config.embedding_size, config.hidden_size)
+            self.embeddings_project = GlorotLinear(config.embedding_size, config.hidden_size)
         self.encoder = ElectraEarlyExitEncoder(config)
         self.post_init()
 
@@ -929,14 +946,14 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
         self.electra = ElectraEarlyExitModel(config)
-        self.discriminator_predictions = ElectraDiscriminatorPredictions(config)
+        self.discriminator_predictions = ElectraEarlyExitDetectionHead(config)
         if config.has_exit_heads:
             if config.exit_head == "separate":
                 self.exit_predictions = nn.ModuleList(
-                    [ElectraDiscriminatorPredictions(config) for _ in config.exit_layers]
+                    [ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers]
                 )
             if config.has_gain_heads:
-                self.exit_gains = nn.ModuleList([ElectraDiscriminatorPredictions(config) for _ in config.exit_layers])
+                self.exit_gains = nn.ModuleList([ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers])
             self.exit_state = ElectraEarlyExitState(config)
         if config.generator_type in GENERATORS:
             self.generator = GENERATORS[config.generator_type](config)
@@ -984,7 +1001,6 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        mlm_labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
         proposal_mask: torch.Tensor | None = None,
@@ -997,9 +1013,11 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
+                Empty ones, `(batch, 0)`, are none.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked
                 positions, -100 everywhere else. Starts the joint objective, unless `labels` say that a generator
-                outside the model has done its part.
+                outside the model has done its part. A keyword that the signature does not show: from there a Trainer
+                infers which labels every batch must have to be evaluated.
             exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
@@ -1021,6 +1039,9 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             ValueError: if `labels` and `mlm_labels` are both given to a model with a generator, or `mlm_labels` alone
                 to one without, or without `input_ids`.
         """
+        mlm_labels = kwargs.pop("mlm_labels", None)
+        if labels is not None and labels.shape[1:] == (0,):
+            labels = None
         if exit_policy is None:
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
         generator_loss = None

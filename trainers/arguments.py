@@ -24,6 +24,7 @@ from .tasks import TASKS
 _INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
+ELECTRA_SCHEDULE = "electra"
 # What fields of TrainingArguments must be that it does not check itself: name, words, test.
 _BOUNDS = (
     *((name, "a number of at least 0", lambda x: 0 <= x < math.inf)
@@ -44,7 +45,7 @@ _BOUNDS = (
 class ElectraTrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
     google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed. `bf16` may
-    also be `"auto"`, and `optim` `"muon"`.
+    also be `"auto"`, `optim` `"muon"`, and `lr_scheduler_type` [`ELECTRA_SCHEDULE`].
 
     Raises:
         ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences;
@@ -69,6 +70,13 @@ class ElectraTrainingArguments(TrainingArguments):
         metadata={
             "help": "Train in bf16 (autocast). `auto`: where the device has instructions for it; processors without "
             "take many times as long as in fp32."
+        },
+    )
+    lr_scheduler_type: str = field(
+        default="linear",
+        metadata={
+            "help": "How the learning rate moves: one of Transformers' schedules, or `electra`, ELECTRA's own, "
+            "lr * (1 - t/T) * min(1, t/W) after t of T steps with a warm-up of W."
         },
     )
     cpu_kernels: bool = field(
@@ -97,9 +105,15 @@ class ElectraTrainingArguments(TrainingArguments):
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
         self._check_optimizer()
-        optim, self.optim = self.optim, TrainingArguments.optim if self.optim == MUON else self.optim
-        super().__post_init__()  # which knows transformers' own names only
-        self.optim = MUON if optim == MUON else self.optim
+        # Transformers checks these two against its own names only.
+        given = {"optim": self.optim, "lr_scheduler_type": self.lr_scheduler_type}
+        own = {"optim": MUON, "lr_scheduler_type": ELECTRA_SCHEDULE}
+        ours = {name: value for name, value in given.items() if value == own[name]}
+        for name in ours:
+            setattr(self, name, getattr(TrainingArguments, name))
+        super().__post_init__()
+        for name, value in ours.items():
+            setattr(self, name, value)
         self.sharding()
 
     def _check_optimizer(self) -> None:
@@ -250,6 +264,9 @@ class FineTuningArguments(ElectraTrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata=_INHERITED["learning_rate"])
     warmup_steps: float = field(default=0.1, metadata=_INHERITED["warmup_steps"])
+    lr_scheduler_type: str = field(
+        default=ELECTRA_SCHEDULE, metadata=ElectraTrainingArguments.__dataclass_fields__["lr_scheduler_type"].metadata
+    )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Passes over the data. Left out: 10 for rte and stsb, 3 for other tasks."}
     )

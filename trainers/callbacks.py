@@ -166,8 +166,10 @@ class NeighborCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if model.config.generator_type != "neighbor":
+            return
         if state.global_step % model.config.generator_refresh_steps == 0:
-            excluded = self.trainer.processing_class.all_special_ids
+            excluded = self.trainer.tokenizer.all_special_ids
             model.generator.refresh(whole(model.get_input_embeddings().weight), excluded)
 
 

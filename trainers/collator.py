@@ -84,9 +84,11 @@ class DataCollatorForReplacedTokenDetection:
         Returns:
             `input_ids` with `mlm_labels`, the original ids at the chosen positions and -100 elsewhere. With
             `replacements`, these `input_ids` are corrupted, and `labels` is 1 where a token was replaced by another
-            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`, padded on the right. `noise_seeds`,
-            `torch.LongTensor` of shape `(batch,)`. `token_type_ids`, where the features have them. And
-            `attention_mask` (shape of `input_ids`), only where there is padding.
+            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`, padded on the right; but without
+            `replacements`, `labels` are empty, `(batch, 0)`, because they are made later: a Trainer evaluates no
+            batch that does not have what its model calls labels. `noise_seeds`, `torch.LongTensor` of shape
+            `(batch,)`. `token_type_ids`, where the features have them. And `attention_mask` (shape of `input_ids`),
+            only where there is padding.
         """
         texts = [self._without_padding(**feature) for feature in features]
         rows = [self._corrupted(**text) for text in texts]
@@ -104,6 +106,7 @@ class DataCollatorForReplacedTokenDetection:
             for i, row in enumerate(rows):
                 padded[i, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
+        batch.setdefault("labels", torch.empty(len(rows), 0, dtype=torch.int64))
         seeds = [self._generator(text["input_ids"], int(self._epoch), 1) for text in texts]
         batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
         if (lengths < length).any():

@@ -545,11 +545,36 @@ def _ids_of(parts: list[str], tokenizer) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(parts, add_special_tokens=False)]
 
 
+def read_ids(sequences, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids of `rows` sequences at a time, one after the other, and the lengths of the sequences.
+
+    Args:
+        sequences: a data set of `datasets`, or one of torch (or a list) with a length; column `input_ids`.
+
+    Raises:
+        ValueError: if there are none, or of torch and without a length, so that they might never end.
+    """
+    if hasattr(sequences, "select_columns"):
+        for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(rows):
+            column = chunk.column("input_ids")
+            lengths = pyarrow.compute.list_value_length(column)
+            yield pyarrow.compute.list_flatten(column).to_numpy(), lengths.to_numpy()
+        return
+    if not hasattr(sequences, "__len__"):
+        raise ValueError(
+            "a generator that counts the training text needs a `train_dataset` with a length, got "
+            f"{type(sequences).__name__}"
+        )
+    ids = (np.asarray(sequences[i]["input_ids"], dtype=np.int64) for i in range(len(sequences)))
+    while chunk := list(itertools.islice(ids, rows)):
+        yield np.concatenate(chunk), np.array([len(row) for row in chunk])
+
+
 def token_counts(sequences: Dataset, vocab_size: int) -> np.ndarray:
     """How often each id is in the column `input_ids`, as an `int64` array of shape `(vocab_size,)`."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(10_000):
-        counts += np.bincount(pyarrow.compute.list_flatten(chunk.column("input_ids")).to_numpy(), minlength=vocab_size)
+    for ids, _ in read_ids(sequences, 10_000):
+        counts += np.bincount(ids, minlength=vocab_size)
     return counts
 
 

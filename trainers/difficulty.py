@@ -67,9 +67,9 @@ class DifficultyCallback(TrainerCallback):
     def __init__(self):
         self.said = set()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         auc, equal = logs.get("discriminator_auc"), logs.get("generator_equal_rate", 0.0)
-        if auc is None:
+        if auc is None or (model is not None and model.config.discriminator_weight == 0):
             return
         if auc > TOO_EASY_AUC:
             self._say(

@@ -312,6 +312,10 @@ def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:
     if task.is_regression:
         if not (kind := rows.features["label"].dtype).startswith(("int", "float")):
             raise DataError(f"the column `label` of {where} must hold numbers, got {kind}")
+        if outside := [label for label in rows.unique("label") if not 0 <= label <= task.largest]:
+            raise DataError(
+                f"the column `label` of {where} must hold numbers from 0 to {task.largest:g}, got {outside[0]}"
+            )
     elif unknown := [label for label in rows.unique("label") if label not in range(len(task.labels))]:
         names = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
         raise DataError(f"the column `label` of {where} must hold {names}, got {unknown[0]!r}")
@@ -321,7 +325,12 @@ def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:
 
 @naming_cache_errors()
 def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Examples as a model reads them; a regression's labels become shares of the largest there is."""
+
     def tokenize(batch):
-        return tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
+        encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
+        if task.is_regression:
+            encoded["label"] = [label / task.largest for label in batch["label"]]
+        return encoded
 
     return rows.map(tokenize, batched=True, remove_columns=list(task.columns), desc="tokenising")

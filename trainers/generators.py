@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pyarrow.compute
 import scipy.sparse
 import torch
 from datasets import Dataset
@@ -29,7 +28,7 @@ from modeling_electra_exit.generator_head import sample_tokens
 from modeling_electra_exit.modeling_electra_exit import originals
 
 from .arguments import ElectraEarlyExitTrainingArguments
-from .data import id_dtype, token_counts
+from .data import id_dtype, read_ids, token_counts
 from .masked_lm import MaskedLanguageModel
 from .parsing import UsageError
 
@@ -389,10 +388,8 @@ def bigram_counts(sequences: Dataset, vocab_size: int, special_ids: list[int]) -
     special = np.zeros(vocab_size, dtype=bool)
     special[special_ids] = True
     total = scipy.sparse.csr_matrix((vocab_size, vocab_size), dtype=np.int64)
-    for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(100_000):
-        column = chunk.column("input_ids")
-        ids = pyarrow.compute.list_flatten(column).to_numpy().astype(np.int32)
-        ends = np.cumsum(pyarrow.compute.list_value_length(column).to_numpy())
+    for ids, lengths in read_ids(sequences, 100_000):
+        ids, ends = ids.astype(np.int32), np.cumsum(lengths)
         counted = ~(special[ids[:-1]] | special[ids[1:]])
         counted[ends[:-1] - 1] = False  # from one sequence to the next
         pairs = (ids[:-1][counted], ids[1:][counted])

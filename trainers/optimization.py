@@ -1,4 +1,4 @@
-"""ELECTRA's Adam, and its learning rate a layer."""
+"""ELECTRA's Adam, its schedule of the learning rate, and its learning rate a layer."""
 
 import re
 
@@ -45,6 +45,29 @@ class ElectraAdamW(torch.optim.AdamW):
         finally:
             for group, original in zip(self.param_groups, originals, strict=True):
                 group.update(original)
+
+
+def electra_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: float, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate after t of T steps, with W of them to warm up, as google-research/electra
+    (`model/optimization.py`) has it:
+
+        lr * (1 - t / T) * min(1, t / W)
+
+    So it peaks at lr * (1 - W / T). (Transformers' `linear` begins to fall at the end of the warm-up, from all of lr.)
+
+    Args:
+        optimizer: whose groups' learning rates are `lr`.
+        warmup_steps (`float`): W; below 1, a share of `total_steps`.
+        total_steps (`int`): T.
+    """
+    warmup = warmup_steps if warmup_steps >= 1 else warmup_steps * total_steps
+
+    def factor(step: int) -> float:
+        return max(0.0, 1 - step / total_steps) * (min(1.0, step / warmup) if warmup else 1.0)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def decay_by_layer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, decay: float) -> None:

@@ -19,6 +19,7 @@ class Task:
         epochs: how long ELECTRA fine-tunes on it (google-research/electra, `configure_finetuning.py`).
         symmetric: ELECTRA trains on both orders of a pair.
         validation: the name of the validation split on the Hub.
+        largest: the largest label of a regression. Models learn and predict shares of it, as ELECTRA's.
     """
 
     columns: tuple[str, ...]
@@ -27,6 +28,7 @@ class Task:
     epochs: float = 3.0
     symmetric: bool = False
     validation: str = "validation"
+    largest: float = 1.0
 
     @property
     def is_regression(self) -> bool:
@@ -61,7 +63,7 @@ TASKS = {
     "cola": Task(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
     "sst2": Task(("sentence",), ("negative", "positive"), ("accuracy",)),
     "mrpc": Task(PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), symmetric=True),
-    "stsb": Task(PAIR, ("similarity",), ("pearson", "spearman"), epochs=10.0, symmetric=True),
+    "stsb": Task(PAIR, ("similarity",), ("pearson", "spearman"), epochs=10.0, symmetric=True, largest=5.0),
     "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
     "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",),
                  validation="validation_matched"),

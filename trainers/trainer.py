@@ -7,11 +7,12 @@ import os
 import shutil
 import time
 from collections import defaultdict
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -20,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from modeling_electra_exit.exit_state import all_reduce, roc_auc
 
 from . import cpu_kernels, metrics
-from .arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
+from .arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from .callbacks import (
     AdaptiveCapacityCallback,
     NeighborCallback,
@@ -49,7 +50,7 @@ from .generators import originals
 from .hub import PushingTrainer
 from .masked_lm import MaskedLanguageModel
 from .muon import MUON, ElectraMuon, layer_matrices
-from .optimization import ElectraAdamW
+from .optimization import ElectraAdamW, electra_schedule
 from .profiling import StepProfileCallback
 
 
@@ -82,12 +83,14 @@ def _outlive_reports(callback) -> None:
 
 
 class ElectraTrainer(Trainer):
-    """What pre-training and fine-tuning do alike."""
+    """What pre-training and fine-tuning do alike. `args` may be plain [`~transformers.TrainingArguments`]: what they
+    lack gets our defaults. So do all of them, where there are none."""
 
     args: ElectraTrainingArguments
+    arguments_class = ElectraTrainingArguments
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, *more, **kwargs):
+        super().__init__(model, completed(args, self.arguments_class), *more, **kwargs)
         self._writing_checkpoint = False
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
@@ -173,6 +176,15 @@ class ElectraTrainer(Trainer):
             optimizer_class = ElectraAdamW
         return optimizer_class, optimizer_kwargs
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """ELECTRA's own schedule, which the library does not know, too."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == ELECTRA_SCHEDULE:
+            self.lr_scheduler = electra_schedule(
+                optimizer or self.optimizer, self.args.warmup_steps, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _get_output_dir(self, trial):
         """While a checkpoint is being written, the place for what is not complete yet."""
         folder = super()._get_output_dir(trial)
@@ -225,6 +237,11 @@ class ElectraTrainer(Trainer):
             with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
                 commit(incomplete, final)
 
+    def _issue_warnings_after_load(self, load_result):
+        """A tied weight is saved under one of its names, and is not missing under the other."""
+        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _save(self, output_dir=None, state_dict=None):
         """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
         if state_dict is not None:  # gathered from shards, tied weights twice
@@ -235,13 +252,25 @@ class ElectraTrainer(Trainer):
             os.remove(path)
 
 
+def completed(args: TrainingArguments | None, cls: type[ElectraTrainingArguments]) -> ElectraTrainingArguments:
+    """`args` as a `cls`: what they do not say, all of it where there are none, is the default of `cls`."""
+    if args is None or isinstance(args, cls):
+        return args or cls("tmp_trainer")
+    whole = object.__new__(cls)  # the device and the like are set up already
+    for field in fields(cls):
+        setattr(whole, field.name, field.default if field.default is not MISSING else field.default_factory())
+    vars(whole).update(vars(args))
+    return whole
+
+
 class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
 
     Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
-    where neither the collator nor the model does. `processing_class` is the tokenizer. `data_collator` and `generator`
-    default to what the model's `generator_type` names ([`collator.build_collator`]), and `compute_metrics` to
-    [`metrics.replaced_token_detection`].
+    where neither the collator nor the model does. `processing_class` is the tokenizer (left out: the collator's), by
+    which the model's config learns the ids of the tokens that must not exit. `data_collator` and `generator`
+    default to what the model's `generator_type` names ([`collator.build_collator`]), anew for each model of a
+    `model_init`, and `compute_metrics` to [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
     batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
@@ -254,32 +283,53 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """
 
     args: ElectraEarlyExitTrainingArguments
+    arguments_class = ElectraEarlyExitTrainingArguments
 
     def __init__(self, model=None, args=None, data_collator=None, generator=None, **kwargs):
-        tokenizer = kwargs.get("processing_class")
-        if data_collator is None and tokenizer is not None:
-            data_collator, generator = build_collator(model.config, kwargs.get("train_dataset"), tokenizer, args)
-        needed = 0 if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
-        if needed > model.config.vocab_size:
-            raise ValueError(f"`vocab_size` is {model.config.vocab_size}, and the tokenizer's ids need {needed}")
-        kwargs.setdefault("compute_metrics", metrics.replaced_token_detection(model.config))
-        super().__init__(model, args, data_collator, **kwargs)
-        self._loss_parts = defaultdict(float)
-        self._micro_steps = 0
-        self._batches = []
-        self._exits_were_active = False
-        self.stopwatch = Stopwatch()
+        self.tokenizer = kwargs.get("processing_class") or getattr(data_collator, "tokenizer", None)
+        self._builds_collator = data_collator is None and self.tokenizer is not None
+        self._measures_detection = "compute_metrics" not in kwargs
         self.generator = generator
+        super().__init__(model, args, data_collator, **kwargs)
+        self._adopt(self.model)
+        self.stopwatch = Stopwatch()
         folder = self.args.reference_folder
-        self._reference = None if folder is None else MaskedLanguageModel(folder, tokenizer, self.args.device)
+        self._reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
         self.add_callback(NewEpochCallback(self))
         self.add_callback(AdaptiveCapacityCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
-        if self.model_config.discriminator_weight > 0:
-            self.add_callback(DifficultyCallback())
-        if self.model_config.generator_type == "neighbor":
-            self.add_callback(NeighborCallback(self))
+        self.add_callback(DifficultyCallback())
+        self.add_callback(NeighborCallback(self))
+
+    def _hp_search_setup(self, trial):
+        """By now `train` has made a new model, where there is a `model_init`; and a trial its hyperparameters."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._adopt(self.model)
+
+    def _adopt(self, model):
+        """Make what follows from the model, and tell its config the tokenizer's special tokens.
+
+        Raises:
+            ValueError: if the tokenizer has ids that the model does not embed, or there must be one and is none.
+        """
+        config = self.accelerator.unwrap_model(model).config
+        if self.tokenizer is not None:
+            needed = max(self.tokenizer.get_vocab().values()) + 1
+            if needed > config.vocab_size:
+                raise ValueError(f"`vocab_size` is {config.vocab_size}, and the tokenizer's ids need {needed}")
+            name_special_tokens(config, self.tokenizer)
+        elif config.generator_type == "neighbor":
+            raise ValueError("generator_type 'neighbor' needs `processing_class`, the tokenizer; got None")
+        if self._builds_collator:
+            self.data_collator, self.generator = build_collator(config, self.train_dataset, self.tokenizer, self.args)
+        if self._measures_detection:
+            self.compute_metrics = metrics.replaced_token_detection(config)
+        self._loss_parts = defaultdict(float)
+        self._micro_steps = 0
+        self._batches = []
+        self._exits_were_active = False
 
     # ---- Training ----
 
@@ -318,6 +368,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
         exits_active = model.training and self.exits_active()
+        if "labels" in inputs and not inputs["labels"].numel():  # not made yet
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         masked = inputs
         if self.generator is not None and "labels" not in inputs:
             generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
@@ -370,7 +422,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def _stop(self, reason: str):
         path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
         path = path.with_suffix(".safetensors")
-        tensors = {f"{n}.{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
+        tensors = {
+            f"{n}.{name}": value
+            for n, batch in enumerate(self._batches)
+            for name, value in batch.items()
+            if value.numel()
+        }
         with tolerated(f"the writing of {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
@@ -434,7 +491,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
-            self._difficulty = Difficulty(self._reference, getattr(self.processing_class, "mask_token_id", None))
+            self._difficulty = Difficulty(self._reference, getattr(self.tokenizer, "mask_token_id", None))
             try:
                 output = super().evaluation_loop(*args, **kwargs)
                 self._difficulty.sums = self.accelerator.reduce(self._difficulty.sums.to(self.args.device)).cpu()
@@ -482,6 +539,17 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self.stopwatch.lap()
         super()._save_checkpoint(model, trial)
         self.stopwatch.start()
+
+
+def name_special_tokens(config, tokenizer) -> None:
+    """Set the ids of a model's [PAD], [CLS] and [SEP] to those of the tokenizer, where it has such a token."""
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
+        said, asked = getattr(config, name), getattr(tokenizer, name, None)
+        if asked is None or said == asked:
+            continue
+        if said is not None:
+            logger.warning(f"`{name}` of the model is {said}, and the tokenizer's is {asked}, which is taken")
+        setattr(config, name, asked)
 
 
 def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

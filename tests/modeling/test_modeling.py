@@ -372,6 +372,32 @@ def test_exit_loss_scale():
     torch.testing.assert_close(outputs.loss.detach(), expected)
 
 
+def test_weights_start_as_electras(tmp_path):
+    """google-research/electra: Glorot where it names no initializer; a normal distribution elsewhere."""
+    model = tiny_model(hidden_size=64, embedding_size=32, initializer_range=0.02, exit_signal="expected_gain")
+    glorot = {
+        "electra.embeddings_project.weight": (32, 64), "generator.embeddings_project.weight": None,
+        "discriminator_predictions.dense_prediction.weight": (64, 1),
+        "exit_predictions.0.dense_prediction.weight": (64, 1),
+        "exit_predictions.1.dense_prediction.weight": (64, 1),
+    }  # fmt: skip
+    parameters = dict(model.named_parameters())
+    for name, shape in glorot.items():
+        if shape is None:  # the generator is as wide as the embeddings, and projects nothing
+            assert name not in parameters
+            continue
+        bound = (6 / sum(shape)) ** 0.5
+        largest = parameters[name].abs().max().item()
+        assert 0.85 * bound < largest <= bound, name
+        assert parameters[name].std().item() == pytest.approx(bound / 3**0.5, rel=0.25), name
+    for name in ("discriminator_predictions.dense.weight", "electra.encoder.layer.0.output.dense.weight"):
+        assert parameters[name].std().item() == pytest.approx(0.02, rel=0.05)
+    assert parameters["discriminator_predictions.dense_prediction.bias"].abs().max() == 0
+    model.save_pretrained(tmp_path)
+    loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path).state_dict()
+    assert [name for name, value in model.state_dict().items() if not torch.equal(loaded[name], value)] == []
+
+
 @pytest.mark.parametrize("generator_type", ["unigram", "none"])
 def test_labels_of_a_named_generator_are_weighted_as_the_joint_objective_is(generator_type):
     model = tiny_model(generator_type=generator_type, exit_policy="none").train()

@@ -125,6 +125,9 @@ def test_packaged_recipes_parse(name):
     assert training.exit_warmup == 0.1
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
+    if name != "quickstart":  # as published
+        assert not pretraining.build_config(config).has_exit_heads
+        assert training.lr_scheduler_type == "electra"
 
 
 def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeypatch, caplog, capsys):

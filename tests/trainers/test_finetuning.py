@@ -187,6 +187,26 @@ def test_packaged_recipes_are_electras():
         assert args.seeds == list(range(10))
         assert (args.num_train_epochs, TASKS["rte"].epochs, TASKS["cola"].epochs) == (None, 10, 3)
         assert data_args.max_seq_length == 128
+        assert args.lr_scheduler_type == "electra"
+
+
+def test_the_learning_rate_moves_as_electras(start, glue, tmp_path):
+    assert run(start, "--task", "sst2", *flags(glue, tmp_path, num_train_epochs=4, logging_steps=1)) == 0
+    log = json.loads((tmp_path / "out" / "seed-42" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert logged == pytest.approx([1e-4 * (1 - t / 12) * min(1, t / 1.2) for t in range(12)], rel=1e-6)
+
+
+def test_similarities_are_learned_as_shares_of_the_largest(tokenizer, glue):
+    rows = finetuning.read_files([str(glue / "stsb" / "train.jsonl")])
+    rows = finetuning.check_examples(rows, "the data", TASKS["stsb"])
+    encoded = finetuning.encode(rows, TASKS["stsb"], tokenizer, 32)
+    assert encoded.features["label"].dtype == "float32"
+    np.testing.assert_allclose(encoded["label"], np.array(rows["label"]) / 5, rtol=1e-6)
+    assert max(encoded["label"]) > 0
+    # Correlations do not see it.
+    answers, labels = np.array([[0.1], [0.4], [0.2]]), np.array([1.0, 4.5, 3.0])
+    assert TASKS["stsb"].scores(answers, labels) == pytest.approx(TASKS["stsb"].scores(answers, labels / 5))
 
 
 def test_learning_rates_a_layer(tmp_path):
@@ -275,6 +295,9 @@ ROWS = [{"sentence1": "a cat", "sentence2": "the dog", "label": label} for label
         ("mrpc", [{**row, "sentence1": 7} for row in ROWS], "the column `sentence1` of the train data of mrpc must"),
         ("mrpc", [{**row, "sentence1": ["a"]} for row in ROWS],
          "the column `sentence1` of the train data of mrpc must hold text, got List"),
+        ("stsb", [*ROWS, {**ROWS[0], "label": 5.5}],
+         "the column `label` of the train data of stsb must hold numbers from 0 to 5, got 5.5"),
+        ("stsb", [*ROWS, {**ROWS[0], "label": -1}], "must hold numbers from 0 to 5, got -1"),
         ("stsb", [{**row, "label": "3.5"} for row in ROWS],
          "the column `label` of the train data of stsb must hold numbers, got string"),
     ],

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_electra_exit.trainers import ElectraAdamW
+from modeling_electra_exit.trainers.optimization import electra_schedule
 
 
 def reference_step(p, m, v, g, lr, b1, b2, eps, decay):
@@ -31,6 +32,21 @@ def test_matches_electras_update(fused):
         torch.testing.assert_close(parameter.data, torch.tensor([s[0] for s in state], dtype=torch.float64))
         assert optimizer.param_groups[0]["lr"] == lr
         assert optimizer.param_groups[0]["eps"] == 1e-6
+
+
+@pytest.mark.parametrize("warmup", [0, 0.1, 7])
+def test_schedule_is_electras(warmup):
+    """google-research/electra, model/optimization.py: a linear decay over all steps, times a linear warm-up."""
+    optimizer = torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.3, 0.1)], lr=1.0
+    )
+    schedule, total = electra_schedule(optimizer, warmup, 35), 35
+    warmup_steps = {0: None, 0.1: 3.5, 7: 7}[warmup]
+    for step in range(total + 1):
+        factor = (1 - step / total) * (min(1, step / warmup_steps) if warmup_steps else 1)
+        assert schedule.get_last_lr() == pytest.approx([0.3 * factor, 0.1 * factor])
+        optimizer.step()
+        schedule.step()
 
 
 def test_resumes_where_it_was():

@@ -461,8 +461,9 @@ def test_every_reader_of_a_batch_sees_its_segments(tokenizer, tmp_path, generato
     for name, reader in readers.items():
 
         def look(module, inputs, name=name):
-            assert torch.equal(inputs[0].sum(1), torch.full((len(inputs[0]),), LENGTH - 30))
-            seen[name] += 1
+            if len(inputs[0]) > 1:  # one sequence, of no segments, is what operations are counted with
+                assert torch.equal(inputs[0].sum(1), torch.full((len(inputs[0]),), LENGTH - 30))
+                seen[name] += 1
 
         reader.electra.embeddings.token_type_embeddings.register_forward_pre_hook(look)
     before = model.electra.embeddings.token_type_embeddings.weight.detach().clone()
