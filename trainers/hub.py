@@ -9,19 +9,19 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import Trainer
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -29,21 +29,34 @@ import modeling_electra_exit
 from modeling_electra_exit import ElectraEarlyExitConfig, __version__
 
 from .checkpoints import MANIFEST
-from .model_card import CARD, COMMIT_PLACEHOLDER, FIGURE, REPOSITORY_PLACEHOLDER, render_model_card, write_model_card
-from .parsing import Parser, UsageError
+from .data import first_line
+from .leaks import UnreadableError, first_leak
+from .model_card import (
+    CARD,
+    COMMIT_PLACEHOLDER,
+    FIGURE,
+    METRICS,
+    REPOSITORY_PLACEHOLDER,
+    render_model_card,
+    write_model_card,
+)
+from .parsing import Parser, UsageError, read_object
 
 
 logger = logging.getLogger(__name__)
 
 API = HfApi(library_name="electra-early-exit", library_version=__version__)
 
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-TOKENIZER = ("tokenizer*.json", "vocab.*", "merges.txt", "spiece.model", "special_tokens_map.json",
-             "added_tokens.json", "chat_template.jinja")  # fmt: skip
-# The card travels in a commit of its own.
-SHARED = ("config.json", *WEIGHTS, *TOKENIZER, "metrics.json", FIGURE)
-# Not text: no place for a path or a token, and large.
-BINARY = (".safetensors", ".bin", ".pt", ".pth", ".arrow", ".parquet", ".png")
+SHARDS = f"model-{'[0-9]' * 5}-of-{'[0-9]' * 5}.safetensors"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", SHARDS, INDEX)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+             "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
+# Of a model, beside its weights and code. The card travels in a commit of its own.
+SHARED = ("config.json", *TOKENIZER, METRICS, FIGURE)
+# Of a checkpoint, what resuming needs beside the model.
+TRAINING_STATE = (TRAINER_STATE_NAME, "generator.safetensors", "optimizer.pt", "optimizer.bin", "scheduler.pt",
+                  "scaler.pt", "rng_state.pth", "rng_state_[0-9]*.pth", "pytorch_model_fsdp.bin")  # fmt: skip
 
 
 class PushError(UsageError):
@@ -52,10 +65,26 @@ class PushError(UsageError):
 
 def matching(path: str | Path, patterns: Iterable[str]) -> bool:
     """Whether the name of a file is one of those that the patterns describe."""
-    return any(fnmatch(os.path.basename(path), pattern) for pattern in patterns)
+    return any(fnmatchcase(os.path.basename(path), pattern) for pattern in patterns)
 
 
 # ---- What may travel ----
+
+
+def plain_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """The files of a folder that the patterns name, by name.
+
+    Raises:
+        PushError: if one of them is a link or no file: what it leads to may be anything on this machine.
+    """
+    found = {path.name: path for path in sorted(folder.iterdir()) if matching(path, patterns)}
+    for name, path in found.items():
+        if not stat.S_ISREG(path.lstat().st_mode):
+            kind = "a symbolic link" if path.is_symlink() else "no file"
+            raise PushError(
+                f"{name} of {folder} is {kind}; nothing was pushed. Put the file itself there, or remove it"
+            )
+    return found
 
 
 def shared_files(folder: Path) -> dict[str, Path]:
@@ -64,72 +93,86 @@ def shared_files(folder: Path) -> dict[str, Path]:
     Everything else stays: a list of what may travel forgets nothing secret, unlike a list of what may not.
 
     Raises:
-        PushError: if the folder does not hold a whole model of ours.
+        UsageError: if the folder does not hold a whole model of ours, of plain files.
     """
-    if not (folder / "config.json").is_file():
+    if "config.json" not in plain_files(folder, ["config.json"]):
         raise PushError(f"{folder} holds no model: it has no config.json")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     if config.get("model_type") != ElectraEarlyExitConfig.model_type:
         raise PushError(f"{folder} holds a model of type {config.get('model_type')!r}, not "
                         f"{ElectraEarlyExitConfig.model_type!r}")  # fmt: skip
-    files = {path.name: path for path in sorted(folder.iterdir()) if matching(path, SHARED)}
-    needed = {*_weight_files(folder), *_code_files(folder, config)}
-    if missing := sorted(name for name in needed if not (folder / name).is_file()):
+    needed = _weight_files(folder) | _code_files(folder, config)
+    files = plain_files(folder, {*SHARED, *needed})
+    if missing := sorted(needed - files.keys()):
         raise PushError(f"{folder} lacks {', '.join(missing)}; write it again with `save_pretrained`")
     if not any(matching(name, TOKENIZER) for name in files):
         logger.warning(f"{folder} has no tokenizer: whoever loads the model must know which one it was trained with")
-    return files | {name: folder / name for name in needed}
+    return files
 
 
 def _weight_files(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    """The one file of weights, or the index and its shards; Transformers prefers the former, too."""
+    if INDEX not in plain_files(folder, [INDEX, "model.safetensors"]) or (folder / "model.safetensors").is_file():
         return {"model.safetensors"}
-    return {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    shards = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise PushError(f"`weight_map` of {folder / INDEX} must map weights to files, got {shards!r:.100}")
+    for shard in shards.values():
+        if not (isinstance(shard, str) and fnmatchcase(shard, SHARDS)):
+            raise PushError(f"`weight_map` of {folder / INDEX} must name files such as "
+                            f"model-00001-of-00002.safetensors, got {shard!r:.100}")  # fmt: skip
+    return {INDEX, *shards.values()}
 
 
 def _code_files(folder: Path, config: dict) -> set[str]:
     """The modules that `auto_map` names and what they import from each other, by file name."""
-    needed = {f"{reference.split('--')[-1].split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
+    references = config.get("auto_map", {})
+    if not isinstance(references, dict):
+        raise PushError(f"`auto_map` of {folder / 'config.json'} must map classes to code, got {references!r:.100}")
+    needed = {_module_file(folder, str(reference).split("--")[-1].split(".")[0]) for reference in references.values()}
     unread = list(needed)
     while unread:
-        if (path := folder / unread.pop()).is_file():
-            found = {f"{module}.py" for module in get_relative_imports(path)} - needed
+        if path := plain_files(folder, [name := unread.pop()]).get(name):
+            found = {_module_file(folder, module) for module in get_relative_imports(path)} - needed
             needed |= found
             unread += found
     return needed
 
 
+def _module_file(folder: Path, module: str) -> str:
+    """Raises: PushError for what is no name of a module, and may lead out of the folder."""
+    if not module.isidentifier():
+        raise PushError(f"the code of {folder} must be modules beside its config.json, got {module!r:.100}; "
+                        "see `auto_map` there and the relative imports")  # fmt: skip
+    return f"{module}.py"
+
+
 def training_state_files(checkpoint: Path) -> dict[str, Path | bytes]:
-    """What resuming needs, all that a checkpoint holds but the pickled arguments: those carry the token."""
-    files: dict[str, Path | bytes] = {
-        path.name: path for path in sorted(checkpoint.iterdir()) if path.is_file() and path.name != TRAINING_ARGS_NAME
-    }
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    """A checkpoint with what resuming needs, all but the pickled arguments: those carry the token. The manifest and
+    the state that travel are rewritten: they list no more than what does, and no place on this machine."""
+    files: dict[str, Path | bytes] = {**shared_files(checkpoint), **plain_files(checkpoint, TRAINING_STATE)}
+    state = read_object(checkpoint / TRAINER_STATE_NAME)
+    manifest = {name: entry for name, entry in read_object(checkpoint / MANIFEST).items() if name in files}
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = Path(best).name  # where it lies on this machine is nobody's business
         content = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         manifest[TRAINER_STATE_NAME] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        files |= {TRAINER_STATE_NAME: content, MANIFEST: json.dumps(manifest, indent=2, sort_keys=True).encode()}
-    return files
+        files[TRAINER_STATE_NAME] = content
+    return {**files, MANIFEST: json.dumps(manifest, indent=2, sort_keys=True).encode()}
 
 
 def check_clean(files: Mapping[str, Path | bytes], token: str | None) -> None:
     """The last look before anything leaves.
 
     Raises:
-        PushError: if a text file holds the token or the path of the home folder.
+        PushError: for what [`leaks.first_leak`] finds, or cannot search.
     """
-    secrets = {"the path of your home folder": str(Path.home()), "your token": token or get_token() or ""}
-    patterns = {what: re.escape(secret) + r"(?!\w)" for what, secret in secrets.items() if len(secret) > 1}
-    for name, source in files.items():
-        if name.endswith(BINARY):
-            continue
-        text = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8", errors="replace")
-        for what, pattern in patterns.items():
-            if re.search(pattern, text):
-                raise PushError(f"{name} holds {what}; nothing was pushed. Remove it there and push again")
+    try:
+        leak = first_leak(files, token)
+    except UnreadableError as error:
+        raise PushError(f"{error}, so it was not searched for secrets; nothing was pushed") from error
+    if leak is not None:
+        raise PushError(f"{leak}; nothing was pushed. Remove it there and push again")
 
 
 # ---- How it travels ----
@@ -165,7 +208,7 @@ def push_files(
     Raises:
         PushError: for whatever went wrong.
     """
-    check_clean({**files, CARD: card.encode()}, token)
+    check_clean({**files, CARD: card.encode(), "the message of the commit": message.encode()}, token)
     with one_sentence(repo_id):
         where = {"repo_type": kind, "token": token}
         repo_id = API.create_repo(repo_id, private=private, exist_ok=True, **where).repo_id
@@ -226,8 +269,7 @@ def _explanation(repo_id: str, status: int | None, error: BaseException) -> str:
         return known[status]
     if status is not None and status >= 500:
         return f"the Hub is out of order (status {status}); {again}"
-    first_line, *_ = [*str(error).strip().splitlines(), type(error).__name__]
-    return f"could not push to {repo_id}: {first_line}; {again}"
+    return f"could not push to {repo_id}: {first_line(error)}; {again}"
 
 
 def push_folder(
@@ -254,23 +296,29 @@ def push_folder(
     files = shared_files(folder)
     with tempfile.TemporaryDirectory() as rewritten:
         if not with_generator or max_shard_size is not None:
-            with one_sentence(repo_id):
-                _rewrite(folder, Path(rewritten), with_generator, max_shard_size)
+            _rewrite(folder, Path(rewritten), with_generator, max_shard_size)
             kept = {name: path for name, path in files.items() if not matching(name, WEIGHTS)}
             files = kept | {path.name: path for path in Path(rewritten).iterdir()}
-        if with_generator and (folder / CARD).is_file():
-            card = (folder / CARD).read_text(encoding="utf-8")  # perhaps edited by hand
+        if with_generator and CARD in plain_files(folder, [CARD]):
+            card = (folder / CARD).read_text(encoding="utf-8", errors="replace")  # perhaps edited by hand
         else:
             card = render_model_card(folder, has_generator=with_generator)
         return push_files(files, card, repo_id, message=message, **where)
 
 
 def _rewrite(folder: Path, target: Path, with_generator: bool, max_shard_size: str | None) -> None:
-    """Save the model anew, in other shards or without its generator."""
-    architecture = ElectraEarlyExitConfig.from_pretrained(folder).architectures[0]
+    """Save the model anew, in other shards or without its generator.
+
+    Raises:
+        PushError: if it cannot be loaded, or `max_shard_size` is no size.
+    """
     changes = {} if with_generator else {"generator_type": "none"}
-    model = getattr(modeling_electra_exit, architecture).from_pretrained(folder, **changes)
-    model.save_pretrained(target, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+    try:
+        architecture = ElectraEarlyExitConfig.from_pretrained(folder).architectures[0]
+        model = getattr(modeling_electra_exit, architecture).from_pretrained(folder, **changes)
+        model.save_pretrained(target, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+    except Exception as error:  # the library raises whatever a damaged file leads it to
+        raise PushError(f"the model in {folder} cannot be saved anew: {first_line(error)}") from error
 
 
 def linked(files: Mapping[str, Path | bytes], folder: Path) -> dict[str, Path | bytes]:
@@ -342,12 +390,12 @@ class PushingTrainer(Trainer):
         checkpoint = Path(checkpoint_folder)
         try:
             files: dict[str, Path | bytes] = {**shared_files(checkpoint)}
-        except PushError as error:  # weights in the form of another library, for one
+            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                subfolder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+                files |= {f"{subfolder}/{name}": source for name, source in training_state_files(checkpoint).items()}
+        except UsageError as error:  # weights in the form of another library, for one
             logger.warning(f"{error}. Nothing was pushed, and training goes on")
             return
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            subfolder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            files |= {f"{subfolder}/{name}": source for name, source in training_state_files(checkpoint).items()}
         card = render_model_card(checkpoint, name=Path(self.args.output_dir).resolve().name, license=self._license)
         links = tempfile.mkdtemp(prefix=".push-", dir=self.args.output_dir)
         message = f"Training in progress, step {self.state.global_step}"

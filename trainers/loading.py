@@ -27,7 +27,9 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
+    except StrictDataclassError as error:
+        raise UsageError(f"the config of `{checkpoint}`: {config_reason(error)}") from error
+    except Exception as error:  # a config.json may hold anything, and so the library raises anything
         raise UsageError(f"no model in `{checkpoint}`: {first_line(error)}") from error
 
 
@@ -39,7 +41,7 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, ImportError) as error:  # the last for an analyser of words that is not installed
+    except Exception as error:  # as above; what reads tokenizer.json raises nothing more special
         raise UsageError(f"no tokenizer in `{checkpoint}`: {first_line(error)}") from error
 
 
@@ -67,7 +69,7 @@ def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overr
         return starts[model_type](checkpoint, **config_overrides)
     except StrictDataclassError as error:
         raise UsageError(f"{checkpoint}: {config_reason(error)}") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above, and for weights that are none
         raise UsageError(f"{checkpoint}: {first_line(error)}") from error
 
 

@@ -1,19 +1,21 @@
 """The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
 
 import importlib.util
-import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from .checkpoints import tolerated
-from .parsing import Parser, UsageError
+from .data import first_line
+from .loading import read_config
+from .parsing import Parser, UsageError, read_object
 
 
 # How the replacements of each generator outside the model are described.
@@ -29,7 +31,10 @@ REPLACEMENTS = {
 }
 
 
-CARD, FIGURE = "README.md", "exit_profile.png"
+# Folders, files, data sets and columns may be named anything.
+ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;", "|": "&#124;"})
+
+CARD, FIGURE, METRICS = "README.md", "exit_profile.png", "metrics.json"
 # Filled in when the card is pushed; until then they tell a reader what belongs there.
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
 # What the Hub offers a model of each architecture for.
@@ -74,10 +79,30 @@ def render_model_card(
         license: of the model, such as "apache-2.0". Left out: what the run was told.
         has_generator: whether the generator's weights are in the repository.
         measured: what `metrics.json` will hold, where it is not written yet.
+
+    Raises:
+        UsageError: if one of these files cannot be read, or holds something else than a run writes.
     """
     folder = Path(folder)
-    facts = read_facts(folder, measured)
-    config = ElectraEarlyExitConfig.from_pretrained(folder)
+    config = read_config(str(folder))
+    try:
+        return _render(folder, config, read_facts(folder, measured), name, language, license, has_generator)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        recorded = " and ".join(file for file in (METRICS, TRAINER_STATE_NAME) if (folder / file).is_file())
+        raise UsageError(
+            f"{recorded or 'config.json'} of {folder} cannot be made a card: {first_line(error)}"
+        ) from error
+
+
+def _render(
+    folder: Path,
+    config: ElectraEarlyExitConfig,
+    facts: dict,
+    name: str | None,
+    language: str | list[str] | None,
+    license: str | None,
+    has_generator: bool,
+) -> str:
     name = name or folder.resolve().name
     data, training = facts.get("data", {}), facts.get("training", {})
     architecture = (config.architectures or ["ElectraEarlyExitForPreTraining"])[0]
@@ -96,9 +121,9 @@ def render_model_card(
     card = ModelCard.from_template(
         card_data,
         template_str=template,
-        name=name,
+        name=in_markdown(name),
         config=config,
-        architecture=architecture,
+        architecture=in_markdown(architecture),
         pretraining=architecture == "ElectraEarlyExitForPreTraining",
         generator=config.generator_config() if config.generator_type == "mlm" else None,
         has_generator=has_generator,
@@ -108,7 +133,7 @@ def render_model_card(
         figure=FIGURE if (folder / FIGURE).is_file() else None,
         repository=REPOSITORY_PLACEHOLDER,
         commit=COMMIT_PLACEHOLDER,
-        **facts,
+        **in_markdown(facts),
     )
     return f"{card}\n"
 
@@ -120,8 +145,8 @@ def read_facts(folder: Path, measured: dict | None = None) -> dict:
     Returns:
         Sections by name; those that were not recorded are missing.
     """
-    facts = dict(measured or _read_json(folder / "metrics.json"))
-    state = _read_json(folder / TRAINER_STATE_NAME)
+    facts = dict(measured or _read_if_there(folder / METRICS))
+    state = _read_if_there(folder / TRAINER_STATE_NAME)
     log = state.get("log_history", [])
     if not facts and state:
         facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
@@ -136,8 +161,17 @@ def read_facts(folder: Path, measured: dict | None = None) -> dict:
     return facts
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _read_if_there(path: Path) -> dict:
+    return read_object(path) if path.is_file() else {}
+
+
+def in_markdown(value):
+    """Text, or whatever holds some, as Markdown shows it: on one line, without HTML, links or cells of its own."""
+    if isinstance(value, dict):
+        return {in_markdown(name): in_markdown(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [in_markdown(held) for held in value]
+    return " ".join(value.split()).translate(ENTITIES) if isinstance(value, str) else value
 
 
 def _layers(facts: dict, config: ElectraEarlyExitConfig) -> list[dict]:

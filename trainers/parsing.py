@@ -22,7 +22,7 @@ from .arguments import (
     FineTuningDataArguments,
     config_flags,
 )
-from .data import SOURCES
+from .data import SOURCES, first_line
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,21 @@ FINETUNE = Command(
 
 class UsageError(Exception):
     """Something the user can put right; shown as one line, exit status 2."""
+
+
+def read_object(path: Path) -> dict:
+    """What a JSON file says that must hold an object.
+
+    Raises:
+        UsageError: if it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a JSON object, got {content!r:.100}")
+    return content
 
 
 class Parser(HfArgumentParser):

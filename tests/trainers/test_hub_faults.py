@@ -7,7 +7,7 @@ import yaml
 
 from modeling_electra_exit.trainers import checkpoints
 from modeling_electra_exit.trainers import hub as pushing
-from modeling_electra_exit.trainers.hub import PushError, check_clean, shared_files
+from modeling_electra_exit.trainers.hub import PushError, shared_files
 from tests.conftest import tiny_model
 from tests.loopback_hub import Fault, LoopbackHub
 from tests.trainers.test_cli import RECIPE
@@ -128,31 +128,6 @@ def test_only_what_a_stranger_needs_is_chosen(model):
         "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
         "tokenizer_config.json",
     }  # fmt: skip
-
-
-def test_a_token_or_a_home_folder_in_a_text_file_stops_the_push(tmp_path, monkeypatch):
-    monkeypatch.setattr(pushing.Path, "home", lambda: tmp_path / "home" / "alice")
-    (tmp_path / "metrics.json").write_text(json.dumps({"data": f"{tmp_path}/home/alice/corpus.txt"}))
-    with pytest.raises(PushError, match=r"metrics\.json holds the path of your home folder; nothing was pushed"):
-        check_clean({"metrics.json": tmp_path / "metrics.json"}, None)
-    with pytest.raises(PushError, match=r"README\.md holds your token"):
-        check_clean({"README.md": b"my hf_abc is secret"}, "hf_abc")
-    check_clean({"README.md": f"{tmp_path}/home/alices, hf_abcd".encode()}, "hf_abc")
-
-
-def test_the_token_that_is_given_is_a_secret_beside_another_of_this_machine(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_cached")
-    with pytest.raises(PushError, match=r"README\.md holds your token"):
-        check_clean({"README.md": b"my hf_given is secret"}, "hf_given")
-    with pytest.raises(PushError, match=r"README\.md holds your token"):
-        check_clean({"README.md": b"my hf_cached is secret"}, None)
-    check_clean({"README.md": b"my hf_other is none of mine"}, "hf_given")
-
-
-def test_a_secret_in_the_card_stops_the_push_before_anything_is_sent(monkeypatch):
-    monkeypatch.setattr(pushing, "API", None)
-    with pytest.raises(PushError, match=r"README\.md holds your token; nothing was pushed"):
-        pushing.push_files({"a.json": b"{}"}, "my hf_abc", "alice/mini", message="Upload", token="hf_abc")
 
 
 def test_where_the_best_checkpoint_lies_is_not_told(model):
