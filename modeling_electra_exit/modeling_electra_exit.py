@@ -851,12 +851,14 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_layer (`int`, *optional*): stop after this many layers: a shallower and cheaper `last_hidden_state`.
 
         Raises:
-            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, for an unknown policy, a
-                policy without heads, a policy with an attention mask that is not (batch, sequence), or an `exit_layer`
-                that there is not, or beside a policy.
+            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, for a batch without a token,
+                an unknown policy, a policy without heads, a policy with an attention mask that is not
+                (batch, sequence), or an `exit_layer` that there is not, or beside a policy.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if 0 in (shape := (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]):
+            raise ValueError(f"a batch must hold a sequence, and that a token, got the shape {tuple(shape)}")
         exit_policy = "none" if exit_policy is None else exit_policy
         self._check_exit_arguments(exit_policy, exits, attention_mask, exit_layer)
 

@@ -17,13 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -35,6 +36,7 @@ from modeling_electra_exit.exit_policy import CRITERIA, confidence, prediction_e
 
 from . import metrics
 from .data import read_files
+from .loading import naming_failures, read_config, read_tokenizer
 from .parsing import Parser, UsageError
 
 
@@ -372,7 +374,7 @@ def load_classifier(folder: Path):
     """
     if not (folder / "config.json").exists():
         raise UsageError(f"no model in {folder}: it has no config.json")
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(str(folder))
     kind = (config.architectures or ["a model of no known class"])[0]
     auto_class = {
         "ElectraEarlyExitForSequenceClassification": AutoModelForSequenceClassification,
@@ -383,7 +385,8 @@ def load_classifier(folder: Path):
             f"{folder} holds {kind}; give a fine-tuned ElectraEarlyExitForSequenceClassification or "
             "ElectraEarlyExitForTokenClassification"
         )
-    return auto_class.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with naming_failures(str(folder)):
+        return auto_class.from_pretrained(folder).eval(), read_tokenizer(str(folder))
 
 
 def classifies_words(config) -> bool:
@@ -419,6 +422,9 @@ def load_examples(
     if len(texts) not in ((1,) if words else (1, 2)) or not set(texts) <= set(fitting):
         wanted = "one column of lists of words" if words else "one or two columns of strings"
         raise UsageError(f"name {wanted} of {path} with --text_columns; it has {', '.join(fitting) or 'none'}")
+    for name in (*texts, label_column):
+        if empty := missing_values(data.data.column(name)):
+            raise UsageError(f"the column {name} of {path} must have a value everywhere, {empty} are missing")
     encode = encode_words if words else encode_texts
     data = data.map(
         lambda batch: encode(batch, texts, label_column, tokenizer, config),
@@ -430,6 +436,12 @@ def load_examples(
             f"column {label_column} of {path} has labels that the model has not: {sorted(unknown, key=str)[:5]}"
         )
     return data
+
+
+def missing_values(column: pyarrow.ChunkedArray) -> int:
+    """How many are null, in a column or in the lists that it holds."""
+    inside = pyarrow.compute.list_flatten(column).null_count if pyarrow.types.is_list(column.type) else 0
+    return column.null_count + inside
 
 
 def encode_texts(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:

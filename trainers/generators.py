@@ -4,15 +4,18 @@ Where they run follows from what they need. `mlm`, `neighbor` and `self` need th
 the model. Those that need the text alone run in the collator, so in loader workers where there are some
 ([`Replacements`]). Another neural model runs in the training step, on the training device ([`StepGenerator`]).
 
-Add your own without touching this package: `generator_type="my_module:my_generator"` names a function (or class) that
-takes a [`GeneratorContext`] and returns one or the other.
+Add your own without touching this package: `generator_type="my_module:my_generator"` names a class that derives from
+one or the other and is made from a [`GeneratorContext`], or a function whose one argument, `context`, is one, and
+which returns a generator.
 """
 
 import copy
+import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +33,7 @@ from modeling_electra_exit.modeling_electra_exit import originals
 from .arguments import ElectraEarlyExitTrainingArguments
 from .data import id_dtype, read_ids, token_counts
 from .masked_lm import MaskedLanguageModel
-from .parsing import UsageError
+from .parsing import UsageError, reason
 
 
 @dataclass
@@ -359,27 +362,63 @@ def build_generator(
     """The generator that `config` names, for packed `sequences`; `None` where it is part of the model.
 
     Raises:
-        UsageError: if it is a user's and cannot be imported.
+        UsageError: if it is a user's and cannot be imported, is no generator or fails; or if it has nothing to draw.
     """
-    if config.generator_type in IN_MODEL:
+    name = config.generator_type
+    if name in IN_MODEL:
         return None
-    factory = GENERATORS.get(config.generator_type) or import_generator(config.generator_type)
-    return factory(GeneratorContext(config, sequences, tokenizer, args))
+    context = GeneratorContext(config, sequences, tokenizer, args)
+    if name in GENERATORS:
+        try:
+            return GENERATORS[name](context)
+        except ValueError as error:
+            raise UsageError(f"generator_type {name!r}: {error}") from error
+    with naming_failures(name):
+        named = import_generator(name)
+        made = named if isinstance(named, INTERFACE) else named(context)
+    if not isinstance(made, INTERFACE):
+        raise UsageError(f"generator_type {name!r} must return a Replacements or StepGenerator, got {made!r:.100}")
+    return made
 
 
-def import_generator(name: str) -> Callable[[GeneratorContext], Replacements | StepGenerator]:
-    """What `module:attribute` names, from the Python path or the current folder.
+INTERFACE = (Replacements, StepGenerator)
+
+
+@contextmanager
+def naming_failures(name: str) -> Iterator[None]:
+    """Whatever the user's own code raises, or tries to exit with, becomes a [`UsageError`]."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except SystemExit as error:
+        raise UsageError(f"generator_type {name!r}: its code called sys.exit({error.code!r})") from error
+    except Exception as error:
+        raise UsageError(f"generator_type {name!r}: {reason(error)}; --debug shows where") from error
+
+
+def import_generator(name: str) -> Replacements | StepGenerator | Callable:
+    """What `module:attribute` names, from the Python path or the current folder: a generator, a class of one, or a
+    function whose one argument is called `context`. It is not called here.
 
     Raises:
-        UsageError: if it cannot be imported.
+        UsageError: if it cannot be imported, or is nothing of these.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script has its own folder there instead; last, to shadow nothing
     try:
-        return pkgutil.resolve_name(name)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
         legal = ", ".join(map(repr, GENERATOR_TYPES))
         raise UsageError(f"generator_type {name!r}: {error}; give one of {legal}, or `module:function`") from error
+    if isinstance(found, INTERFACE) or (isinstance(found, type) and issubclass(found, INTERFACE)):
+        return found
+    if not (inspect.isfunction(found) and list(inspect.signature(found).parameters) == ["context"]):
+        raise UsageError(
+            f"generator_type {name!r} must name a class that derives from Replacements or StepGenerator, or a "
+            f"function of one argument called `context` that returns one, got {found!r:.100}"
+        )
+    return found
 
 
 def bigram_counts(sequences: Dataset, vocab_size: int, special_ids: list[int]) -> scipy.sparse.csr_matrix:

@@ -133,7 +133,11 @@ def _code_files(folder: Path, config: dict) -> set[str]:
     unread = list(needed)
     while unread:
         if path := plain_files(folder, [name := unread.pop()]).get(name):
-            found = {_module_file(folder, module) for module in get_relative_imports(path)} - needed
+            try:
+                imported = get_relative_imports(path)
+            except UnicodeDecodeError as error:
+                raise PushError(f"{path} must be Python in UTF-8: {error}") from error
+            found = {_module_file(folder, module) for module in imported} - needed
             needed |= found
             unread += found
     return needed

@@ -13,10 +13,25 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 
 from .data import first_line
-from .parsing import Parser, UsageError, config_reason
+from .parsing import Parser, UsageError, config_reason, reason
 
 
 OURS = ElectraEarlyExitConfig.model_type
+
+
+@contextlib.contextmanager
+def naming_failures(what: str):
+    """What a damaged or hostile file leads the libraries to raise becomes a [`UsageError`] that begins with `what`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except StrictDataclassError as error:
+        raise UsageError(f"{what}: {config_reason(error)}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{what}: {first_line(error)}") from error
+    except Exception as error:  # says nothing without its kind
+        raise UsageError(f"{what}: {reason(error)}") from error
 
 
 def read_config(checkpoint: str) -> PreTrainedConfig:
@@ -25,24 +40,21 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     Raises:
         UsageError: if there is none, or none that transformers can read.
     """
-    try:
-        return AutoConfig.from_pretrained(checkpoint)
-    except StrictDataclassError as error:
-        raise UsageError(f"the config of `{checkpoint}`: {config_reason(error)}") from error
-    except Exception as error:  # a config.json may hold anything, and so the library raises anything
-        raise UsageError(f"no model in `{checkpoint}`: {first_line(error)}") from error
+    with naming_failures(f"no model in `{checkpoint}`"):
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)  # else it asks, and runs what is there
 
 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or it cannot fill a batch.
     """
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except Exception as error:  # as above; what reads tokenizer.json raises nothing more special
-        raise UsageError(f"no tokenizer in `{checkpoint}`: {first_line(error)}") from error
+    with naming_failures(f"no tokenizer in `{checkpoint}`"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        raise UsageError(f"the tokenizer of `{checkpoint}` must have a pad token, got none")
+    return tokenizer
 
 
 def architecture(config: PreTrainedConfig) -> str:
@@ -65,12 +77,8 @@ def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overr
     if model_type not in starts:
         known = ", ".join(map(repr, starts))
         raise UsageError(f"`model_type` of {checkpoint} must be one of {known}, got {model_type!r}")
-    try:
+    with naming_failures(checkpoint):
         return starts[model_type](checkpoint, **config_overrides)
-    except StrictDataclassError as error:
-        raise UsageError(f"{checkpoint}: {config_reason(error)}") from error
-    except Exception as error:  # as above, and for weights that are none
-        raise UsageError(f"{checkpoint}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -115,8 +123,10 @@ def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is in use; choose a folder that is empty or not there yet")
     tokenizer = read_tokenizer(checkpoint)
+    with naming_failures(checkpoint):
+        model = ElectraEarlyExitForPreTraining.from_pretrained(checkpoint)
     try:
-        written = ElectraEarlyExitForPreTraining.from_pretrained(checkpoint).to_electra(output)
+        written = model.to_electra(output)
     except ValueError as error:
         raise UsageError(f"{checkpoint}: {error}") from error
     for folder in written.values():

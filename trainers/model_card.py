@@ -1,7 +1,8 @@
 """The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -13,9 +14,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from .checkpoints import tolerated
-from .data import first_line
 from .loading import read_config
-from .parsing import Parser, UsageError, read_object
+from .parsing import Parser, UsageError, read_object, reason
 
 
 # How the replacements of each generator outside the model are described.
@@ -85,13 +85,19 @@ def render_model_card(
     """
     folder = Path(folder)
     config = read_config(str(folder))
-    try:
+    with _naming_records(folder):
         return _render(folder, config, read_facts(folder, measured), name, language, license, has_generator)
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        recorded = " and ".join(file for file in (METRICS, TRAINER_STATE_NAME) if (folder / file).is_file())
-        raise UsageError(
-            f"{recorded or 'config.json'} of {folder} cannot be made a card: {first_line(error)}"
-        ) from error
+
+
+@contextmanager
+def _naming_records(folder: Path) -> Iterator[None]:
+    """What a card is made from may have been edited, cut off or written by something else."""
+    try:
+        yield
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        recorded = [name for name in (METRICS, TRAINER_STATE_NAME) if (folder / name).is_file()]
+        files_read = " and ".join(recorded or ["config.json"])
+        raise UsageError(f"{files_read} of {folder} cannot be made a card: {reason(error)}") from error
 
 
 def _render(

@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -51,6 +53,9 @@ class Command:
     def recipe_names(self) -> list[str]:
         return yaml_names(self.recipes)
 
+
+# A recipe has some dozens of values; aliases within aliases can make a short file say billions.
+MAX_YAML_NODES = 10_000
 
 RECIPES = files(__package__).joinpath("recipes")
 
@@ -105,11 +110,30 @@ def read_object(path: Path) -> dict:
     return content
 
 
+class ParserExit(SystemExit):
+    """The command line has been answered: with help, a version, or what is wrong with it."""
+
+
 class Parser(HfArgumentParser):
     """Errors in one line, without the two hundred flags."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def exit(self, status=0, message=None):
+        if message:
+            self._print_message(message, sys.stderr)
+        raise ParserExit(status)
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line: its kind, its message and that of its cause."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    # A worker's error brings the traceback along, and says what it is in the last line.
+    text = lines[-1 if any("Traceback (most recent call last)" in line for line in lines) else 0] if lines else ""
+    cause = first_line(error.__cause__) if isinstance(error.__cause__, Exception) else ""
+    known = not cause or '"""' in cause or cause in text
+    return f"{type(error).__name__}: {text}".removesuffix(": ") + ("" if known else f" ({cause})")
 
 
 def config_reason(error: Exception) -> str:
@@ -136,13 +160,44 @@ def read_recipe(name_or_path: str, command: Command = PRETRAIN) -> dict:
     else:
         known = ", ".join(command.recipe_names())
         raise UsageError(f"no recipe `{name_or_path}`: give a YAML file, or one of {known}")
-    try:
-        recipe = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    recipe = read_yaml(text, name_or_path) or {}
     if not isinstance(recipe, dict):
         raise UsageError(f"{name_or_path} must map fields to values, got a {type(recipe).__name__}")
     return recipe
+
+
+def read_yaml(text: str, name: str):
+    """What YAML says, aliases resolved.
+
+    Raises:
+        UsageError: for what is no YAML, or so many nodes once its aliases are that nothing could be done with them.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MAX_YAML_NODES:
+            raise UsageError(
+                f"{name} holds more than {MAX_YAML_NODES:,} values with its aliases resolved; write fewer"
+            )
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise UsageError(f"{name} is nested too deeply") from error
+    except UsageError:
+        raise
+    except Exception as error:  # not only YAMLError: a date that is none is a ValueError, a tag may be anything
+        raise UsageError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes of a document, each counted as often as aliases repeat it; infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        held = [] if isinstance(node, yaml.ScalarNode) else node.value
+        pairs = (part for item in held for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in pairs)
+    return known[id(node)]
 
 
 def recipe_arguments(recipe: dict) -> list[str]:
@@ -152,7 +207,10 @@ def recipe_arguments(recipe: dict) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, (bool, dict)) else str(v) for v in values)]
+        arguments += [
+            f"--{name}",
+            *(json.dumps(v, default=str) if isinstance(v, (bool, dict)) else str(v) for v in values),
+        ]
     return arguments
 
 
@@ -217,7 +275,7 @@ def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, objec
     argv = list(argv)
     if not argv or {"-h", "--help", "--help_all", "--help-all"} & set(argv):
         build_parser(command, show_all=bool({"--help_all", "--help-all"} & set(argv))).print_help()
-        raise SystemExit(0 if argv else 2)
+        raise ParserExit(0 if argv else 2)
     if argv[0].startswith("-"):
         known = ", ".join(command.recipe_names())
         raise UsageError(f"the recipe comes first: one of {known}, or the path of a YAML file")
@@ -245,6 +303,8 @@ def parse_fields(
         training_args = command.training(**_take(namespace, command.training))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except (LookupError, AttributeError, OSError, RuntimeError, ArithmeticError) as error:  # the library's own checks
+        raise UsageError(f"these settings do not go together: {reason(error)}") from error
     config_fields = {n: getattr(namespace, n) for n in command.config_flags if getattr(namespace, n) is not None}
     given = {
         action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)

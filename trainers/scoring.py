@@ -138,10 +138,13 @@ def score_command(argv: Sequence[str]) -> int:
     check_text(rows.features, args.text_column, args.file, "; choose one with --text_column")
     scorer = Scorer(args.checkpoint, args.exit_threshold)
     tokens, start = 0, time.perf_counter()
-    with open(args.output, "w", encoding="utf-8") if args.output else nullcontext(sys.stdout) as file:
+    # Surrogates without a partner have no bytes in UTF-8; written as escapes they are JSON, too.
+    to_file = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
+    with open(args.output, **to_file) if args.output else nullcontext(sys.stdout) as file:
+        is_unicode = (file.encoding or "utf-8").lower().startswith("utf")
         for score in scorer(text or "" for text in rows[args.text_column]):
             entry = {name: value for name, value in asdict(score).items() if value is not None}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(json.dumps(entry, ensure_ascii=not is_unicode) + "\n")
             tokens += len(score.tokens)
     speed = tokens / (time.perf_counter() - start)
     print(f"{len(rows):,} texts, {tokens:,} tokens, {speed:,.0f} tokens/s", file=sys.stderr)
