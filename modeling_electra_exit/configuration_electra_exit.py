@@ -131,7 +131,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
             (`"confidence"`), its entropy in nats below it (`"entropy"`), or when that many exits in a row agreed with
             the one before them (`"patience"`).
         inference_exit_thresholds (`list[float]`, *optional*):
-            One for each exit layer. At a confidence of 1 or an entropy of 0 nobody leaves. Left out: full depth.
+            One for each exit layer. At a confidence of 1 or an entropy of 0 nobody leaves. Left out: full depth. They
+            are refused for exit heads that the model's own loss has not trained.
         inference_exit_temperatures (`list[float]`, *optional*):
             For each exit layer, what the exit head's logits are divided by in evaluation mode. Left out: 1.
         generator_type (`str`, defaults to `"mlm"`):
@@ -288,7 +289,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
     def generator_config(self) -> "ElectraEarlyExitConfig":
         """Configuration of the generator's encoder: narrower, without exits, and with the embeddings of this one."""
         hidden_size = round(self.hidden_size * self.generator_size)
-        generator = type(self)(**{**self.to_dict(), "exit_policy": "none", "exit_layers": [], "exit_keep": []})
+        no_exits = {**dict.fromkeys(_PER_EXIT), "exit_policy": "none", "exit_layers": []}
+        generator = type(self)(**{**self.to_dict(), **no_exits})
         generator.hidden_size = hidden_size
         generator.num_hidden_layers = self.generator_num_hidden_layers or self.num_hidden_layers
         generator.num_attention_heads = self.generator_num_attention_heads or max(1, hidden_size // 64)

@@ -446,7 +446,7 @@ class PatienceRule(ConfidenceRule):
         if number == 0:
             self.predictions, self.agreements = predictions, torch.zeros_like(items)
             return torch.zeros_like(items, dtype=torch.bool)
-        rows = torch.arange(len(items), device=items.device).unsqueeze(1)
+        rows = torch.arange(items.shape[0], device=items.device).unsqueeze(1)
         place = (items,) if items.dim() == 1 else (rows, items)
         agrees = (self.predictions[place] == predictions).all(dim=-1)
         agreements = torch.where(agrees, self.agreements[place] + 1, 0)

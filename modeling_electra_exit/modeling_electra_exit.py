@@ -79,6 +79,29 @@ class PermuteTokens(torch.autograd.Function):
         return take_tokens(grad_output, order.argsort(dim=1)), None
 
 
+def first_tokens(token_mask: torch.Tensor) -> torch.Tensor:
+    """Where each sequence begins, `torch.LongTensor` of shape `(batch,)`, for a `token_mask` (batch, sequence) of 0 at
+    padding, on whichever side that is."""
+    return (token_mask != 0).long().argmax(dim=1)
+
+
+def in_graph() -> bool:
+    """Whether a graph is being made of this forward pass, by `torch.compile`, `torch.export`, `torch.jit.trace` or an
+    ONNX exporter. In it, no shape and no branch may depend on the data: exits give the same answers, from all layers.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def warn_of_evaluation_mode(loss: torch.Tensor):
+    """Say once that gradients of this loss, computed in evaluation mode, train a model as if it had no exits."""
+    if loss.requires_grad and not torch.compiler.is_compiling():
+        logger.warning_once(
+            "The loss has gradients, but the model is in evaluation mode, in which exits are not trained and, at "
+            "inference exits, layers get no gradient: call `model.train()` before training, or `torch.no_grad()` "
+            "before evaluating."
+        )
+
+
 def take_tokens(hidden_states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """`hidden_states` (batch, tokens, width) with the tokens of each row in the given order (batch, tokens)."""
     batch, tokens, width = hidden_states.shape
@@ -269,12 +292,14 @@ class ActiveTokens:
     order (`torch.LongTensor` of shape `(batch, sequence)`): where in the sequence each token of this order stands.
     alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer tokens left
         than there are places, and one that left fills it: its state stays as it was. Left out: all true.
+    in_place (`bool`): whether the order is that of the text, and none is frozen but by `alive`.
     """
 
     active: torch.Tensor
     frozen: torch.Tensor
     order: torch.Tensor
     alive: torch.Tensor | None = None
+    in_place: bool = False
 
     @classmethod
     def all_of(cls, hidden_states: torch.Tensor) -> "ActiveTokens":
@@ -291,6 +316,10 @@ class ActiveTokens:
         """Positions of the active tokens, (batch, active tokens)."""
         return self.order[:, : self.active.shape[1]]
 
+    def stay_in_place(self, alive: torch.Tensor) -> "ActiveTokens":
+        """Freeze the active tokens but those that are `alive` (batch, active tokens), without moving any."""
+        return ActiveTokens(self.active, self.frozen, self.order, alive, in_place=True)
+
     def exit(self, local_order: torch.Tensor, num_kept: int, alive: torch.Tensor | None = None) -> "ActiveTokens":
         """Freeze all but the first `num_kept` of the active tokens, taken in `local_order` (batch, active tokens)."""
         tokens = PermuteTokens.apply(self.active, local_order)
@@ -299,7 +328,7 @@ class ActiveTokens:
 
     def restore(self) -> torch.Tensor:
         """All tokens in the order of the text, (batch, sequence, hidden)."""
-        if self.complete:
+        if self.complete or self.in_place:
             return self.active
         return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), self.order.argsort(dim=1))
 
@@ -394,10 +423,14 @@ class ElectraEarlyExitEncoder(nn.Module):
         self, hidden_states, attention_mask, token_mask, exits: Exits, position_ids=None, **kwargs
     ) -> tuple[torch.Tensor, ExitTrace]:
         """As `forward`, where whole sequences leave: the batch shrinks, to the longest sequence that stays, too."""
-        items = torch.arange(len(hidden_states) // exits.rows_per_item, device=hidden_states.device)
+        items = torch.arange(hidden_states.shape[0] // exits.rows_per_item, device=hidden_states.device)
         trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
         active, mask, rows, frozen, before = hidden_states, token_mask, None, None, hidden_states
         exit_layers = exits.open_layers(self.config)
+        if in_graph():
+            return self._run_all_sequences(
+                hidden_states, attention_mask, token_mask, exits, items, position_ids=position_ids, **kwargs
+            )
 
         def restore():
             if frozen is None:
@@ -439,6 +472,26 @@ class ElectraEarlyExitEncoder(nn.Module):
                     own = position_ids[rows_of(stay)] if len(position_ids) > 1 else position_ids
                     position_ids = own[:, : active.shape[1]]
         return self.norm(restore()), trace
+
+    def _run_all_sequences(
+        self, hidden_states, attention_mask, token_mask, exits: Exits, items, **kwargs
+    ) -> tuple[torch.Tensor, ExitTrace]:
+        """As `_run_sequences`, with every sequence in every layer: those that left keep their states."""
+        trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
+        exit_layers, there = exits.open_layers(self.config), None
+        for index, layer in enumerate(self.layer):
+            after = layer(hidden_states, attention_mask, **kwargs)
+            after = after if there is None else torch.where(there, after, hidden_states)
+            hidden_states = self.layer_output(hidden_states, after) if self._listening(kwargs) else after
+            if index + 1 in exit_layers:
+                number = self.config.exit_layers.index(index + 1)
+                logits = exits.heads[number](self.norm(hidden_states), token_mask=token_mask)
+                leaves = exits.leaves(number, logits, items, token_mask) & (trace.exit_layers == len(self.layer))
+                trace.answers[index + 1] = (items, logits)
+                trace.exit_layers = trace.exit_layers.masked_fill(leaves, index + 1)
+                stays = (trace.exit_layers == len(self.layer)).repeat_interleave(exits.rows_per_item)
+                there = stays[:, None, None]
+        return self.norm(hidden_states), trace
 
     def _run_on_survivors(self, layer, tokens: ActiveTokens, token_mask, since_exit: int, **kwargs) -> torch.Tensor:
         """One layer with the active tokens as queries and, as `exit_context` says, more tokens as keys and values."""
@@ -507,13 +560,17 @@ class ElectraEarlyExitEncoder(nn.Module):
         get the result that it gets alone. Places that another row needs more of stay idle."""
         positions = tokens.positions()
         real = True if token_mask is None else token_mask.gather(1, positions) != 0
-        if not (leaves & real).any():  # waits for the device, and is all that an exit costs where nobody leaves
+        if (
+            not in_graph() and not (leaves & real).any()
+        ):  # waits for the device, and is all that an exit costs where nobody leaves
             return tokens
         left_at = trace.exit_layers.gather(1, positions)
         there = left_at == len(self.layer)
         continues = there & ~leaves & real
         left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
         trace.exit_layers = trace.exit_layers.scatter(1, positions, left_at)
+        if in_graph():
+            return tokens.stay_in_place(continues)
         most = int(continues.sum(dim=1).max())
         num_kept = min(round_up(most), positions.shape[1]) if most else 0
         order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
@@ -797,9 +854,12 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs):
         """As everywhere in Transformers, except that pickled weights (`pytorch_model.bin`), which can hold code, are
         read only when asked for with `use_safetensors=False`."""
-        return super().from_pretrained(
+        loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
         )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # or it would be saved under the names that it was loaded by
+        return loaded
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
         """`push_to_hub` without the library's draft of a card, which would say nothing of this model."""
@@ -862,7 +922,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         exit_policy = "none" if exit_policy is None else exit_policy
         self._check_exit_arguments(exit_policy, exits, attention_mask, exit_layer)
 
-        embedding_output = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        embedding_output = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         protected = None
         if exit_policy not in ("none", *CERTAIN):
             original_ids = input_ids if exits.original_ids is None else exits.original_ids
@@ -890,6 +950,16 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             exit_selections=tuple(trace.selections) or None,
             exit_layers=trace.exit_layers,
         )
+
+    def embed(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None
+    ) -> torch.Tensor:
+        """Embeddings (batch, sequence, embedding size). Positions count from the first token that is no padding, so
+        that a sequence gets the result that it gets alone, on whichever side it is padded."""
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            position_ids = (places - first_tokens(attention_mask).unsqueeze(1)).clamp_min(0)
+        return self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
 
     def _check_exit_arguments(self, exit_policy, exits, attention_mask, exit_layer):
         depth = self.config.num_hidden_layers
@@ -1113,6 +1183,8 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             exit_selections=outputs.exit_selections,
             exit_layers=outputs.exit_layers,
         )
+        if labels is not None and not self.training and self.config.has_exit_heads:
+            warn_of_evaluation_mode(loss)
         if self.training and labels is not None and result.exit_selections is not None:
             self.exit_state.update(result, labels, attention_mask, input_ids)
         return result
@@ -1188,7 +1260,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         return PredictMaskedTokens.apply(states, head.weight, head.bias, targets, noise)
 
     def _generator_states(self, input_ids, masked, attention_mask, token_type_ids, position_ids) -> torch.Tensor:
-        embeddings = self.electra.embeddings(input_ids, token_type_ids, position_ids)
+        embeddings = self.electra.embed(input_ids, attention_mask, token_type_ids, position_ids)
         return self.generator(
             embeddings,
             create_bidirectional_mask(self.config, embeddings, attention_mask),

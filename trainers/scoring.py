@@ -89,7 +89,8 @@ class Scorer:
         return scores
 
     def _score_batch(self, sequences: list[list[int]]) -> Iterator[Score]:
-        batch = self.tokenizer.pad({"input_ids": sequences}, return_tensors="pt").to(self.device)
+        # On the right, whatever the tokenizer would do: rows are cut to their length below.
+        batch = self.tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt").to(self.device)
         with torch.inference_mode():
             outputs = self.model(batch["input_ids"], batch["attention_mask"], exit_policy=self.policy)
             logits = outputs.logits.float()

@@ -44,6 +44,8 @@ def test_generator_is_narrower_and_as_deep():
     assert (generator.hidden_size, generator.num_attention_heads, generator.intermediate_size) == (256, 4, 1024)
     assert generator.num_hidden_layers == 12
     assert not generator.has_exit_heads
+    calibrated = tiny_config(inference_exit_thresholds=[0.9, 0.8], inference_exit_temperatures=[1.5, 1.2])
+    assert not calibrated.generator_config().has_inference_exits
 
 
 def test_overrides_while_loading_are_checked(tmp_path):

@@ -24,6 +24,7 @@ from transformers import (
 
 from modeling_electra_exit import (
     ElectraEarlyExitForMultipleChoice,
+    ElectraEarlyExitForPreTraining,
     ElectraEarlyExitForQuestionAnswering,
     ElectraEarlyExitForSequenceClassification,
     ElectraEarlyExitForTokenClassification,
@@ -31,7 +32,7 @@ from modeling_electra_exit import (
 )
 from modeling_electra_exit.exit_policy import ConfidenceRule
 from modeling_electra_exit.modeling_electra_exit import _plain_config
-from tests.conftest import masked_batch, tiny_config, tiny_model
+from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
 
 
 SEQUENCE, TOKEN = ElectraEarlyExitForSequenceClassification, ElectraEarlyExitForTokenClassification
@@ -46,9 +47,10 @@ LENGTHS = (40, 33, 17, 64, 9, 25)  # of the examples; a batch pads to the longes
 
 
 def head_model(model_class, **overrides):
+    """With exit heads that count as trained."""
     torch.manual_seed(0)
     labels = {"num_labels": 2 if model_class is ANSWER else 3, "summary_last_dropout": 0.0}
-    return model_class(tiny_config(**{**labels, "exit_layers": [1, 2, 4], **overrides}))
+    return trained_exits(model_class(tiny_config(**{**labels, "exit_layers": [1, 2, 4], **overrides})))
 
 
 def examples(model_class, seed=0):
@@ -123,7 +125,7 @@ def test_loss_is_the_final_heads_and_the_mean_of_the_exits(model_class, override
         shallow.electra.encoder.layer = shallow.electra.encoder.layer[:layer]
         shallow.config.exit_policy = "none"
         if exit_head == "separate":
-            shallow.final_head = lambda states, head=model.exit_classifiers[number]: head(states)
+            shallow.final_head = lambda states, head=model.exit_heads.heads[number]: head(states)
         native = shallow(**batch)
         losses.append(native.loss)
         torch.testing.assert_close(outputs.exit_logits[number], logits_of(native), atol=1e-6, rtol=1e-5)
@@ -173,6 +175,22 @@ def test_exits_learn_the_final_heads_answers(model_class, overrides, labels):
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, msg=name)
 
 
+@pytest.mark.parametrize("summary_type", ["first", "last", "mean"])
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_choices_are_pooled_as_the_config_says(pooling, summary_type):
+    model = head_model(CHOICE, classifier_pooling=pooling, summary_type=summary_type).eval()
+    batch = batch_of(examples(CHOICE)[:3])
+    rows = {name: value.flatten(0, 1) for name, value in batch.items()}
+    states = model.electra(**rows, output_hidden_states=True).hidden_states
+    mask = rows["attention_mask"].unsqueeze(-1)
+    outputs = model(**batch, labels=torch.tensor([0, 1, 2]))
+    heads = (*model.exit_heads.heads, nn.Sequential(model.sequence_summary, model.classifier))
+    for layer, head, logits in zip((1, 2, 4, 6), heads, (*outputs.exit_logits, outputs.logits), strict=True):
+        mean = ((states[layer] * mask).sum(1) / mask.sum(1)).unsqueeze(1)
+        expected = head(mean if pooling == "mean" else states[layer])  # as in ELECTRA
+        torch.testing.assert_close(logits, expected.view(3, 3), atol=1e-6, rtol=1e-5)
+
+
 def test_mean_pooling_reads_every_token_but_padding():
     model = head_model(SEQUENCE, classifier_pooling="mean").eval()
     batch = batch_of(examples(SEQUENCE)[:3])
@@ -181,7 +199,7 @@ def test_mean_pooling_reads_every_token_but_padding():
     outputs = model(**batch, labels=torch.tensor([0, 1, 2]))
     for layer, head, logits in zip(
         (*model.config.exit_layers, 6),
-        (*model.exit_classifiers, model.classifier),
+        (*model.exit_heads.heads, model.classifier),
         (*outputs.exit_logits, outputs.logits),
         strict=True,
     ):
@@ -199,10 +217,70 @@ def test_every_parameter_of_a_head_is_trained(model_class, overrides, labels):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def trained(tmp_path, accumulation, **overrides):
-    model = head_model(SEQUENCE, **overrides)
-    ids = torch.cat([each[:, :9] for each in examples(SEQUENCE) + examples(SEQUENCE, 1)])[:8]
-    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": [0, 1, 2, 0, 1, 2, 0, 1]})
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
+def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_whole(model_class, overrides, labels, weight):
+    model, batch = case(model_class, overrides, labels, exit_distillation_weight=weight)
+    if model_class is TOKEN:  # parts with few labels, and one with none
+        batch["labels"][0] = -100
+        batch["labels"][1, 2:] = -100
+    count = 4 if model_class is ANSWER else (batch["labels"] != -100).sum()
+    whole = model.train()(**batch)
+    whole.loss.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    parts = [{name: value[row : row + 1] for name, value in batch.items()} for row in range(4)]
+    outputs = [model(**part, num_items_in_batch=count) for part in parts]
+    torch.testing.assert_close(sum(each.loss for each in outputs), whole.loss)
+    torch.testing.assert_close(sum(each.exit_loss for each in outputs), whole.exit_loss)
+    sum(each.loss for each in outputs).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
+def test_the_loss_in_evaluation_is_the_final_heads(model_class, overrides, labels):
+    model, batch = case(model_class, overrides, labels, exit_loss_weight=0.7)
+    with torch.no_grad():
+        trained, evaluated = model.train()(**batch), model.eval()(**batch)
+    torch.testing.assert_close(evaluated.loss + 0.7 * evaluated.exit_loss, trained.loss)
+    torch.testing.assert_close(evaluated.exit_loss, trained.exit_loss)
+    model.config.exit_policy = "none"
+    torch.testing.assert_close(evaluated.loss, model(**batch).loss)
+
+
+@pytest.mark.parametrize("model_class", [*NATIVE, ElectraEarlyExitForPreTraining])
+def test_a_loss_with_gradients_in_evaluation_mode_is_warned_of_once(model_class, caplog):
+    logger = logging.getLogger("transformers")
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.get_logger().warning_once.cache_clear()
+    if model_class is ElectraEarlyExitForPreTraining:
+        models, batch = [tiny_model(exit_policy=policy) for policy in ("none", "random")], masked_batch()
+    else:
+        models, batch = zip(*(case(model_class, {}, None, exit_policy=p) for p in ("none", "random")), strict=True)
+        batch = batch[0]
+    logger.addHandler(caplog.handler)
+    try:
+        for model in models:
+            model.train()(**batch)
+            with torch.no_grad():
+                model.eval()(**batch)
+        models[0](**batch)  # has no exits to train
+        assert "call `model.train()`" not in caplog.text
+        for _ in range(2):
+            models[1](**batch)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.text.count("call `model.train()`") == 1
+
+
+def trained(tmp_path, accumulation, model_class=SEQUENCE, **overrides):
+    model = head_model(model_class, **overrides)
+    ids = torch.cat([each[..., :9] for each in examples(model_class) + examples(model_class, 1)])[:8]
+    labels = [0, 1, 2, 0, 1, 2, 0, 1]
+    if model_class is TOKEN:  # as unevenly spread as there are words in texts
+        labels = [[-100] * (8 - row) + (ids[row, 8 - row :] % 3).tolist() for row in range(8)]
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels})
     losses = []
     arguments = TrainingArguments(
         str(tmp_path), max_steps=3, per_device_train_batch_size=8 // accumulation, report_to=[], use_cpu=True,
@@ -214,18 +292,20 @@ def trained(tmp_path, accumulation, **overrides):
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()
-    assert losses == [(8, 3)]  # the logits alone, not the exits'
+    assert losses == [(8, 9, 3) if model_class is TOKEN else (8, 3)]  # the logits alone, not the exits'
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], model
 
 
-def test_the_plain_trainer_trains_it_and_accumulation_changes_nothing(tmp_path):
-    at_once, model = trained(tmp_path, 1)
-    in_four, other = trained(tmp_path, 4)
-    assert at_once == pytest.approx(in_four, rel=1e-4)
-    for (name, one), four in zip(model.named_parameters(), other.parameters(), strict=True):
-        # The same added to all keys changes no attention: this gradient is rounding, which Adam makes large.
-        if not name.endswith("self.key.bias"):
-            torch.testing.assert_close(one, four, atol=1e-5, rtol=1e-4, msg=name)
+@pytest.mark.parametrize("model_class", [SEQUENCE, TOKEN, CHOICE])
+def test_the_plain_trainer_trains_it_and_accumulation_changes_nothing(tmp_path, model_class):
+    at_once, model = trained(tmp_path, 1, model_class)
+    one_by_one, other = trained(tmp_path, 8, model_class)
+    assert at_once == pytest.approx(one_by_one, rel=1e-4)
+    for (name, one), eight in zip(model.named_parameters(), other.parameters(), strict=True):
+        # The same added to all keys changes no attention: this gradient is rounding, which Adam makes large. Nor do
+        # choices change by what is added to all of them.
+        if not name.endswith("self.key.bias") and not (model_class is CHOICE and name.endswith(".bias")):
+            torch.testing.assert_close(one, eight, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_training_never_exits():
@@ -238,7 +318,7 @@ def test_training_never_exits():
 def test_a_pre_training_checkpoint_runs_at_full_depth_until_thresholds_are_set(tmp_path):
     tiny_model(exit_policy="threshold", exit_threshold=0.5).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
-    assert len(model.exit_classifiers) == 2
+    assert len(model.exit_heads.heads) == 2
     batch = batch_of(examples(SEQUENCE))
     seen = states_computed(model)
     assert model(**batch).exit_layers is None
@@ -287,7 +367,7 @@ def sequence_alone(model, ids):
             normed = model.electra.encoder.norm(states)
             if config.classifier_pooling == "mean":
                 normed = normed.mean(dim=1, keepdim=True)
-            logits = model.exit_classifiers[number](normed)
+            logits = model.exit_heads.heads[number](normed)
             if config.inference_exit_temperatures is not None:
                 logits = logits / config.inference_exit_temperatures[number]
             logits = logits.view(1, -1) if model_class is CHOICE else logits
@@ -304,8 +384,8 @@ def set_thresholds(model, criterion):
     model.config.inference_exit_criterion = criterion
     if criterion == "patience":  # untrained, different heads would hardly ever agree
         model.config.inference_exit_thresholds = [1, 1, 2]
-        for head in model.exit_classifiers[1:]:
-            head.load_state_dict(model.exit_classifiers[0].state_dict())
+        for head in model.exit_heads.heads[1:]:
+            head.load_state_dict(model.exit_heads.heads[0].state_dict())
         return
     thresholds = []
     for layer in model.config.exit_layers:
@@ -421,7 +501,7 @@ def test_a_threshold_that_nobody_passes_is_full_depth(model_class, criterion, th
 def test_a_head_that_cannot_let_anybody_go_is_not_asked(model_class, criterion, thresholds, asked):
     model = head_model(model_class, inference_exit_criterion=criterion, inference_exit_thresholds=thresholds).eval()
     calls = [0, 0, 0]
-    for number, head in enumerate(model.exit_classifiers):
+    for number, head in enumerate(model.exit_heads.heads):
         last = head[-1] if isinstance(head, nn.Sequential) else head
         last.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
     model(**batch_of(examples(model_class)))
@@ -464,6 +544,30 @@ def test_bf16_under_inference_mode(model_class):
         assert torch.equal(together.exit_layers[number][where], outputs.exit_layers[0][where])
         torch.testing.assert_close(together.logits[number][where], outputs.logits[0][where], atol=2e-2, rtol=2e-2)
         assert torch.equal(together.logits[number][where].argmax(-1), outputs.logits[0][where].argmax(-1))
+
+
+@pytest.mark.parametrize("exits", [False, True])
+@pytest.mark.parametrize("model_class", NATIVE)
+def test_padding_on_the_left_changes_no_answer(model_class, exits):
+    model = head_model(model_class).eval()
+    if exits and model_class is TOKEN:
+        model.config.inference_exit_thresholds = [0.8, 0.7, 0.6]
+    elif exits:
+        set_thresholds(model, "confidence")
+    ids = examples(model_class)
+    longest = max(LENGTHS)
+    padded = torch.cat([F.pad(each, (longest - each.shape[-1], 0)) for each in ids])
+    with torch.inference_mode():
+        together = model(input_ids=padded, attention_mask=(padded != 0).long())
+        alone = [model(input_ids=each) for each in ids]
+    for row, (length, outputs) in enumerate(zip(LENGTHS, alone, strict=True)):
+        real = slice(longest - length, longest) if model_class in (TOKEN, ANSWER) else ...
+        torch.testing.assert_close(logits_of(together)[row][real], logits_of(outputs)[0], atol=1e-5, rtol=1e-5)
+        if exits:
+            here = real if model_class is TOKEN else ...
+            assert torch.equal(together.exit_layers[row][here], outputs.exit_layers[0])
+    if exits:
+        assert len(together.exit_layers.unique()) > 1
 
 
 def test_a_pipeline_exits(tmp_path, tokenizer, caplog):
@@ -524,7 +628,7 @@ def test_a_batch_of_tokens_exits_as_each_text_alone(criterion, context, attentio
         said, histories = {}, [[] for _ in range(each.shape[1])]
 
         def decide(number, states, said=said, histories=histories):
-            said[model.config.exit_layers[number]] = logits = model.exit_classifiers[number](states)
+            said[model.config.exit_layers[number]] = logits = model.exit_heads.heads[number](states)
             return torch.tensor(
                 [leaves_alone(model.config, number, logits[i : i + 1], histories[i]) for i in range(len(logits))]
             )
@@ -611,7 +715,7 @@ def test_exit_layer_of_a_head_answers_with_that_exits_head():
     model = head_model(SEQUENCE).eval()
     ids = examples(SEQUENCE)[0]
     states = model.electra(ids, exit_layer=2).last_hidden_state
-    torch.testing.assert_close(model(ids, exit_layer=2).logits, model.exit_classifiers[1](states))
+    torch.testing.assert_close(model(ids, exit_layer=2).logits, model.exit_heads.heads[1](states))
     torch.testing.assert_close(model(ids, exit_layer=6).logits, model(ids).logits)
     with pytest.raises(ValueError, match=r"one of \[1, 2, 4, 6\]"):
         model(ids, exit_layer=3)
@@ -631,7 +735,7 @@ def test_fewer_layers_load_without_noise(tmp_path, caplog, layers, exits):
         logger.removeHandler(caplog.handler)
     # Heads of a task are new to the encoder, as everywhere; layers that were not asked for are no news.
     assert "encoder.layer" not in caplog.text
-    assert "exit_classifiers" not in caplog.text
+    assert "exit_modules" not in caplog.text
     assert isinstance(encoder, ElectraEarlyExitModel)
     assert model.config.exit_layers == exits
     assert model.config.inference_exit_thresholds == [0.9, 0.8, 0.7][: len(exits)]

@@ -17,7 +17,7 @@ from modeling_electra_exit import (
     ElectraEarlyExitForTokenClassification,
 )
 from modeling_electra_exit.trainers import calibrate_exits, calibration, cli
-from tests.conftest import WORDS, tiny_config
+from tests.conftest import WORDS, tiny_config, trained_exits
 
 
 def trained_classifier(tokenizer, steps=60):
@@ -134,7 +134,7 @@ def test_agreements_count_in_a_row():
 @pytest.mark.parametrize("model_class", [ElectraEarlyExitForTokenClassification, ElectraEarlyExitForMultipleChoice])
 def test_other_tasks(model_class, tokenizer):
     torch.manual_seed(0)
-    model = model_class(tiny_config(num_labels=3)).eval()
+    model = trained_exits(model_class(tiny_config(num_labels=3))).eval()
     if model_class is ElectraEarlyExitForMultipleChoice:
         data = Dataset.from_dict({"input_ids": torch.randint(5, 99, (24, 3, 9)).tolist(), "labels": [0, 1, 2] * 8})
         collate = default_data_collator
@@ -208,7 +208,7 @@ def test_mistakes_are_answered_in_one_line(folder, tmp_path, capsys, columns, fl
 def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     labels = {"num_labels": 2, "id2label": {0: "O", 1: "B-CAT"}, "label2id": {"O": 0, "B-CAT": 1}}
-    model = ElectraEarlyExitForTokenClassification(tiny_config(vocab_size=len(tokenizer), **labels))
+    model = trained_exits(ElectraEarlyExitForTokenClassification(tiny_config(vocab_size=len(tokenizer), **labels)))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     texts = [text.split() for text in made_up(48)[0]]

@@ -54,6 +54,12 @@ def test_states_what_was_measured(tmp_path, fragment):
     assert fragment in card(tmp_path)
 
 
+@pytest.mark.parametrize("generator_type", ["mlm", "self"])
+def test_a_calibrated_model_has_a_card(tmp_path, generator_type):
+    calibrated = {"inference_exit_thresholds": [0.9, 0.8], "inference_exit_temperatures": [1.5, 1.2]}
+    assert "after layers 2, 4" in card(tmp_path, generator_type=generator_type, **calibrated)
+
+
 def test_metadata_is_what_the_hub_reads(tmp_path):
     card(tmp_path)
     data = ModelCard.load(tmp_path / "README.md").data

@@ -42,6 +42,14 @@ def test_scores_are_those_of_each_text_alone_in_its_place(checkpoint, monkeypatc
         assert score.exit_layers is None
 
 
+@pytest.mark.parametrize("threshold", [None, 0.68])
+def test_a_tokenizer_that_pads_on_the_left_changes_no_score(checkpoint, threshold):
+    scorer = scoring.Scorer(checkpoint, threshold)
+    expected = list(scorer(TEXTS))
+    scorer.tokenizer.padding_side = "left"
+    assert list(scorer(TEXTS)) == expected
+
+
 def test_exits_give_every_text_what_it_gets_alone(checkpoint):
     scorer = scoring.Scorer(checkpoint, 0.68)
     scores = list(scorer(TEXTS))
