@@ -9,11 +9,12 @@ and, for classification of texts and of their words on the command line, `electr
 
 import importlib.util
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow.compute
 import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
@@ -40,6 +42,7 @@ from .loading import naming_failures, read_config, read_tokenizer
 from .parsing import Parser, UsageError
 
 
+CONFIDENCE = 0.95  # with which the drop in accuracy is bounded
 CUTS = 20  # quantiles of an exit's certainty that are tried as its threshold
 TIMED_PASSES = 3
 TIMED_BATCHES = 32
@@ -51,13 +54,13 @@ class Point:
 
     thresholds (`list[float]`): one an exit.
     accuracy (`float`): share of right predictions.
-    drop_error (`float`): standard error of the difference from the full depth's accuracy, item by item.
+    drop_bound (`float`): upper bound of the drop from the full depth's accuracy, see [`drop_bound`].
     depth (`float`): layers that an item takes, the mean, as a share of all.
     """
 
     thresholds: list[float]
     accuracy: float
-    drop_error: float
+    drop_bound: float
     depth: float
 
 
@@ -70,7 +73,7 @@ class Calibration:
         over 15 bins, without and with its temperature.
     exit_accuracy (`list[float]`): of each exit head, had everybody left there.
     full_accuracy, accuracy (`float`): of the full depth and of the exits, as run.
-    drop_error (`float`): standard error of their difference, item by item.
+    drop_bound (`float`): upper bound of their difference on other examples of the kind, see [`drop_bound`].
     depth (`float`): layers that an item takes, the mean, as a share of all.
     full_examples_per_second, examples_per_second (`float`): medians of passes over the first batches, in turn.
     curve (`list[Point]`): from full depth to everybody leaving at the first exit, predicted from the full depth's
@@ -87,7 +90,7 @@ class Calibration:
     exit_accuracy: list[float]
     full_accuracy: float
     accuracy: float
-    drop_error: float
+    drop_bound: float
     depth: float
     full_examples_per_second: float
     examples_per_second: float
@@ -106,45 +109,48 @@ def calibrate_exits(
     """Pick temperatures and thresholds for a fine-tuned model's exits and set them in its config.
 
     Each exit head gets the temperature with the lowest cross-entropy (Guo et al., 2017, arXiv 1706.04599). Thresholds
-    start where nobody leaves, and step by step that one falls which saves most layers for the accuracy it costs. Of
-    the points on the way the fastest is taken whose drop, measured, is at most `max_accuracy_drop` with its standard
-    error added: the best of many points on these examples is not as good on others.
+    start where nothing exits, and step by step that one falls which saves most layers for the accuracy it costs. The
+    last point on the way is taken before the first whose drop might be above `max_accuracy_drop`, by an upper bound
+    with 95 % confidence ([`drop_bound`]): examples that all agree prove no more than their number can.
 
     Args:
         model: for sequence classification (one label or several), token classification or multiple choice, with exits.
         dataset (`Dataset`): held-out examples as `Trainer` takes them, with `labels`. Never those trained on.
-        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost, the standard error of what was
-            measured included. For several labels and for tokens, the accuracy of the single labels.
+        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost, by that bound. For several labels
+            and for tokens, the accuracy of the single labels.
         criterion (`str`): a key of `CRITERIA`.
         data_collator (*optional*): left out, pads with the tokenizer of the folder that the model came from.
         one_for_all (`bool`): one threshold for all exits, as DeeBERT has; with patience it is always so.
 
     Raises:
-        ValueError: for a model without exits, a regression, a task without `labels`, or an unknown criterion.
+        ValueError: for a model without exits or with untrained exit heads, a regression, a task without `labels`, an
+            unknown criterion, or fewer examples than can bound the drop that low.
     """
     config = model.config
     if not config.has_exit_heads:
         raise ValueError(f"the model has no exits (`exit_policy={config.exit_policy!r}`, {config.exit_layers=})")
     if criterion not in CRITERIA:
         raise ValueError(f"`criterion` must be one of {list(CRITERIA)}, got {criterion!r}")
+    model.check_trained(config.exit_layers, "exit_layers", config.exit_layers)
     if data_collator is None:
         data_collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(model.name_or_path))
     config.inference_exit_thresholds = config.inference_exit_temperatures = None
     config.inference_exit_criterion = criterion
     model.eval()
     batches = list(DataLoader(dataset, batch_size, collate_fn=data_collator))
-    *exits, final, labels = answers_of(model, batches)
+    *exits, final, labels, examples = answers_of(model, batches)
+    check_size(np.bincount(examples), max_accuracy_drop)
 
     temperatures = [best_temperature(logits, labels) for logits in exits]
     scaled = [logits / t for logits, t in zip(exits, temperatures, strict=True)]
     right = np.stack([is_right(logits, labels) for logits in (*exits, final)])
     certainty = certainties(criterion, scaled)
     layers = np.array([*config.exit_layers, config.num_hidden_layers])
-    curve = speed_accuracy_curve(criterion, certainty, right, layers / layers[-1], one_for_all)
+    curve = speed_accuracy_curve(criterion, certainty, right, examples, layers / layers[-1], one_for_all)
     points = [Point([float(threshold_of(criterion, cut)) for cut in cuts], *found) for cuts, *found in curve]
 
     config.inference_exit_temperatures = temperatures
-    chosen, answers = choose(model, batches, points, right[-1], max_accuracy_drop)
+    chosen, answers = choose(model, batches, points, right[-1], examples, max_accuracy_drop)
     timed = batches[:TIMED_BATCHES]
     seconds = time_in_turn(model, timed, chosen.thresholds)
     config.inference_exit_thresholds = chosen.thresholds
@@ -159,7 +165,7 @@ def calibrate_exits(
         right[:-1].mean(axis=1).tolist(),
         float(right[-1].mean()),
         float(answers.mean()),
-        drop_error(answers, right[-1]),
+        drop_bound(answers, right[-1], examples),
         chosen.depth,
         *(sum(len(batch["labels"]) for batch in timed) / each for each in seconds),
         points,
@@ -167,21 +173,28 @@ def calibrate_exits(
 
 
 @torch.inference_mode()
-def answers_of(model, batches: list[dict]) -> list[torch.Tensor]:
-    """Logits of each exit head and of the final head, (items, predictions, classes), and labels, (items, predictions),
-    of everything that has a label."""
-    found = []
+def answers_of(model, batches: list[dict]) -> list:
+    """Of everything that has a label: logits of each exit head and of the final head, (items, predictions, classes);
+    labels, (items, predictions); and the number of its example, an array (items,)."""
+    found, examples, start = [], [], 0
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
         if "labels" not in batch:
             raise ValueError("calibration needs examples with `labels`")
         outputs = model(**batch)
-        labels = batch["labels"].long()
         heads = [model.predictions(logits.float()) for logits in (*outputs.exit_logits, outputs.logits)]
-        labels = labels.unsqueeze(-1) if labels.dim() < heads[0].dim() - 1 else labels
-        labelled = (labels != -100).all(dim=-1)
+        labels, labelled = labels_like(heads[0], batch["labels"])
         found.append([part[labelled].cpu() for part in (*heads, labels)])
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        examples.append(start + labelled.nonzero()[:, 0].cpu().numpy())
+        start += len(labelled)
+    return [*(torch.cat(parts) for parts in zip(*found, strict=True)), np.concatenate(examples)]
+
+
+def labels_like(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (items..., predictions) for logits (items..., predictions, classes), and which items have them."""
+    labels = labels.long()
+    labels = labels.unsqueeze(-1) if labels.dim() < predictions.dim() - 1 else labels
+    return labels, (labels != -100).all(dim=-1)
 
 
 def is_right(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
@@ -236,59 +249,100 @@ def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
 
 
 def outcome(certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, cuts: Sequence[float]):
-    """Accuracy, standard error of its drop, and mean depth where items leave at the first exit that is certain above
-    its cut."""
+    """The answers (items,), and the mean depth, where items leave at the first exit that is certain above its cut."""
     leaves = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
     exit_taken = leaves.argmax(axis=0)
-    answers = right[exit_taken, np.arange(right.shape[1])]
-    return float(answers.mean()), drop_error(answers, right[-1]), float(depths[exit_taken].mean())
+    return right[exit_taken, np.arange(right.shape[1])], float(depths[exit_taken].mean())
 
 
-def drop_error(answers: np.ndarray, full: np.ndarray) -> float:
-    """Standard error of the mean of how much more often the full depth is right, item by item; both (items,)."""
-    return float((full - answers).std() / np.sqrt(len(full)))
+def drop_bound(answers: np.ndarray, full: np.ndarray, examples: np.ndarray) -> float:
+    """Upper bound, with 95 % confidence, of how much more often the full depth is right on examples of this kind.
+
+    For n examples whose drops have the mean d and the mean square s, it is d + x with n x^2 = z^2 s + L x. Without a
+    disagreement, that is L / n for L = -ln 0.05, the rule of three; with many, it is the normal distribution's
+    quantile z; where answers are only lost, it is Clopper and Pearson's exact bound within 1 %. Tokens of one text
+    are no independent evidence, so that its drop counts once, as a whole; a text with more tokens weighs more.
+
+    Args:
+        answers, full: how right the exits and the full depth are, (items,).
+        examples: the number of each item's example, (items,).
+    """
+    lost = np.bincount(examples, full - answers)
+    sizes = np.bincount(examples)
+    drops = lost[sizes > 0] / sizes[sizes > 0].mean()
+    number, unseen = len(drops), unseen_drop(sizes)
+    known = norm.ppf(CONFIDENCE) ** 2 * np.square(drops).mean() / number
+    return float(drops.mean() + unseen / 2 + math.sqrt(unseen**2 / 4 + known))
+
+
+def unseen_drop(sizes: np.ndarray) -> float:
+    """How large a drop, with 95 % confidence, may hide in examples of which none shows any. `sizes` (examples,): how
+    many items each example has."""
+    sizes = sizes[sizes > 0]
+    return float(-math.log(1 - CONFIDENCE) * np.square(sizes).sum() / sizes.sum() ** 2)
+
+
+def check_size(sizes: np.ndarray, max_drop: float):
+    """Raises: ValueError if so few examples can bound no drop as low as `max_drop`."""
+    if (unseen := unseen_drop(sizes)) > max_drop:
+        needed = "" if max_drop <= 0 else f"give about {math.ceil(len(sizes) * unseen / max_drop)} examples, or "
+        raise ValueError(
+            f"`max_accuracy_drop` must be at least {unseen:.4f} for {len(sizes)} examples, which cannot bound a drop "
+            f"below that with {CONFIDENCE:.0%} confidence, got {max_drop}: {needed}allow a larger drop"
+        )
 
 
 def speed_accuracy_curve(
-    criterion: str, certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, one_for_all: bool
+    criterion: str,
+    certainty: np.ndarray,
+    right: np.ndarray,
+    examples: np.ndarray,
+    depths: np.ndarray,
+    one_for_all: bool,
 ) -> list:
-    """(cuts, accuracy, standard error of its drop, depth) from full depth down. Arguments (exits, items), (exits + 1,
-    items), (exits + 1,)."""
+    """(cuts, accuracy, bound of its drop, depth) from full depth down. Arguments (exits, items), (exits + 1, items),
+    (items,), (exits + 1,)."""
+
+    def point(cuts):
+        answers, depth = outcome(certainty, right, depths, cuts)
+        return cuts, float(answers.mean()), drop_bound(answers, right[-1], examples), depth
+
     if one_for_all or criterion == "patience":
-        cuts = cuts_of(criterion, certainty.reshape(-1))
-        return [(each, *outcome(certainty, right, depths, each)) for each in ([cut] * len(certainty) for cut in cuts)]
+        return [point([cut] * len(certainty)) for cut in cuts_of(criterion, certainty.reshape(-1))]
     candidates = [cuts_of(criterion, row) for row in certainty]
     cuts = [float(row[0]) for row in candidates]
-    curve = [(cuts, *outcome(certainty, right, depths, cuts))]
+    curve = [point(cuts)]
     while True:
         _, accuracy, _, depth = curve[-1]
         best, best_rate = None, 0.0
         for number, row in enumerate(candidates):
             for cut in row[row < cuts[number]]:
                 moved = [*cuts[:number], float(cut), *cuts[number + 1 :]]
-                new_accuracy, error, new_depth = outcome(certainty, right, depths, moved)
+                answers, new_depth = outcome(certainty, right, depths, moved)
                 # One item wrong is the least that an error can cost; what costs nothing goes by what it saves.
-                rate = (depth - new_depth) / max(accuracy - new_accuracy, 1 / right.shape[1])
+                rate = (depth - new_depth) / max(accuracy - answers.mean(), 1 / right.shape[1])
                 if rate > best_rate:
-                    best, best_rate = (moved, new_accuracy, error, new_depth), rate
+                    best, best_rate = moved, rate
         if best is None:
             return curve
-        curve.append(best)
-        cuts = best[0]
+        cuts = best
+        curve.append(point(cuts))
 
 
-def choose(model, batches, points: list[Point], full: np.ndarray, max_drop: float) -> tuple[Point, np.ndarray]:
-    """The fastest point within `max_drop` of the full depth, whose answers are `full` (items,), when run and not only
-    predicted; and how right it was, (items,)."""
+def choose(
+    model, batches, points: list[Point], full: np.ndarray, examples: np.ndarray, max_drop: float
+) -> tuple[Point, np.ndarray]:
+    """The last point, on the way down from full depth, before the first that might cost more than `max_drop`; and how
+    right it was when run and not only predicted, (items,).
 
-    def allowed(accuracy: float, error: float) -> bool:
-        return full.mean() - accuracy + error <= max_drop + 1e-9
-
-    for point in sorted(points[1:], key=lambda point: point.depth):
-        if allowed(point.accuracy, point.drop_error):
-            answers = run(model, batches, point.thresholds)
-            if allowed(answers.mean(), drop_error(answers, full)):
-                return point, answers
+    To look on behind the first that fails would be to try again until chance helps. `full` (items,) is how right the
+    full depth is.
+    """
+    allowed = list(takewhile(lambda point: point.drop_bound <= max_drop + 1e-9, points[1:]))
+    for point in reversed(allowed):
+        answers = run(model, batches, point.thresholds)
+        if drop_bound(answers, full, examples) <= max_drop + 1e-9:
+            return point, answers
     return points[0], run(model, batches, points[0].thresholds)  # full depth
 
 
@@ -298,11 +352,9 @@ def run(model, batches, thresholds: list[float] | None) -> np.ndarray:
     model.config.inference_exit_thresholds = thresholds
     right = []
     for batch in batches:
-        labels = batch["labels"].long()
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         logits = model.predictions(model(**inputs).logits.float()).cpu()
-        labels = labels.unsqueeze(-1) if labels.dim() < logits.dim() - 1 else labels
-        labelled = (labels != -100).all(dim=-1)
+        labels, labelled = labels_like(logits, batch["labels"])
         right.append(is_right(logits[labelled], labels[labelled]))
     return np.concatenate(right)
 
@@ -323,8 +375,8 @@ def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
 
 def calibrate_command(argv: Sequence[str]) -> int:
     args = calibrate_parser().parse_args(list(argv))
-    if not 0 <= args.max_accuracy_drop < 1:
-        raise UsageError(f"--max_accuracy_drop must be in [0, 1), got {args.max_accuracy_drop}")
+    if not 0 < args.max_accuracy_drop < 1:
+        raise UsageError(f"--max_accuracy_drop must be above 0 and below 1, got {args.max_accuracy_drop}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("the figure needs matplotlib: pip install 'electra-early-exit[study]'")
     model, tokenizer = load_classifier(args.folder)
@@ -353,14 +405,18 @@ def calibrate_parser() -> Parser:
     parser.add_argument("examples", type=Path, help="held-out examples: a .jsonl, .json, .csv or .parquet file")
     parser.add_argument(
         "--max_accuracy_drop", type=float, default=0.005,
-        help="what the measured drop and its standard error may be together, absolute (default: %(default)s)",
+        help="what the drop in accuracy, absolute, may be by a bound with 95 %% confidence; 0.005 takes at least 600 "
+        "examples, 0.01 takes 300 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--criterion", choices=list(CRITERIA), default="confidence", help="default: %(default)s")
     parser.add_argument(
         "--text_columns", nargs="+", help="one or two of strings, or one of lists of words (default: all there are)"
     )
     parser.add_argument(
-        "--label_column", default="label", help="numbers or names, for words a list of them (default: %(default)s)"
+        "--label_column",
+        default="label",
+        help="numbers or names; for words a list of them, for several labels a list of names, or of a 0 or 1 for each "
+        "label (default: %(default)s)",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     return parser
@@ -425,11 +481,14 @@ def load_examples(
     for name in (*texts, label_column):
         if empty := missing_values(data.data.column(name)):
             raise UsageError(f"the column {name} of {path} must have a value everywhere, {empty} are missing")
+    check_label_lists(data, label_column, words or has_several_labels(config))
     encode = encode_words if words else encode_texts
     data = data.map(
         lambda batch: encode(batch, texts, label_column, tokenizer, config),
         batched=True, remove_columns=data.column_names,
     )  # fmt: skip
+    if has_several_labels(config):
+        return data
     found = {label for row in data["labels"] for label in row} - {-100} if words else set(data["labels"])
     if unknown := found - set(range(config.num_labels)):
         raise UsageError(
@@ -444,10 +503,42 @@ def missing_values(column: pyarrow.ChunkedArray) -> int:
     return column.null_count + inside
 
 
+def has_several_labels(config) -> bool:
+    """Whether a text may have several labels at once."""
+    return not classifies_words(config) and config.problem_type == "multi_label_classification"
+
+
+def check_label_lists(data: Dataset, label_column: str, wanted: bool):
+    """Raises: UsageError if the labels are lists where the model wants one each, or the other way round."""
+    if (hasattr(data.features[label_column], "feature")) != wanted:
+        want, got = ("a list of labels", "one label") if wanted else ("one label", "a list of labels")
+        raise UsageError(f"column {label_column} must have {want} in each row for this model, got {got}")
+
+
 def encode_texts(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
-    """`input_ids` and what else the tokenizer gives, and `labels` as numbers where the model knows their names."""
+    """`input_ids` and what else the tokenizer gives, and `labels` as numbers where the model knows their names; where
+    texts have several, as a 0 or 1 for each of the model's."""
     encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=config.max_position_embeddings)
+    if has_several_labels(config):
+        return {**encoded, "labels": [several_labels(row, label_column, config) for row in batch[label_column]]}
     return {**encoded, "labels": [config.label2id.get(label, label) for label in batch[label_column]]}
+
+
+def several_labels(row: list, label_column: str, config) -> list[float]:
+    """A 0 or 1 for each of the model's labels, from the same, or from a list of names.
+
+    Raises:
+        UsageError: for another list.
+    """
+    named = all(isinstance(label, str) for label in row)
+    if named and set(row) <= set(config.label2id):
+        return [float(config.id2label[number] in row) for number in range(config.num_labels)]
+    if not named and len(row) == config.num_labels and set(row) <= {0, 1}:
+        return [float(label) for label in row]
+    raise UsageError(
+        f"column {label_column} must hold lists of names of {', '.join(config.label2id)}, or of a 0 or 1 for each of "
+        f"the {config.num_labels} labels, got {row[:8]}"
+    )
 
 
 def encode_words(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
@@ -460,12 +551,25 @@ def encode_words(batch: dict, texts: list[str], label_column: str, tokenizer, co
         batch[column], is_split_into_words=True, truncation=True, max_length=config.max_position_embeddings
     )
     labels = []
-    for row, tags in enumerate(batch[label_column]):
-        places = pairwise([None, *encoded.word_ids(row)])
+    for row, (words, tags) in enumerate(zip(batch[column], batch[label_column], strict=True)):
+        places = pairwise([None, *word_numbers(tokenizer, encoded, row, words)])
         labels.append([
             -100 if word in (None, before) else config.label2id.get(tags[word], tags[word]) for before, word in places
         ])  # fmt: skip
     return {**encoded, "labels": labels}
+
+
+def word_numbers(tokenizer, encoded, row: int, words: list[str]) -> list[int | None]:
+    """Of which word each token of a row is, `None` for special tokens. Tokenizers that are written in Python, such as
+    those with a Japanese analyser, do not say; they take the words one by one."""
+    if tokenizer.is_fast:
+        return encoded.word_ids(row)
+    numbers = [number for number, word in enumerate(words) for _ in tokenizer.tokenize(word)]
+    kept = len(encoded["input_ids"][row]) - tokenizer.num_special_tokens_to_add()
+    numbers = numbers[:kept] if tokenizer.truncation_side == "right" else numbers[len(numbers) - kept :]
+    # Numbers in the place of ids, of which those of special tokens are no list's own.
+    places = tokenizer.build_inputs_with_special_tokens([-1 - number for number in numbers])
+    return [-1 - place if place < 0 else None for place in places]
 
 
 def summary(found: Calibration) -> str:
@@ -484,8 +588,9 @@ def summary(found: Calibration) -> str:
         *lines,
         "",
         f"full depth: accuracy {found.full_accuracy:.4f}, {found.full_examples_per_second:.1f} examples/s",
-        f"with exits: accuracy {found.accuracy:.4f} (drop {found.full_accuracy - found.accuracy:.4f} "
-        f"+- {found.drop_error:.4f}), {found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
+        f"with exits: accuracy {found.accuracy:.4f} (drop {found.full_accuracy - found.accuracy:.4f}, "
+        f"with {CONFIDENCE:.0%} confidence at most {found.drop_bound:.4f}), "
+        f"{found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
         f"{found.depth:.0%} of the layers",
     ])  # fmt: skip
 
