@@ -92,7 +92,7 @@ def name_as_unsharded(model: torch.nn.Module) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a parameter, wherever its shards are. Every process has to ask."""
+    """All of a parameter or a gradient, wherever its shards are. Every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -44,7 +44,7 @@ from .checkpoints import (
 from .collator import build_collator
 from .data import PackedStream
 from .difficulty import Difficulty, DifficultyCallback
-from .distributed import anywhere, decided_once, name_as_unsharded, naming_dead_workers, switch_fsdp_on
+from .distributed import anywhere, decided_once, name_as_unsharded, naming_dead_workers, switch_fsdp_on, whole
 from .flops import active_tokens, step_flops
 from .generators import originals
 from .hub import PushingTrainer
@@ -184,6 +184,10 @@ class ElectraTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Of all gradients: accelerate before 1.15 returns the part of this process where the model is sharded."""
+        return whole(super()._get_grad_norm(model, grad_norm))
 
     def _get_output_dir(self, trial):
         """While a checkpoint is being written, the place for what is not complete yet."""
