@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,12 +49,15 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
     Raises:
-        UsageError: if there is none, or it cannot fill a batch.
+        UsageError: if there is none, it cannot fill a batch, or it has ids that the model does not embed.
     """
     with naming_failures(f"no tokenizer in `{checkpoint}`"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         raise UsageError(f"the tokenizer of `{checkpoint}` must have a pad token, got none")
+    vocab_size = getattr(read_config(checkpoint), "vocab_size", math.inf)
+    if (last := max(tokenizer.get_vocab().values(), default=-1)) >= vocab_size:
+        raise UsageError(f"the tokenizer of `{checkpoint}` has the id {last}, and the model embeds {vocab_size} ids")
     return tokenizer
 
 

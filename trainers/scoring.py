@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 
 from . import cpu_kernels
-from .data import check_text, read_files
+from .data import PIECE, check_text, read_files
 from .loading import OURS, architecture, load_for, read_config, read_tokenizer
 from .parsing import Parser, UsageError
 
@@ -81,12 +81,24 @@ class Scorer:
 
     def _score_window(self, texts: list[str]) -> list[Score]:
         length = self.model.config.max_position_embeddings
+        texts = [self._beginning(text, length) for text in texts]
         encoded = self.tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
         scores: list[Score | None] = [None] * len(texts)
         for chosen in batches_by_length([len(ids) for ids in encoded]):
             for number, score in zip(chosen, self._score_batch([encoded[i] for i in chosen]), strict=True):
                 scores[number] = score
         return scores
+
+    def _beginning(self, text: str, length: int) -> str:
+        """As much of a text as fills `length` tokens: the tokenizer takes hundreds of bytes for each of all."""
+        tokens = 0
+        for piece in PIECE.finditer(text):
+            if piece.end() == len(text):
+                break
+            tokens += len(self.tokenizer(piece[0], add_special_tokens=False, verbose=False)["input_ids"])
+            if tokens >= length:
+                return text[: piece.end()]
+        return text
 
     def _score_batch(self, sequences: list[list[int]]) -> Iterator[Score]:
         # On the right, whatever the tokenizer would do: rows are cut to their length below.

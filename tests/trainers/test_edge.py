@@ -249,6 +249,18 @@ def test_a_batch_without_a_token(shape):
                 kind(tiny_config()).train(mode)(ids)
 
 
+def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(folders, capsys):
+    path = folders / "model" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["cat"] = 10**9
+    path.write_text(json.dumps(tokenizer))
+    (folders / "text.txt").write_text("a cat\n")
+    for argv in (["score", "{}/model", "{}/text.txt"], ["export", "{}/model", "{}/out", "--to", "electra"]):
+        assert cli.main([word.format(folders) for word in argv]) == 2
+        assert "has the id 1000000000, and the model embeds 120 ids" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+
+
 def test_a_checkpoint_is_asked_for_no_code_of_its_own(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     (tmp_path / "config.json").write_text('{"model_type": "nope", "auto_map": {"AutoConfig": "a.B"}}')

@@ -61,6 +61,24 @@ def test_exits_give_every_text_what_it_gets_alone(checkpoint):
         torch.testing.assert_close(torch.tensor(score.replaced), torch.tensor(alone.replaced), atol=1e-5, rtol=1e-5)
 
 
+def test_of_a_long_text_the_tokenizer_meets_the_beginning_alone(checkpoint, monkeypatch):
+    scorer, met = scoring.Scorer(checkpoint), []
+    whole = type(scorer.tokenizer).__call__
+    for text in ("a cat runs under the old tree " * 20_000, "x" * 45_000 + " cat" * 30_000, "cat" * 20_000):
+        (expected,) = whole(scorer.tokenizer, [text], truncation=True, max_length=128)["input_ids"]
+        met.clear()
+
+        def measured(self, texts, *, met=met, **options):
+            met.append(max(map(len, [texts] if isinstance(texts, str) else texts)))
+            return whole(self, texts, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(scorer.tokenizer), "__call__", measured)
+            (score,) = scorer([text])
+        assert score.tokens == scorer.tokenizer.convert_ids_to_tokens(expected)
+        assert max(met) <= 80_000
+
+
 def test_a_torch_for_gpus_scores_on_the_cpu_where_there_is_none(checkpoint, monkeypatch):
     def built_for_cuda(check_available=False):
         return None if check_available else torch.device("cuda")
