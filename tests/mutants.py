@@ -33,9 +33,9 @@ MODEL, POLICY, STATE, HEADS, GENERATOR_HEAD = (
     f"modeling_electra_exit/{name}.py"
     for name in ("modeling_electra_exit", "exit_policy", "exit_state", "modeling_heads", "generator_head")
 )
-COLLATOR, TRAINER, CHECKPOINTS, HUB, OPTIMIZER, GENERATORS, KERNELS = (
+COLLATOR, TRAINER, CHECKPOINTS, HUB, LEAKS, OPTIMIZER, GENERATORS, KERNELS = (
     f"trainers/{name}.py"
-    for name in ("collator", "trainer", "checkpoints", "hub", "optimization", "generators", "cpu_kernels")
+    for name in ("collator", "trainer", "checkpoints", "hub", "leaks", "optimization", "generators", "cpu_kernels")
 )
 
 
@@ -245,8 +245,8 @@ MUTANTS = [
     Mutant(
         "masks and noise have one seed",
         COLLATOR,
-        "self._generator(text, int(self._epoch), 1)",
-        "self._generator(text, int(self._epoch))",
+        'self._generator(text["input_ids"], int(self._epoch), 1)',
+        'self._generator(text["input_ids"], int(self._epoch))',
         "tests/trainers/test_collator.py::test_no_two_streams_of_chance_have_one_seed",
     ),
     Mutant(
@@ -259,8 +259,8 @@ MUTANTS = [
     Mutant(
         "the generator `self` proposes for this epoch's positions",
         COLLATOR,
-        "self._choose(row, epoch + 1)",
-        "self._choose(row, epoch)",
+        "self._choose(input_ids, epoch + 1)",
+        "self._choose(input_ids, epoch)",
         "tests/trainers/test_generators.py::test_self_proposals_serve_the_next_visit_and_unigram_the_first",
     ),
     Mutant(
@@ -387,16 +387,16 @@ MUTANTS = [
     Mutant(
         "the card is not searched for secrets",
         HUB,
-        "check_clean({**files, CARD: card.encode()}, token)",
-        "check_clean(files, token)",
-        "tests/trainers/test_hub_faults.py::test_a_secret_in_the_card_stops_the_push_before_anything_is_sent",
+        "check_clean({**files, CARD: card.encode(), ",
+        "check_clean({**files, ",
+        "tests/trainers/test_hub_faults.py::test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_sent",
     ),
     Mutant(
         "a cached token is searched for in the place of the one given",
-        HUB,
-        "token or get_token() or",
-        "get_token() or token or",
-        "tests/trainers/test_hub_faults.py::test_the_token_that_is_given_is_a_secret_beside_another_of_this_machine",
+        LEAKS,
+        "found = {token, get_token(), ",
+        "found = {get_token() or token, ",
+        "tests/trainers/test_leaks.py::test_secrets_are_found_wherever_they_hide",
     ),
     Mutant(
         "where the best checkpoint lies is told",
@@ -408,9 +408,9 @@ MUTANTS = [
     Mutant(
         "the pickled arguments are pushed with a checkpoint",
         HUB,
-        "if path.is_file() and path.name != TRAINING_ARGS_NAME",
-        "if path.is_file()",
-        "tests/trainers/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
+        "TRAINING_STATE = (TRAINER_STATE_NAME, ",
+        'TRAINING_STATE = (TRAINER_STATE_NAME, "training_args.bin", ',
+        "tests/trainers/test_leaks.py::test_of_a_checkpoint_only_what_resuming_needs",
     ),
 ]
 

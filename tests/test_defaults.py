@@ -178,7 +178,7 @@ def test_its_checkpoint_loads_and_runs_at_full_depth(run):
         torch.testing.assert_close(
             AutoModel.from_pretrained(run).eval()(ids).last_hidden_state, model.electra(ids).last_hidden_state
         )
-    assert len(AutoModelForSequenceClassification.from_pretrained(run, num_labels=3).exit_classifiers) == 1
+    assert len(AutoModelForSequenceClassification.from_pretrained(run, num_labels=3).exit_heads.heads) == 1
 
 
 def test_it_scores_text(run, tmp_path):

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 
 from . import cpu_kernels
-from .data import PIECE, check_text, read_files
+from .data import check_text, read_files
 from .loading import OURS, architecture, load_for, read_config, read_tokenizer
 from .parsing import Parser, UsageError
+from .tokenization import PIECE
 
 
 # Texts sorted by length at a time, so that batches have little padding and memory stays the same for any corpus.

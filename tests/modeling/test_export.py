@@ -12,7 +12,7 @@ from tests.modeling.test_heads import ANSWER, CHOICE, SEQUENCE, TOKEN, batch_of,
 
 CASES = [
     (SEQUENCE, "confidence", {"classifier_pooling": "mean"}),
-    (SEQUENCE, "patience", {"initializer_range": 0.1}),
+    (SEQUENCE, "patience", {"initializer_range": 0.2}),
     (ANSWER, "entropy", {}),
     (CHOICE, "confidence", {}),
     (TOKEN, "confidence", {"exit_context": "all"}),

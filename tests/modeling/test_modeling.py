@@ -441,7 +441,7 @@ def reference_encoder(model, batch, trace):
     config, encoder = model.config, model.electra.encoder
     mask = batch.get("attention_mask")
     real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
-    states = model.electra.embeddings(batch["input_ids"])
+    states = model.electra.embed(batch["input_ids"], mask)
     states = model.electra.embeddings_project(states)
     active, fresh = torch.ones_like(real), True
     for index, layer in enumerate(encoder.layer):

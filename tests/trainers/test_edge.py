@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ def command_that_raises(monkeypatch, error):
     def run(argv):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "card", (run, "raises"))
+    module = f"{cli.__package__}.raises"
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(run=run))
+    monkeypatch.setitem(cli.COMMANDS, "card", ("raises:run", "raises"))
 
 
 # ---- Sentences ----

@@ -130,6 +130,16 @@ def test_only_what_a_stranger_needs_is_chosen(model):
     }  # fmt: skip
 
 
+def test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(pushing, "API", None)
+    for name, card, message in (
+        (r"README\.md", "my hf_abc", "Upload"),
+        ("the message of the commit", "a card", "with hf_abc"),
+    ):
+        with pytest.raises(PushError, match=f"^{name} holds your token; nothing was pushed"):
+            pushing.push_files({"a.json": b"{}"}, card, "alice/mini", message=message, token="hf_abc")
+
+
 def test_where_the_best_checkpoint_lies_is_not_told(model):
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
     (model / "trainer_state.json").write_text(json.dumps(state))

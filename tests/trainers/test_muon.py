@@ -224,7 +224,7 @@ def test_the_quickstart_runs_with_it_and_continues_only_with_it(tmp_path, corpus
     command = ["pretrain", "quickstart", "--train_files", str(corpus), "--output_dir", str(folder), "--max_steps", "4",
                "--save_steps", "2", "--per_device_train_batch_size", "4", "--warmup_steps", "1"]  # fmt: skip
     assert cli.main([*command, "--optim", "muon"]) == 0
-    assert json.loads((folder / "run.json").read_text())["optim"] == "muon"
+    assert json.loads((folder / "run.json").read_text())["arguments"]["optim"] == "muon"
     state = torch.load(folder / "checkpoint-4" / "optimizer.pt")
     assert [group["momentum"] for group in state["param_groups"] if "momentum" in group] == [0.95]
     (folder / "metrics.json").unlink()

@@ -15,6 +15,7 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainingArguments,
 )
 from modeling_electra_exit.trainers.finetuning import FineTuningTrainer
+from modeling_electra_exit.trainers.parsing import UsageError
 from tests.conftest import tiny_model
 from tests.trainers.test_trainer import LENGTH, make_trainer, sequences
 
@@ -166,7 +167,7 @@ def test_text_that_cannot_be_counted_is_refused(tokenizer, tmp_path):
 
     args = make_trainer(tokenizer, tmp_path).args
     for data, name in ((Endless(), "Endless"), (None, "NoneType")):
-        with pytest.raises(ValueError, match=f"needs a `train_dataset` with a length, got {name}"):
+        with pytest.raises(UsageError, match=f"needs a `train_dataset` with a length, got {name}"):
             ElectraEarlyExitTrainer(
                 tiny_model(generator_type="unigram"), args, train_dataset=data, processing_class=tokenizer
             )
