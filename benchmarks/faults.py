@@ -31,7 +31,7 @@ from tests.conftest import write_corpus
 from tests.trainers.test_cli import RECIPE
 
 
-# Dropout, exits at work and capacities that move: whatever a run has to remember, this one does.
+# Dropout, and exits at work that wait for their heads: whatever a run has to remember, this one does.
 RUN = {
     **RECIPE,
     "max_steps": 12,
@@ -39,9 +39,6 @@ RUN = {
     "save_total_limit": 2,
     "eval_strategy": "steps",
     "eval_steps": 4,
-    "exit_error_target": 0.001,
-    "exit_flops_budget": 0.95,
-    "exit_adapt_steps": 2,
     "exit_auc_floor": 0.3,
     "disable_tqdm": True,
 }

@@ -114,7 +114,7 @@ def communication(config, processes: int, passes: int) -> dict[str, tuple[float,
     groups = len(layers) + 2  # the embeddings with what is tied to them, and the rest
     buffers = sum(buffer.nbytes for buffer in model.buffers()) * passes
     gathered = 2 * (2 * in_layers + everything - in_layers) * passes  # bytes, in bf16
-    statistics = 4 * (2 + 14 * len(config.exit_layers)) * passes if config.has_exit_heads else 0
+    statistics = 4 * (2 + 6 * len(config.exit_layers)) * passes if config.has_exit_heads else 0
     return {
         "ddp": (share * 2 * 4 * everything + buffers, hops * (2 + passes)),
         "fsdp2": (share * (gathered + 4 * everything), hops * ((len(layers) + groups) * passes + groups)),

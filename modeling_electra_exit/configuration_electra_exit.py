@@ -7,17 +7,17 @@ from huggingface_hub.dataclasses import strict
 from transformers import ElectraConfig
 from transformers.activations import ACT2FN
 
-from .exit_policy import CRITERIA, POLICIES, SIGNALS
+from .exit_criteria import CRITERIA
+from .exit_policy import POLICIES, SIGNALS
 
 
 # The package's version too: it stands here because this file travels with checkpoints.
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0.dev1"
 
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 CLASSIFIER_POOLINGS = ("first", "mean")
-EXIT_HEADS = ("separate", "shared")
-GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "neighbor", "frozen", "cached", "self", "none")
+GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "frozen", "cached", "self", "none")
 # A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
 USER_GENERATOR = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -43,12 +43,10 @@ POLICY_DEFAULTS = {
 }
 
 
-def reads(name: str, policy: str, signal: str | None, error_target: float | None) -> bool:
+def reads(name: str, policy: str, signal: str | None) -> bool:
     """Whether anything reads `name`, a key of [`POLICY_DEFAULTS`] or `exit_threshold`, under these settings."""
     if name == "exit_threshold":
         return policy == "threshold"
-    if name == "exit_auc_floor" and policy == "random":
-        return error_target is not None
     if name == "exit_gain_loss_weight":
         return policy == "budget" and signal in (None, "expected_gain")
     return policy == "budget"
@@ -76,12 +74,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
             `from_pretrained(folder, exit_policy="none")` makes fine-tuning plain.
         exit_signal (`str`, *optional*, `"expected_gain"` for the `"budget"` policy):
             What the `"budget"` policy, and no other, ranks by: `"entropy"` of the exit head's prediction;
-            `"sampled_entropy"`, sampling in proportion to it; `"expected_gain"`, how much a small regressor, trained
-            on audit tokens, expects deeper layers to lower the loss; or `"token_loss"`, the running loss of the
-            token's vocabulary id.
+            `"sampled_entropy"`, sampling in proportion to it; or `"expected_gain"`, how much a small regressor,
+            trained on audit tokens, expects deeper layers to lower the loss.
         exit_auc_floor (`float`, *optional*, 0.6 where it is read):
-            As long as the running ROC-AUC of an exit head is below this, the `"budget"` policy draws at random there,
-            and an adapted capacity does not shrink. 0 ranks from the first step.
+            As long as the running ROC-AUC of an exit head is below this, the `"budget"` policy draws at random there.
+            0 ranks from the first step.
         exit_threshold (`float` or `list[float]`, *optional*):
             Entropy in nats above which the `"threshold"` policy, and no other, lets tokens continue; two numbers are
             for tokens that the exit head calls original and replaced.
@@ -96,8 +93,6 @@ class ElectraEarlyExitConfig(ElectraConfig):
             after an exit, or in `"none"`.
         exit_reentry_layers (`int`, defaults to 1):
             How many of the last layers run on all tokens again.
-        exit_head (`str`, defaults to `"separate"`):
-            `"separate"`: each exit has a head of its own; `"shared"`: exits use the discriminator's.
         exit_loss_weight (`float`, defaults to 0.2):
             Weight of the exit heads' loss, averaged over the exits, relative to the final head's own loss.
         exit_full_depth_share (`float`, defaults to 0.25):
@@ -107,18 +102,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Weight of the regressors' loss, for `exit_signal="expected_gain"`. They share no parameter with the
             encoder, and Adam takes steps of the same size whatever the weight; but gradients are clipped together, and
             where the regressors' are the larger part, the encoder learns as if its learning rate were smaller.
-        exit_importance_weights (`bool`, defaults to `False`):
-            Weight the tokens in the loss of a later exit's head by the inverse of their probability to get there, so
-            that it is an estimate of the loss over all tokens. For `"sampled_entropy"` alone.
         exit_distillation_weight (`float`, defaults to 0.0):
             Weight, relative to the exit heads' loss, of the cross-entropy between the final head's prediction, without
             gradient, and the exit heads': on audit tokens while pre-training, on everything labelled in the
             fine-tuning heads (the squared difference in a regression).
-        exit_error_target (`float`, *optional*):
-            Adapt the capacities: the error of an exit head, above that of the final head on the same audit tokens and
-            averaged over both classes, that capacities rise above and fall below. Left out: `exit_keep` stays.
-        exit_flops_budget (`float`, *optional*):
-            Share of the dense layers' operations that adapted capacities may use. Left out: what `exit_keep` uses.
         audit_fraction (`float`, *optional*, 0.2 for the `"budget"` policy):
             Share of the continuing places of a `"budget"` exit that goes to tokens drawn uniformly at random.
         classifier_pooling (`str`, defaults to `"first"`):
@@ -140,27 +127,25 @@ class ElectraEarlyExitConfig(ElectraConfig):
             checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text; `"unigram"`, as
             frequent as there; `"bigram"`, as frequent as there after the token to the left; `"shuffle"`, the chosen
             tokens of a sequence change places; `"cached"`, sampled beforehand and stored with the data. `"frozen"`: a
-            masked language model trained before, which is no part of this checkpoint. `"neighbor"`: one of the tokens
-            nearest in the discriminator's own embeddings. `"self"`: a masked-language-modelling head on an early layer
-            of the discriminator proposes what the token becomes at the sequence's next visit; at the first, it is as
-            `"unigram"`. `"none"`: a discriminator alone; batches bring corrupted `input_ids` and `labels`.
+            masked language model trained before, which is no part of this checkpoint. `"self"`: a
+            masked-language-modelling head on an early layer of the discriminator proposes what the token becomes at
+            the sequence's next visit; at the first, it is as `"unigram"`. `"none"`: a discriminator alone; batches
+            bring corrupted `input_ids` and `labels`.
             `"module:attribute"`: your own, imported when training starts and not when a checkpoint is loaded.
         generator_alpha (`float`, defaults to 1.0):
             Power of the frequency in `"unigram"`, and where `"bigram"` and `"self"` fall back on it: below 1, rare
             tokens are drawn more often than they occur.
-        generator_neighbors (`int`, defaults to 8):
-            How many of the nearest tokens `"neighbor"` draws from, all alike.
-        generator_refresh_steps (`int`, defaults to 500):
-            Steps after which `"neighbor"` looks again which tokens are nearest.
         generator_size (`float`, defaults to 0.25):
             Width of the generator relative to the discriminator.
         generator_num_hidden_layers (`int`, *optional*):
-            Depth of the generator. Left out: the discriminator's (narrower, not shallower). For `"self"`, after how
-            many of the discriminator's layers its head stands; left out: at the first exit, or after a third of them.
+            Depth of the generator. Left out: the discriminator's (narrower, not shallower).
         generator_num_attention_heads (`int`, *optional*):
             Left out: one head for every 64 units of width, at least one.
         generator_intermediate_size (`int`, *optional*):
             Left out: four times the generator's width.
+        generator_head_layer (`int`, *optional*):
+            For `"self"` alone: the number of the discriminator's layer after which the generator's head stands. Left
+            out: the first exit layer, or a third of the depth.
         generator_weight (`float`, defaults to 1.0):
             Weight of the generator's masked-language-modelling loss.
         discriminator_weight (`float`, defaults to 50.0):
@@ -198,14 +183,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_keep: list[float | int] | None = None
     exit_context: str = "all"
     exit_reentry_layers: int = 1
-    exit_head: str = "separate"
     exit_loss_weight: float | int = 0.2
     exit_full_depth_share: float | int = 0.25
     exit_gain_loss_weight: float | int | None = None
-    exit_importance_weights: bool = False
     exit_distillation_weight: float | int = 0.0
-    exit_error_target: float | int | None = None
-    exit_flops_budget: float | int | None = None
     audit_fraction: float | int | None = None
     classifier_pooling: str = "first"
     inference_exit_criterion: str = "confidence"
@@ -213,12 +194,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
     inference_exit_temperatures: list[float | int] | None = None
     generator_type: str = "mlm"
     generator_alpha: float | int = 1.0
-    generator_neighbors: int = 8
-    generator_refresh_steps: int = 500
     generator_size: float | int = 0.25
     generator_num_hidden_layers: int | None = None
     generator_num_attention_heads: int | None = None
     generator_intermediate_size: int | None = None
+    generator_head_layer: int | None = None
     generator_weight: float | int = 1.0
     discriminator_weight: float | int = 50.0
     mlm_probability: float | int = 0.15
@@ -228,7 +208,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self._refuse_newer()
+        self._refuse_other_versions()
         self.electra_exit_version = __version__
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
@@ -242,12 +222,18 @@ class ElectraEarlyExitConfig(ElectraConfig):
     def _fill_policy_fields(self):
         """Defaults for the fields that the policy reads. The others stay empty: what they say would not happen."""
         for name, default in POLICY_DEFAULTS.items():
-            if getattr(self, name) is None and reads(name, self.exit_policy, self.exit_signal, self.exit_error_target):
+            if getattr(self, name) is None and reads(name, self.exit_policy, self.exit_signal):
                 setattr(self, name, default)
 
-    def _refuse_newer(self):
-        """A newer minor version may mean something else by the same fields and weights; a patch may not."""
+    def _refuse_other_versions(self):
+        """A newer minor version may mean something else by the same fields and weights; a patch may not. Version 0.1.0
+        starts afresh: what its first development version wrote has fields and weights that are gone."""
         written_by = self.electra_exit_version
+        if written_by == "0.1.0.dev0":
+            raise ValueError(
+                f"this checkpoint was written by electra-early-exit {written_by}, which {__version__} does not read: "
+                "pre-train anew, or install that version"
+            )
         if written_by is not None and _minor(written_by) > _minor(__version__):
             raise ValueError(
                 f"this checkpoint was written by electra-early-exit {written_by}, and {__version__} cannot read it: "
@@ -302,7 +288,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     def generator_layer(self) -> int:
         """After how many layers the head of the generator `"self"` stands."""
         first_exit = self.exit_layers[0] if self.has_exit_heads else max(1, self.num_hidden_layers // 3)
-        return self.generator_num_hidden_layers or first_exit
+        return self.generator_head_layer or first_exit
 
     def _check(self, name: str, legal: bool, legal_values: str):
         """Raise a ValueError that names the field, its value and the legal values unless `legal`."""
@@ -330,7 +316,6 @@ class ElectraEarlyExitConfig(ElectraConfig):
             ("exit_policy", ("none", *POLICIES)),
             ("exit_signal", (*SIGNALS, None)),
             ("exit_context", EXIT_CONTEXTS),
-            ("exit_head", EXIT_HEADS),
             ("norm_position", NORM_POSITIONS),
             ("classifier_pooling", CLASSIFIER_POOLINGS),
             ("inference_exit_criterion", tuple(CRITERIA)),
@@ -381,10 +366,6 @@ class ElectraEarlyExitConfig(ElectraConfig):
             "an entropy in nats (at least 0; 0.693 is the largest there is), or two, and given for "
             "`exit_policy='threshold'`",
         )
-        self._check("exit_error_target", self.exit_error_target is None or 0 < self.exit_error_target < 1,
-                    "None or strictly between 0 and 1")  # fmt: skip
-        self._check("exit_flops_budget", self.exit_flops_budget is None or 0 < self.exit_flops_budget <= 1,
-                    "None or a share in (0, 1]")  # fmt: skip
         if self.exit_policy != "none":  # so that switching the policy off is enough to make a control run
             self._check_exit_combinations()
 
@@ -401,7 +382,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     def _check_exit_combinations(self):
         for name in (*POLICY_DEFAULTS, "exit_threshold"):
-            read = reads(name, self.exit_policy, self.exit_signal, self.exit_error_target)
+            read = reads(name, self.exit_policy, self.exit_signal)
             ranking = f" with `exit_signal={self.exit_signal!r}`" if self.exit_policy == "budget" else ""
             self._check(
                 name,
@@ -412,19 +393,6 @@ class ElectraEarlyExitConfig(ElectraConfig):
             "exit_keep",
             self.exit_policy != "threshold" or all(keep == 1 for keep in self.exit_keep),
             "left out for `exit_policy='threshold'`, which has no capacities",
-        )
-        adapts = self.exit_error_target is not None
-        self._check(
-            "exit_error_target",
-            not adapts or self.exit_policy == "random" or (self.exit_policy == "budget" and self.audit_fraction > 0),
-            "None, or beside `exit_policy='random'`, or 'budget' with an `audit_fraction` above 0",
-        )
-        self._check("exit_flops_budget", self.exit_flops_budget is None or adapts, "None without an exit_error_target")
-        samples = self.exit_policy == "budget" and self.exit_signal == "sampled_entropy"
-        self._check(
-            "exit_importance_weights",
-            samples or not self.exit_importance_weights,
-            "False unless `exit_policy='budget'` and `exit_signal='sampled_entropy'`",
         )
         learns_gain = self.exit_policy == "budget" and self.exit_signal == "expected_gain"
         self._check(
@@ -442,20 +410,16 @@ class ElectraEarlyExitConfig(ElectraConfig):
         )
         for name in ("generator_weight", "discriminator_weight", "generator_alpha"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        self._check("generator_refresh_steps", self.generator_refresh_steps >= 1, "at least 1")
-        fewer = self.generator_neighbors < self.vocab_size or self.generator_type != "neighbor"
-        self._check("generator_neighbors", self.generator_neighbors >= 1 and fewer,
-                    f"at least 1 and below vocab_size ({self.vocab_size})")  # fmt: skip
         self._check("mlm_probability", 0 < self.mlm_probability < 1, "strictly between 0 and 1")
         for name in ("generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "None or at least 1")
-        if self.generator_type == "self":
+        if self.generator_head_layer is not None:
             deepest = self.exit_layers[0] if self.has_exit_heads else self.num_hidden_layers
             self._check(
-                "generator_num_hidden_layers",
-                self.generator_layer <= deepest,
-                f"None or between 1 and {deepest} for `generator_type='self'`, so that no token has left before",
+                "generator_head_layer",
+                self.generator_type == "self" and 1 <= self.generator_head_layer <= deepest,
+                f"None, or for `generator_type='self'` between 1 and {deepest}, so that no token has exited before",
             )
         if self.generator_type != "mlm":
             return
@@ -470,14 +434,13 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
 
 def without_unread(fields: dict, changes: dict) -> dict:
-    """`fields` of a config, without those that its policy does not read and `changes` does not ask for: earlier
-    versions wrote them all, and another policy may be asked for. What was asked for is refused where it does not fit.
-    """
+    """`fields` of a config, without those that its policy does not read and `changes` does not ask for: another
+    policy may be asked for. What was asked for is refused where it does not fit."""
     policy = fields.get("exit_policy", ElectraEarlyExitConfig.exit_policy)
     if policy == "none":
         return fields
-    named = [fields.get(name) for name in ("exit_signal", "exit_error_target")]
-    unread = {name for name in (*POLICY_DEFAULTS, "exit_threshold") if not reads(name, policy, *named)}
+    signal = fields.get("exit_signal")
+    unread = {name for name in (*POLICY_DEFAULTS, "exit_threshold") if not reads(name, policy, signal)}
     if policy == "threshold":
         unread.add("exit_keep")
     return {name: value for name, value in fields.items() if name not in unread or name in changes}

@@ -10,7 +10,7 @@ Add a signal or a policy of your own before the config that names it is made:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -67,14 +67,12 @@ class Evidence(NamedTuple):
 
     logits (`torch.FloatTensor`): the exit head's, of "this token was replaced".
     gain (`torch.FloatTensor`, *optional*): predicted fall of the loss from this exit head to the final one, in nats.
-    token_loss (`torch.FloatTensor`, *optional*): running mean of the final loss of the token's vocabulary id, in nats.
     protected, padding (`torch.BoolTensor`, *optional*): tokens that must continue, and tokens that must not.
     noise (`torch.FloatTensor`, *optional*): uniform in (0, 1), drawn for each sequence by itself; ask [`uniform`].
     """
 
     logits: torch.Tensor
     gain: torch.Tensor | None = None
-    token_loss: torch.Tensor | None = None
     protected: torch.Tensor | None = None
     padding: torch.Tensor | None = None
     noise: torch.Tensor | None = None
@@ -91,10 +89,6 @@ def entropy_signal(evidence: Evidence) -> torch.Tensor:
     return binary_entropy(evidence.logits)
 
 
-def log_entropy(evidence: Evidence) -> torch.Tensor:
-    return binary_entropy(evidence.logits).clamp_min(1e-9).log()
-
-
 def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
     """Sample without replacement, in proportion to entropy.
 
@@ -102,7 +96,7 @@ def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
     the other with probabilities proportional to the weights w of those that remain (the Gumbel-top-k trick, Kool et
     al., 2019, arXiv 1903.06059). Every token keeps some chance to continue, so that deep layers are starved of none.
     """
-    return log_entropy(evidence) + gumbel(evidence.uniform())
+    return binary_entropy(evidence.logits).clamp_min(1e-9).log() + gumbel(evidence.uniform())
 
 
 def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
@@ -110,17 +104,11 @@ def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
     return evidence.gain.float()
 
 
-def token_loss_signal(evidence: Evidence) -> torch.Tensor:
-    """Those continue whose vocabulary id has been hard so far (token dropping, Hou et al., 2022, arXiv 2203.13240)."""
-    return evidence.token_loss.float()
-
-
 # How the "budget" policy ranks tokens: name -> function(Evidence) -> scores (batch, tokens), larger means "continue".
 SIGNALS: dict[str, Callable[[Evidence], torch.Tensor]] = {
     "entropy": entropy_signal,
     "sampled_entropy": sampled_entropy_signal,
     "expected_gain": expected_gain_signal,
-    "token_loss": token_loss_signal,
 }
 
 
@@ -129,19 +117,15 @@ class Ranking(NamedTuple):
 
     scores (`torch.FloatTensor` of shape `(batch, tokens)`): finite; larger means "continue".
     num_kept (`int`): how many of each row continue.
-    log_weights (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): for scores that are these plus Gumbel
-        noise, where the loss is to be weighted by inverse probabilities.
     """
 
     scores: torch.Tensor
     num_kept: int
-    log_weights: torch.Tensor | None = None
 
 
 def budget_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
     """As many as the capacity says, ranked by `config.exit_signal`."""
-    weights = log_entropy(evidence) if config.exit_importance_weights else None
-    return Ranking(SIGNALS[config.exit_signal](evidence), num_kept, weights)
+    return Ranking(SIGNALS[config.exit_signal](evidence), num_kept)
 
 
 def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
@@ -226,47 +210,6 @@ def systematic_sample(starts: torch.Tensor, num_sampled: int, length: int) -> to
     return ((starts * length).long() + spaced) % length
 
 
-# An error this close to its target, as a share of it, leaves the capacity alone.
-DEAD_BAND = 0.1
-
-
-def adapt_capacities(
-    keep: list[float],
-    error_gaps: list[float],
-    target: float,
-    sequence_length: int,
-    may_shrink: list[bool],
-    affordable: Callable[[list[float]], bool],
-) -> list[float]:
-    """Move each exit's capacity by at most one [`CAPACITY_MULTIPLE`] towards the error it should have.
-
-    Args:
-        keep (`list[float]`): share of the sequence that continues past each exit, not rising.
-        error_gaps (`list[float]`): how much more the exit head errs than the final head on those it would let go.
-        target (`float`): the gap wanted. Above it too many leave, below it too few.
-        sequence_length (`int`).
-        may_shrink (`list[bool]`): exits whose head is good enough to let more tokens go.
-        affordable (function of such a list): whether capacities stay inside the budget. What shrinks is granted first,
-            then what grows, the largest gap first, as far as the budget goes.
-
-    Returns:
-        `list[float]`: the new shares, multiples of `CAPACITY_MULTIPLE / sequence_length` (at most 1), not rising.
-    """
-    step = CAPACITY_MULTIPLE / sequence_length
-    current = [capacity(share, sequence_length) / sequence_length for share in keep]
-    for number, gap in enumerate(error_gaps):
-        if may_shrink[number] and gap < target * (1 - DEAD_BAND):
-            current[number] = max(min(step, 1.0), current[number] - step)
-            # Who left at an earlier exit cannot continue at a later one.
-            current = [min(current[: i + 1]) for i in range(len(current))]
-    for number in sorted(range(len(current)), key=lambda i: -error_gaps[i]):
-        ceiling = current[number - 1] if number else 1.0
-        wider = [*current[:number], min(ceiling, current[number] + step), *current[number + 1 :]]
-        if error_gaps[number] > target * (1 + DEAD_BAND) and affordable(wider):
-            current = wider
-    return current
-
-
 class Selection(NamedTuple):
     """What [`select`] decided, for `tokens` candidates a row of which `num_kept` continue.
 
@@ -274,16 +217,10 @@ class Selection(NamedTuple):
         then those that exit, each group in the order of the text.
     audit (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random,
         whatever their score: a uniform sample of the candidates that are neither protected nor padding.
-    refused (`torch.BoolTensor` of shape `(batch, num_kept)`): the audit tokens whose score alone would have let them
-        go: a uniform sample of those that exits are for, on which exits are judged.
-    inverse_probability (`torch.FloatTensor` of shape `(batch, num_kept)`, *optional*): 1 over the chance that each
-        token had to continue, where `log_weights` were given.
     """
 
     order: torch.Tensor
     audit: torch.Tensor
-    refused: torch.Tensor
-    inverse_probability: torch.Tensor | None = None
 
 
 def select(
@@ -292,7 +229,6 @@ def select(
     protected: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
     audit_fraction: float = 0.0,
-    log_weights: torch.Tensor | None = None,
     lottery: torch.Tensor | None = None,
 ) -> Selection:
     """Choose the `num_kept` tokens of every row that continue.
@@ -306,8 +242,6 @@ def select(
         protected (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must continue.
         padding (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must exit first.
         audit_fraction (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
-        log_weights (`torch.Tensor` of shape `(batch, tokens)`, *optional*): what `scores` are without their Gumbel
-            noise. Asks for `inverse_probability`.
         lottery (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] that draws the
             audit sample. Left out: from torch's generator.
 
@@ -332,19 +266,7 @@ def select(
     kept = _largest(ranked, num_kept)
     # A stable sort of "exits" puts those that continue first and leaves both groups in the order of the text.
     order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
-    survivors = order[:, :num_kept]
-    lowest = scores.masked_fill(audited | ~kept, torch.inf).amin(dim=1, keepdim=True)
-    refused = audited & (scores < lowest)
-    inverse = None
-    if log_weights is not None:
-        best_refused = scores.masked_fill(kept, -torch.inf).amax(dim=1, keepdim=True)
-        # Kool et al., 2019: given the largest score refused, k, a token of log weight w had the chance
-        # 1 - exp(-exp(w - k)).
-        chance = -torch.expm1(-(log_weights.float() - best_refused).exp())
-        audit_chance = num_audit / torch.maximum(candidates.sum(dim=1, keepdim=True), num_audit + 1)
-        chance = (audit_chance + (1 - audit_chance) * chance).masked_fill(protected, 1.0)
-        inverse = chance.clamp_min(1e-6).reciprocal().gather(1, survivors)
-    return Selection(order, audited.gather(1, survivors), refused.gather(1, survivors), inverse)
+    return Selection(order, audited.gather(1, order[:, :num_kept]))
 
 
 def draw(
@@ -364,7 +286,7 @@ def draw(
     """
     selection = select(noise, num_kept, protected, padding)
     drawn = _masks(noise, protected, padding)[2].gather(1, selection.order[:, :num_kept])
-    return selection._replace(audit=drawn, refused=drawn)
+    return selection._replace(audit=drawn)
 
 
 def _masks(scores, protected, padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -383,85 +305,3 @@ def _largest(scores: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
     order = scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device) < count
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, places.expand_as(order))
-
-
-# ---- Inference with fine-tuned heads: whoever is certain enough leaves ----
-# An item (a sequence or a token) gets one or more categorical predictions: one of a classifier, one a label of a
-# multi-label task, two (start and end) of a span. It is as certain as the least certain of them.
-
-
-def confidence(logits: torch.Tensor) -> torch.Tensor:
-    """The largest probability of each prediction, and the smallest of these; from logits (..., predictions, classes)
-    to (...), fp32."""
-    return logits.float().softmax(dim=-1).amax(dim=-1).amin(dim=-1)
-
-
-def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The entropy of each prediction, in nats, and the largest of these; from logits (..., predictions, classes) to
-    (...), fp32."""
-    return torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1).amax(dim=-1)
-
-
-class ConfidenceRule:
-    """Leave with a confidence above the exit's threshold."""
-
-    def __init__(self, thresholds: Sequence[float]):
-        self.thresholds = thresholds
-
-    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Which of the items that reach exit `number` leave there.
-
-        Args:
-            logits (`torch.FloatTensor` of shape `(..., predictions, classes)`): the exit head's.
-            items (`torch.LongTensor` of shape `(...)`): which they are: numbers of sequences `(active,)`, or positions
-                of tokens `(batch, active)`. All of them, in order, at the first exit.
-
-        Returns:
-            `torch.BoolTensor` of shape `(...)`.
-        """
-        return confidence(logits) > self.thresholds[number]
-
-    def asks(self, number: int) -> bool:
-        """Whether it matters what the head of exit `number` says. It costs nothing where it does not."""
-        return self.thresholds[number] < 1
-
-
-class EntropyRule(ConfidenceRule):
-    """Leave with an entropy below the exit's threshold (DeeBERT, Xin et al., 2020, arXiv 2004.12993)."""
-
-    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        return prediction_entropy(logits) < self.thresholds[number]
-
-    def asks(self, number: int) -> bool:
-        return self.thresholds[number] > 0
-
-
-class PatienceRule(ConfidenceRule):
-    """Leave when as many exits in a row as the threshold says have agreed with the one before them (PABEE, Zhou et
-    al., 2020, arXiv 2006.04152). One object serves one forward pass: it remembers what each item was predicted to be.
-    """
-
-    def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        predictions = logits.argmax(dim=-1)
-        if number == 0:
-            self.predictions, self.agreements = predictions, torch.zeros_like(items)
-            return torch.zeros_like(items, dtype=torch.bool)
-        rows = torch.arange(items.shape[0], device=items.device).unsqueeze(1)
-        place = (items,) if items.dim() == 1 else (rows, items)
-        agrees = (self.predictions[place] == predictions).all(dim=-1)
-        agreements = torch.where(agrees, self.agreements[place] + 1, 0)
-        self.predictions = self.predictions.index_put(place, predictions)
-        self.agreements = self.agreements.index_put(place, agreements)
-        return agreements >= self.thresholds[number]
-
-    def asks(self, number: int) -> bool:
-        # The first exit has nothing to agree with, and what one says counts at those that follow.
-        return any(later >= self.thresholds[later] for later in range(number, len(self.thresholds)))
-
-
-# Who leaves a fine-tuned model: name -> class of rules, made for one forward pass from one threshold an exit.
-CRITERIA: dict[str, type[ConfidenceRule]] = {
-    "confidence": ConfidenceRule,
-    "entropy": EntropyRule,
-    "patience": PatienceRule,
-}

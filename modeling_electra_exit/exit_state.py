@@ -1,8 +1,7 @@
 """What pre-training has measured about its exits: running statistics in buffers, saved and resumed with the weights.
 
-Labels enter here, after a step has routed its tokens, and act on later steps only: through one bit an exit (is its
-head good enough to rank by?), through the capacity of an exit, and through the running loss of a vocabulary id. None
-of them can tell a later step which of its own tokens were replaced.
+Labels enter here, after a step has routed its tokens, and act on later steps only, through one bit an exit: is its
+head good enough to rank by? That cannot tell a later step which of its own tokens were replaced.
 """
 
 import torch
@@ -14,8 +13,6 @@ from .configuration_electra_exit import ElectraEarlyExitConfig
 
 # Running means forget with this factor a step: they look back about a hundred steps.
 DECAY = 0.99
-# The loss of a vocabulary id not seen yet, in nats: the entropy of a 10 % base rate, neither easy nor hard.
-UNSEEN_LOSS = 0.325
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -71,11 +68,8 @@ class ElectraEarlyExitState(nn.Module):
 
     auc (`(E,)`): ROC-AUC of each exit head on the tokens that reach it.
     replaced_rate (`()`): share of replaced tokens.
-    audit (`(E, 2, 2, 2)`): on the audit tokens that the score alone would have let go, for the exit head and the final
-        head, for original and replaced tokens: wrong ones and all, as decaying sums.
-    left (`(E, 2, 2)`): the same sums for the exit head, on the tokens that did leave.
-    keep (`(E,)`): share of the sequence that continues past each exit, where an error target moves it.
-    token_loss (`(vocab_size,)`): running mean of the final loss of each vocabulary id, in nats; only for that signal.
+    left (`(E, 2, 2)`): of the tokens that exited, by the exit head, for original and replaced tokens: wrong ones and
+        all, as decaying sums.
     """
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -88,16 +82,11 @@ class ElectraEarlyExitState(nn.Module):
         """The value each buffer starts from."""
         exits = len(config.exit_layers)
         fp32 = {"dtype": torch.float32}  # the default is that of the weights while a checkpoint is loaded
-        values = {
+        return {
             "auc": torch.full((exits,), 0.5, **fp32),
             "replaced_rate": torch.tensor(0.1, **fp32),
-            "audit": torch.zeros(exits, 2, 2, 2, **fp32),
             "left": torch.zeros(exits, 2, 2, **fp32),
-            "keep": torch.tensor([float(keep) for keep in config.exit_keep], **fp32),
         }
-        if config.exit_signal == "token_loss":
-            values["token_loss"] = torch.full((config.vocab_size,), UNSEEN_LOSS, **fp32)
-        return values
 
     def _apply(self, fn, recurse=True):
         """Moves to a device like any module, and stays in fp32 where `model.to(dtype)`, or DeepSpeed, casts it."""
@@ -109,70 +98,31 @@ class ElectraEarlyExitState(nn.Module):
         return self
 
     @torch.no_grad()
-    def resize_vocabulary(self, vocab_size: int):
-        """Follow a change of the vocabulary's size: new ids count as not seen yet."""
-        if hasattr(self, "token_loss"):
-            new = self.token_loss.new_full((vocab_size,), UNSEEN_LOSS)
-            common = min(vocab_size, len(self.token_loss))
-            new[:common] = self.token_loss[:common]
-            self.token_loss = new
-
-    @torch.no_grad()
-    def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None, input_ids: torch.Tensor | None):
+    def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None):
         """Take in one training step, after its tokens were routed.
 
         Args:
-            outputs: with `logits` (batch, sequence) of the final head and `exit_logits`, `exit_positions`,
-                `exit_selections` of the exits.
+            outputs: with `exit_logits`, `exit_positions` and `exit_selections` of the exits.
             labels (`torch.LongTensor` of shape `(batch, sequence)`).
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            input_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): what the discriminator read.
         """
         labels = labels if token_mask is None else labels.masked_fill(token_mask == 0, -1)
-        statistics = [self._exit_statistics(outputs, labels, i) for i in range(len(outputs.exit_logits))]
         rate = torch.stack([(labels == 1).sum(), (labels >= 0).sum()]).float()
-        flat = all_reduce(torch.cat([rate, *(torch.cat([s.reshape(-1) for s in group]) for group in statistics)]))
-        self.replaced_rate.lerp_(flat[0] / flat[1].clamp_min(1), 1 - DECAY)
-        per_exit = flat[2:].view(len(statistics), 14)
+        exits = zip(outputs.exit_logits, outputs.exit_positions, outputs.exit_selections, strict=True)
+        sums = all_reduce(torch.cat([rate, *(self._exit_statistics(*each, labels) for each in exits)]))
+        self.replaced_rate.lerp_(sums[0] / sums[1].clamp_min(1), 1 - DECAY)
+        per_exit = sums[2:].view(len(self.auc), 6)
         self.auc.lerp_(per_exit[:, 0] / per_exit[:, 1], 1 - DECAY)
-        self.audit.mul_(DECAY).add_(per_exit[:, 2:10].reshape_as(self.audit))
-        self.left.mul_(DECAY).add_(per_exit[:, 10:].reshape_as(self.left))
-        if hasattr(self, "token_loss") and input_ids is not None:
-            self._update_token_loss(outputs.logits, labels, input_ids)
+        self.left.mul_(DECAY).add_(per_exit[:, 2:].reshape_as(self.left))
 
-    def _exit_statistics(self, outputs, labels, index: int) -> list[torch.Tensor]:
-        """Of one exit: AUC and 1 (summed over processes they give the mean), `audit` (2, 2, 2), `left` (2, 2)."""
-        logits, positions = outputs.exit_logits[index], outputs.exit_positions[index]
-        order, refused = outputs.exit_selections[index].order, outputs.exit_selections[index].refused
+    def _exit_statistics(self, logits, positions, selection, labels) -> torch.Tensor:
+        """Of one exit, (6,): AUC and 1 (summed over processes they give the mean), and `left`, flattened."""
         here = labels.gather(1, positions)
-        kept = order[:, : refused.shape[1]]
-        audited = torch.zeros_like(here, dtype=torch.bool).scatter(1, kept, refused)
-        left = torch.ones_like(audited).scatter(1, kept, False)
+        kept = selection.order[:, : selection.audit.shape[1]]
+        left = torch.ones_like(here, dtype=torch.bool).scatter(1, kept, False)
         auc = roc_auc(logits.reshape(-1), here.reshape(-1))
-        audit = torch.stack(
-            [
-                class_errors(head, here, audited, self.replaced_rate)
-                for head in (logits, outputs.logits.gather(1, positions))
-            ]
-        )
-        return [auc, torch.ones_like(auc), audit, class_errors(logits, here, left, self.replaced_rate)]
-
-    def _update_token_loss(self, logits, labels, input_ids):
-        real = labels >= 0
-        losses = token_losses(logits, labels.clamp_min(0))
-        sums = torch.zeros(2, len(self.token_loss), device=losses.device)
-        sums[0].index_add_(0, input_ids.reshape(-1), (losses * real).reshape(-1))
-        sums[1].index_add_(0, input_ids.reshape(-1), real.float().reshape(-1))
-        total, count = all_reduce(sums)
-        # A frequent id forgets by the step, a rare one by its occurrences.
-        weight = (1 - DECAY) * count.clamp_max(1)
-        self.token_loss.lerp_(total / count.clamp_min(1), weight)
-
-    def error_gap(self) -> torch.Tensor:
-        """How much more often the exit head errs than the final head on the audit tokens that exits are for, (E,): the
-        mean over the two classes, so that the rare one counts as much as the common one."""
-        errors = self.audit[..., 0] / self.audit[..., 1].clamp_min(1e-6)
-        return (errors[:, 0] - errors[:, 1]).mean(dim=1)
+        errors = class_errors(logits, here, left, self.replaced_rate)
+        return torch.cat([torch.stack([auc, torch.ones_like(auc)]), errors.flatten()])
 
     def error_on_left(self) -> torch.Tensor:
         """Share of the original and of the replaced tokens that left which the exit head got wrong, (E, 2)."""

@@ -5,21 +5,13 @@ discriminates, and after an exit layer only the surviving tokens are computed (`
 The fine-tuning heads are in `modeling_heads.py`.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    PreTrainedConfig,
-)
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -37,6 +29,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_electra_exit import ElectraEarlyExitConfig
+from .conversion import FromPlain, PlainPreTraining
 from .exit_policy import (
     POLICIES,
     Evidence,
@@ -191,15 +184,16 @@ class ElectraEarlyExitLayer(ElectraLayer):
         self, hidden_states: torch.Tensor, second_half: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """What `second_half` makes of the feed-forward block's activation, of which a fifth of a layer's memory would
-        be kept until the gradients are computed. What it was given is kept anyhow, and gives it again then."""
+        be kept until the gradients are computed. Its input is kept anyhow, and gives it again then."""
         before, activation = self.intermediate.dense(hidden_states), self.intermediate.intermediate_act_fn
         after = activation(before)
         if not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
             return second_half(after)
-        place = after.data_ptr()  # not `after` itself, which the closure would keep
+        place = StorageWeakRef(after.untyped_storage())  # not `after` itself, which the closure would keep
 
         def pack(tensor):
-            return tensor.shape if tensor.data_ptr() == place and tensor.is_contiguous() else tensor
+            whole = tensor.numel() == before.numel() and tensor.is_contiguous()
+            return tensor.shape if whole and StorageWeakRef(tensor.untyped_storage()) == place else tensor
 
         def unpack(packed):
             return packed if isinstance(packed, torch.Tensor) else activation(before).view(packed)
@@ -213,16 +207,17 @@ class Exits:
     """What a model lends its encoder to decide about exits: one entry an exit layer.
 
     heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns; `None`
-        for an exit that nobody takes. For "certain_sequences" they also take the `token_mask` of those states.
+        for an exit that is not used. For "certain_sequences" they also take the `token_mask` of those states.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
-    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, who reached it
-        (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to which of them leave.
-    rows_per_item (`int`): rows of the batch that stay and leave together, such as the choices of a question.
+    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, the items that
+        reached it (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to a mask of
+        those that exit.
+    rows_per_item (`int`): rows of the batch that exit together, such as the choices of a question.
     noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
     original_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the text before corruption, by which
         special tokens are told from samples of them. Left out: the encoder's own `input_ids`.
-    full_depth_share (`float`): share of a sequence's tokens that heads are asked about where all go all the way.
+    full_depth_share (`float`): share of a sequence's tokens that the heads read in a pass at full depth.
     """
 
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
@@ -235,29 +230,27 @@ class Exits:
     full_depth_share: float = 1.0
 
     def open_layers(self, config: ElectraEarlyExitConfig) -> list[int]:
-        """The exit layers that somebody may take."""
+        """The exit layers that are used."""
         return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
-    def noise(self, number: int, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Uniform noise (batch, length) for the policy and for the audit sample at exit `number`, from the seeds of
+    def noise(self, number: int, length: int, audit: bool = False) -> torch.Tensor | None:
+        """Uniform noise (batch, length) for the policy, or for the audit sample, at exit `number`, from the seeds of
         the sequences; without seeds there is none, and both draw from torch's generator."""
-        if self.noise_seeds is None:
-            return None, None
-        return tuple(row_noise(self.noise_seeds, 2 + 2 * number + i, length) for i in range(2))
+        return None if self.noise_seeds is None else row_noise(self.noise_seeds, 2 + 2 * number + audit, length)
 
-    def asked_at_full_depth(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Positions (batch, sampled) of the tokens that heads are asked about where all go all the way; `None` for
-        all. The same ones at every exit."""
+    def full_depth_sample(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Positions (batch, sampled) of the tokens that the heads read in a pass at full depth; `None` for all. The
+        same ones at every exit."""
         if self.full_depth_share == 1:
             return None
         batch, length, _ = hidden_states.shape
-        starts, _ = self.noise(0, 1)
+        starts = self.noise(0, 1)
         if starts is None:
             starts = torch.rand(batch, 1, device=hidden_states.device)
         return systematic_sample(starts, sample_size(self.full_depth_share, length), length)
 
 
-# At inference, fine-tuned models let those leave who are certain: beside the policies of the config.
+# At inference, items exit a fine-tuned model when they are certain enough: beside the policies of the config.
 CERTAIN = ("certain_tokens", "certain_sequences")
 
 
@@ -268,11 +261,11 @@ class ExitTrace:
     logits (list of `torch.FloatTensor` of shape `(batch, active tokens)`): the exit heads' predictions.
     gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, where there are regressors.
     positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand.
-    answers (dict): for the policies of [`CERTAIN`], by exit layer, where somebody left: who had come so far, positions
-        `(batch, active tokens)` or numbers of sequences `(active,)`, and their logits.
-    selections (list of [`Selection`]): who continued, where places are handed out. Empty otherwise.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
-        completed when each left; the depth for those that never did. `None` if no policy was at work.
+    answers (dict): for the policies of [`CERTAIN`], by exit layer, where any item exited: the items that reached it,
+        positions `(batch, active tokens)` or numbers of sequences `(active,)`, and their logits.
+    selections (list of [`Selection`]): which tokens continued, where a policy ranks them. Empty otherwise.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences exit): layers
+        completed by each; the depth for those that never exited. `None` without a policy.
     """
 
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -285,46 +278,67 @@ class ExitTrace:
 
 @dataclass
 class ActiveTokens:
-    """The tokens of a batch in active-first order: those still in the encoder, then those that left.
+    """The tokens of a batch in active-first order: those still in the encoder, then those that exited.
 
     active (`torch.FloatTensor` of shape `(batch, active tokens, hidden)`): states that the next layer updates.
-    frozen (`torch.FloatTensor` of shape `(batch, frozen tokens, hidden)`): states of the tokens that left.
-    order (`torch.LongTensor` of shape `(batch, sequence)`): where in the sequence each token of this order stands.
-    alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer tokens left
-        than there are places, and one that left fills it: its state stays as it was. Left out: all true.
+    frozen (`torch.FloatTensor` of shape `(batch, frozen tokens, hidden)`): states of the tokens that exited.
+    items (`torch.LongTensor` of shape `(batch, active tokens)`): where in the sequence the active tokens stand.
+    order (`torch.LongTensor` of shape `(batch, sequence)`): the same for all tokens, in this order.
+    attention_mask: what the attention implementation wants for full-length layers.
+    token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+    alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer active tokens
+        than there are places, and one that exited fills it: its state stays as it was. Left out: all true.
     in_place (`bool`): whether the order is that of the text, and none is frozen but by `alive`.
+    layers_since_exit (`int`): layers computed since the last exit layer.
     """
 
+    config: ElectraEarlyExitConfig
     active: torch.Tensor
-    frozen: torch.Tensor
-    order: torch.Tensor
-    alive: torch.Tensor | None = None
-    in_place: bool = False
+    attention_mask: torch.Tensor | None
+    token_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
 
-    @classmethod
-    def all_of(cls, hidden_states: torch.Tensor) -> "ActiveTokens":
+    def __post_init__(self):
+        self.restart(self.active)
+
+    def restart(self, hidden_states: torch.Tensor):
+        """Every token is active, in the order of the text."""
         batch, sequence, _ = hidden_states.shape
-        order = torch.arange(sequence, device=hidden_states.device).expand(batch, -1)
-        return cls(hidden_states, hidden_states[:, :0], order)
+        self.active, self.frozen = hidden_states, hidden_states[:, :0]
+        self.order = self.items = torch.arange(sequence, device=hidden_states.device).expand(batch, -1)
+        self.alive, self.in_place, self.layers_since_exit = None, False, 0
 
     @property
     def complete(self) -> bool:
-        """Whether every token is still there."""
+        """Whether every token is active."""
         return self.frozen.shape[1] == 0 and self.alive is None
 
-    def positions(self) -> torch.Tensor:
-        """Positions of the active tokens, (batch, active tokens)."""
-        return self.order[:, : self.active.shape[1]]
+    @property
+    def empty(self) -> bool:
+        return self.active.shape[1] == 0
 
-    def stay_in_place(self, alive: torch.Tensor) -> "ActiveTokens":
-        """Freeze the active tokens but those that are `alive` (batch, active tokens), without moving any."""
-        return ActiveTokens(self.active, self.frozen, self.order, alive, in_place=True)
+    def real(self) -> torch.Tensor | None:
+        """Which active tokens are no padding; `None` where all are."""
+        return None if self.token_mask is None else self.token_mask.gather(1, self.items) != 0
 
-    def exit(self, local_order: torch.Tensor, num_kept: int, alive: torch.Tensor | None = None) -> "ActiveTokens":
-        """Freeze all but the first `num_kept` of the active tokens, taken in `local_order` (batch, active tokens)."""
-        tokens = PermuteTokens.apply(self.active, local_order)
-        order = torch.cat([self.positions().gather(1, local_order), self.order[:, local_order.shape[1] :]], dim=1)
-        return ActiveTokens(tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1), order, alive)
+    def exit(self, order: torch.Tensor, num_kept: int, alive: torch.Tensor | None = None):
+        """Freeze all but the first `num_kept` of the active tokens, taken in `order` (batch, active tokens)."""
+        tokens = PermuteTokens.apply(self.active, order)
+        self.order = torch.cat([self.items.gather(1, order), self.order[:, order.shape[1] :]], dim=1)
+        self.items = self.order[:, :num_kept]
+        self.active, self.frozen = tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1)
+        self.alive = alive
+
+    def keep(self, continues: torch.Tensor):
+        """Freeze the active tokens but those that `continues` (batch, active tokens) names, whatever other rows do: a
+        row must get the result that it gets alone. Places that another row needs more of stay idle."""
+        if in_graph():
+            self.alive, self.in_place = continues, True
+            return
+        most = int(continues.sum(dim=1).max())
+        num_kept = min(round_up(most), self.items.shape[1]) if most else 0
+        order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
+        self.exit(order, num_kept, continues.gather(1, order[:, :num_kept]))
 
     def restore(self) -> torch.Tensor:
         """All tokens in the order of the text, (batch, sequence, hidden)."""
@@ -332,10 +346,107 @@ class ActiveTokens:
             return self.active
         return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), self.order.argsort(dim=1))
 
+    def run(self, layer: nn.Module, **kwargs):
+        """Update the active tokens by a layer."""
+        kwargs["position_ids"] = self.position_ids
+        if self.complete:
+            self.active = layer(self.active, self.attention_mask, **kwargs)
+        elif not self.empty:
+            self.active = self._run_on_survivors(layer, **kwargs)
+            self.layers_since_exit += 1
+
+    def _run_on_survivors(self, layer, **kwargs) -> torch.Tensor:
+        """The active tokens are queries and, as `exit_context` says, more tokens keys and values."""
+        context = self.config.exit_context
+        sees_all = context == "all" or (context == "first" and self.layers_since_exit == 0)
+        visible = self.frozen if sees_all and self.frozen.shape[1] else None
+        # Flash and flex attention take their masks in forms that assume as many queries as keys; sdpa does not.
+        attention = self.config._attn_implementation
+        if "flash" in attention or "flex" in attention:
+            attention = "sdpa"
+        keys = None
+        if self.token_mask is not None:
+            keys = self.token_mask.bool().gather(1, self.order if visible is not None else self.items)
+        if self.alive is not None and not sees_all:
+            keys = self.alive if keys is None else keys & self.alive
+        mask = None if keys is None else keys[:, None, None, :]
+        if mask is not None and attention == "eager":
+            lowest = torch.finfo(self.active.dtype).min
+            mask = torch.zeros_like(mask, dtype=self.active.dtype).masked_fill(~mask, lowest)
+        updated = layer(self.active, mask, visible, attn_implementation=attention, **kwargs)
+        return updated if self.alive is None else torch.where(self.alive.unsqueeze(-1), updated, self.active)
+
+
+@dataclass
+class ActiveSequences:
+    """The sequences of a batch that are still in the encoder. The batch shrinks, to the longest of them, too; in a
+    graph it does not, and those that exited keep their states.
+
+    active (`torch.FloatTensor` of shape `(rows, longest, hidden)`): states that the next layer updates.
+    items (`torch.LongTensor` of shape `(active,)`): the numbers of the active items, of `rows_per_item` rows each.
+    attention_mask, token_mask, position_ids: of the active rows.
+    """
+
+    config: ElectraEarlyExitConfig
+    active: torch.Tensor
+    attention_mask: torch.Tensor | None
+    token_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    rows_per_item: int
+
+    def __post_init__(self):
+        # Not by `len`, which is a constant in a trace.
+        self.items = torch.arange(self.active.shape[0] // self.rows_per_item, device=self.active.device)
+        self.empty, self._whole, self._continues = False, None, None
+
+    def real(self) -> None:
+        return None
+
+    def run(self, layer: nn.Module, **kwargs):
+        """Update the active sequences by a layer."""
+        if self.empty:
+            return
+        updated = layer(self.active, self.attention_mask, position_ids=self.position_ids, **kwargs)
+        self.active = updated if self._continues is None else torch.where(self._continues, updated, self.active)
+
+    def restore(self) -> torch.Tensor:
+        """All sequences, (batch, sequence, hidden)."""
+        if self._whole is None:
+            return self.active
+        whole = self._whole.clone()
+        whole[self._rows(self.items), : self.active.shape[1]] = self.active
+        return whole
+
+    def keep(self, continues: torch.Tensor):
+        """Freeze the active items but those that `continues` (active,) names."""
+        if in_graph():
+            self._continues = continues.repeat_interleave(self.rows_per_item)[:, None, None]
+            return
+        staying = continues.nonzero().squeeze(1)
+        rows = self._rows(staying)
+        self._whole, self.active, self.items = self.restore(), self.active[rows], self.items[staying]
+        self.empty = len(staying) == 0
+        if self.empty:
+            return
+        if self.token_mask is not None:
+            self.token_mask = self.token_mask[rows]
+            places = torch.arange(1, self.token_mask.shape[1] + 1, device=rows.device)
+            longest = int((self.token_mask.any(dim=0) * places).amax().clamp_min(1))
+            self.token_mask, self.active = self.token_mask[:, :longest], self.active[:, :longest]
+        self.attention_mask = create_bidirectional_mask(self.config, self.active, self.token_mask)
+        if self.position_ids is not None:
+            own = self.position_ids[rows] if len(self.position_ids) > 1 else self.position_ids
+            self.position_ids = own[:, : self.active.shape[1]]
+
+    def _rows(self, items: torch.Tensor) -> torch.Tensor:
+        """The rows of the batch that belong to these items."""
+        each = torch.arange(self.rows_per_item, device=items.device)
+        return (items[:, None] * self.rows_per_item + each).view(-1)
+
 
 class LayerOutput(nn.Module):
     """Where `output_hidden_states` listens: the states of all tokens, in the order of the text, before and after a
-    layer, whoever the layer has computed."""
+    layer, whichever of them the layer has computed."""
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return after
@@ -361,11 +472,11 @@ class ElectraEarlyExitEncoder(nn.Module):
         protected: torch.Tensor | None = None,
         exit_policy: str = "none",
         exits: Exits | None = None,
-        input_ids: torch.Tensor | None = None,
         exit_layer: int | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, ExitTrace]:
-        """Run the layers, and after each exit layer only on those that continue.
+        """Run the layers, and after each exit layer only on the tokens, or the sequences, that continue.
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
@@ -374,214 +485,115 @@ class ElectraEarlyExitEncoder(nn.Module):
             protected (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): tokens that never exit.
             exit_policy (`str`): a key of `POLICIES`, one of [`CERTAIN`], or "none".
             exits ([`Exits`], *optional*): the heads, and what else decides.
-            input_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): for signals by vocabulary id.
             exit_layer (`int`, *optional*): stop after this many layers.
         """
+        depth = len(self.layer)
+        given = self.config, hidden_states, attention_mask, token_mask, position_ids
         if exit_policy == "certain_sequences":
-            return self._run_sequences(hidden_states, attention_mask, token_mask, exits, **kwargs)
-        tokens = ActiveTokens.all_of(hidden_states)
+            batch = ActiveSequences(*given, exits.rows_per_item)
+        else:
+            batch = ActiveTokens(*given)
         trace = ExitTrace()
         if exit_policy != "none":
-            trace.exit_layers = torch.full_like(tokens.order, len(self.layer)).contiguous()
+            trace.exit_layers = torch.full_like(batch.items, depth).contiguous()
         exit_layers = [] if exits is None else exits.open_layers(self.config)
-        # What a token's head said when it left is a fine-tuned model's answer; there is nothing to come back for.
-        reentry_layers = 0 if exit_policy in CERTAIN else self.config.exit_reentry_layers
-        asked = exits.asked_at_full_depth(hidden_states) if exit_layers and exit_policy == "none" else None
-        since_exit = 0
+        # An item that exits a fine-tuned model has its answer: it does not enter again.
+        reentry = depth - (0 if exit_policy in CERTAIN else self.config.exit_reentry_layers)
+        sample = exits.full_depth_sample(hidden_states) if exit_layers and exit_policy == "none" else None
         for index, layer in enumerate(self.layer):
             if index == exit_layer:
                 break
-            if index == len(self.layer) - reentry_layers and not tokens.complete:
-                tokens = ActiveTokens.all_of(tokens.restore())
-            if tokens.complete:
-                tokens.active = layer(tokens.active, attention_mask, **kwargs)
-            elif tokens.active.shape[1]:
-                tokens.active = self._run_on_survivors(layer, tokens, token_mask, since_exit, **kwargs)
-                since_exit += 1
+            if index == reentry and not batch.complete:
+                batch.restart(batch.restore())
+            batch.run(layer, **kwargs)
             if self._listening(kwargs):
-                hidden_states = self.layer_output(hidden_states, tokens.restore())
-
-            if index + 1 in exit_layers and tokens.active.shape[1]:
+                hidden_states = self.layer_output(hidden_states, batch.restore())
+            if index + 1 in exit_layers and not batch.empty:
                 number = self.config.exit_layers.index(index + 1)
-                normed = self.norm(tokens.active if asked is None else take_tokens(tokens.active, asked))
-                trace.logits.append(exits.heads[number](normed))
-                trace.positions.append(tokens.positions() if asked is None else asked)
-                if exits.gain_heads is not None and (self.training or exit_policy != "threshold"):
-                    # Detached: the regressor watches the encoder and must not bend it.
-                    trace.gains.append(exits.gain_heads[number](normed.detach()))
-                if exit_policy != "none":
-                    tokens = self._exit(tokens, trace, number, token_mask, protected, exit_policy, exits, input_ids)
-                    since_exit = 0
-        return self.norm(tokens.restore()), trace
+                if exit_policy == "none":
+                    self._predict(batch, trace, number, exits, sample)
+                elif exit_policy in CERTAIN:
+                    self._exit_if_certain(batch, trace, number, exits)
+                else:
+                    self._exit_by_policy(batch, trace, number, exits, exit_policy, protected)
+        return self.norm(batch.restore()), trace
 
     def _listening(self, kwargs) -> bool:
-        """Whether somebody wants hidden states; 0 asks for the first."""
+        """Whether hidden states are wanted; 0 asks for the first."""
         wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return wanted is not None and wanted is not False
 
-    def _run_sequences(
-        self, hidden_states, attention_mask, token_mask, exits: Exits, position_ids=None, **kwargs
-    ) -> tuple[torch.Tensor, ExitTrace]:
-        """As `forward`, where whole sequences leave: the batch shrinks, to the longest sequence that stays, too."""
-        items = torch.arange(hidden_states.shape[0] // exits.rows_per_item, device=hidden_states.device)
-        trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
-        active, mask, rows, frozen, before = hidden_states, token_mask, None, None, hidden_states
-        exit_layers = exits.open_layers(self.config)
-        if in_graph():
-            return self._run_all_sequences(
-                hidden_states, attention_mask, token_mask, exits, items, position_ids=position_ids, **kwargs
-            )
+    def _predict(self, tokens: ActiveTokens, trace: ExitTrace, number: int, exits: Exits, sample=None, gains=True):
+        """Note the predictions of exit `number`, counted from 0: for the active tokens, or for a `sample` of them."""
+        normed = self.norm(tokens.active if sample is None else take_tokens(tokens.active, sample))
+        trace.logits.append(exits.heads[number](normed))
+        trace.positions.append(tokens.items if sample is None else sample)
+        if exits.gain_heads is not None and gains:
+            # Detached: the regressor watches the encoder and must not bend it.
+            trace.gains.append(exits.gain_heads[number](normed.detach()))
 
-        def restore():
-            if frozen is None:
-                return active
-            whole = frozen.clone()
-            whole[rows, : active.shape[1]] = active
-            return whole
-
-        def rows_of(items):
-            each = torch.arange(exits.rows_per_item, device=items.device)
-            return (items[:, None] * exits.rows_per_item + each).view(-1)
-
-        for index, layer in enumerate(self.layer):
-            if len(items):
-                active = layer(active, attention_mask, position_ids=position_ids, **kwargs)
-            if self._listening(kwargs):
-                before = self.layer_output(before, restore())
-            if index + 1 not in exit_layers or len(items) == 0:
-                continue
-            number = self.config.exit_layers.index(index + 1)
-            logits = exits.heads[number](self.norm(active), token_mask=mask)
-            leaves = exits.leaves(number, logits, items, mask)
-            if not leaves.any():  # waits for the device, and is all that an exit costs where nobody leaves
-                continue
-            stay = (~leaves).nonzero().squeeze(1)
-            trace.answers[index + 1] = (items, logits)
-            left_at = torch.where(leaves, index + 1, len(self.layer))
-            trace.exit_layers = trace.exit_layers.index_copy(0, items, left_at)
-            frozen, active, items = restore(), active[rows_of(stay)], items[stay]
-            rows = rows_of(items)
-            if len(items):
-                if token_mask is not None:
-                    mask = token_mask[rows]
-                    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-                    longest = int((mask.any(dim=0) * places).amax().clamp_min(1))
-                    mask, active = mask[:, :longest], active[:, :longest]
-                attention_mask = create_bidirectional_mask(self.config, active, mask)
-                if position_ids is not None:
-                    own = position_ids[rows_of(stay)] if len(position_ids) > 1 else position_ids
-                    position_ids = own[:, : active.shape[1]]
-        return self.norm(restore()), trace
-
-    def _run_all_sequences(
-        self, hidden_states, attention_mask, token_mask, exits: Exits, items, **kwargs
-    ) -> tuple[torch.Tensor, ExitTrace]:
-        """As `_run_sequences`, with every sequence in every layer: those that left keep their states."""
-        trace = ExitTrace(exit_layers=torch.full_like(items, len(self.layer)))
-        exit_layers, there = exits.open_layers(self.config), None
-        for index, layer in enumerate(self.layer):
-            after = layer(hidden_states, attention_mask, **kwargs)
-            after = after if there is None else torch.where(there, after, hidden_states)
-            hidden_states = self.layer_output(hidden_states, after) if self._listening(kwargs) else after
-            if index + 1 in exit_layers:
-                number = self.config.exit_layers.index(index + 1)
-                logits = exits.heads[number](self.norm(hidden_states), token_mask=token_mask)
-                leaves = exits.leaves(number, logits, items, token_mask) & (trace.exit_layers == len(self.layer))
-                trace.answers[index + 1] = (items, logits)
-                trace.exit_layers = trace.exit_layers.masked_fill(leaves, index + 1)
-                stays = (trace.exit_layers == len(self.layer)).repeat_interleave(exits.rows_per_item)
-                there = stays[:, None, None]
-        return self.norm(hidden_states), trace
-
-    def _run_on_survivors(self, layer, tokens: ActiveTokens, token_mask, since_exit: int, **kwargs) -> torch.Tensor:
-        """One layer with the active tokens as queries and, as `exit_context` says, more tokens as keys and values."""
-        context = self.config.exit_context
-        sees_all = context == "all" or (context == "first" and since_exit == 0)
-        visible = tokens.frozen if sees_all and tokens.frozen.shape[1] else None
-        # Flash and flex attention take their masks in forms that assume as many queries as keys; sdpa does not.
-        attention = self.config._attn_implementation
-        if "flash" in attention or "flex" in attention:
-            attention = "sdpa"
-        keys = None
-        if token_mask is not None:
-            keys = token_mask.bool().gather(1, tokens.order if visible is not None else tokens.positions())
-        if tokens.alive is not None and not sees_all:
-            keys = tokens.alive if keys is None else keys & tokens.alive
-        mask = None if keys is None else keys[:, None, None, :]
-        if mask is not None and attention == "eager":
-            lowest = torch.finfo(tokens.active.dtype).min
-            mask = torch.zeros_like(mask, dtype=tokens.active.dtype).masked_fill(~mask, lowest)
-        updated = layer(tokens.active, mask, visible, attn_implementation=attention, **kwargs)
-        return updated if tokens.alive is None else torch.where(tokens.alive.unsqueeze(-1), updated, tokens.active)
-
-    def _exit(
-        self, tokens, trace: ExitTrace, number: int, token_mask, protected, exit_policy, exits: Exits, input_ids
-    ) -> ActiveTokens:
-        """Let the policy choose who continues past exit `number`, counted from 0."""
-        config, positions = self.config, tokens.positions()
-        if exit_policy == "certain_tokens":
-            leaves = exits.leaves(number, trace.logits[-1], positions, None)
-            after = self._exit_exactly(tokens, trace, number, token_mask, leaves)
-            if after is not tokens:
-                trace.answers[config.exit_layers[number]] = (positions, trace.logits[-1])
-            return after
-        num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
+    def _exit_by_policy(
+        self, tokens: ActiveTokens, trace: ExitTrace, number: int, exits: Exits, policy: str, protected
+    ):
+        """Let a policy of pre-training choose the tokens that continue past exit `number`."""
+        config, positions, real = self.config, tokens.items, tokens.real()
+        self._predict(tokens, trace, number, exits, gains=self.training or policy != "threshold")
+        tokens.layers_since_exit = 0
         # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
-        noise, lottery = exits.noise(number, positions.shape[1])
         evidence = Evidence(
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
-            token_loss=self._token_losses(exits.state, input_ids, positions),
             protected=None if protected is None else protected.gather(1, positions),
-            padding=None if token_mask is None else token_mask.gather(1, positions) == 0,
-            noise=noise,
+            padding=None if real is None else ~real,
+            noise=exits.noise(number, positions.shape[1]),
         )
-        if exit_policy == "threshold" and not self.training:
-            return self._exit_exactly(tokens, trace, number, token_mask, ~above_threshold(evidence, config))
-        scores, num_kept, log_weights = POLICIES[exit_policy](evidence, num_kept, config)
-        if exit_policy == "budget" and config.exit_auc_floor > 0 and exits.state is not None:
-            scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
+        if policy == "threshold" and not self.training:
+            self._exit_exactly(tokens, trace, number, ~above_threshold(evidence, config))
+            return
+        num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
+        scores, num_kept = POLICIES[policy](evidence, num_kept, config)
         masks = {"protected": evidence.protected, "padding": evidence.padding}
-        if exit_policy == "random":
+        if policy == "random":
             selection = draw(scores, num_kept, **masks)
+        elif policy == "budget":
+            if config.exit_auc_floor > 0 and exits.state is not None:
+                scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
+            lottery = exits.noise(number, positions.shape[1], audit=True)
+            selection = select(scores, num_kept, **masks, audit_fraction=config.audit_fraction, lottery=lottery)
         else:
-            # A threshold leaves no places to give away.
-            share = config.audit_fraction if exit_policy == "budget" else 0.0
-            selection = select(
-                scores, num_kept, **masks, audit_fraction=share, log_weights=log_weights, lottery=lottery
-            )
+            selection = select(scores, num_kept, **masks)  # a threshold has no capacity to explore with
         trace.selections.append(selection)
         exited = positions.gather(1, selection.order[:, num_kept:])
         trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
-        return tokens.exit(selection.order, num_kept)
+        tokens.exit(selection.order, num_kept)
 
-    def _exit_exactly(self, tokens, trace: ExitTrace, number: int, token_mask, leaves) -> ActiveTokens:
-        """Let exactly those leave of whom `leaves` (batch, active tokens) says so, whatever other rows do: a row must
-        get the result that it gets alone. Places that another row needs more of stay idle."""
-        positions = tokens.positions()
-        real = True if token_mask is None else token_mask.gather(1, positions) != 0
-        if (
-            not in_graph() and not (leaves & real).any()
-        ):  # waits for the device, and is all that an exit costs where nobody leaves
-            return tokens
-        left_at = trace.exit_layers.gather(1, positions)
+    def _exit_if_certain(self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, exits: Exits):
+        """Let the items exit that the head of exit `number` of a fine-tuned model is certain about."""
+        items = batch.items
+        if isinstance(batch, ActiveSequences):
+            token_mask = batch.token_mask
+            logits = exits.heads[number](self.norm(batch.active), token_mask=token_mask)
+        else:
+            token_mask, batch.layers_since_exit = None, 0
+            logits = exits.heads[number](self.norm(batch.active))
+        if self._exit_exactly(batch, trace, number, exits.leaves(number, logits, items, token_mask)):
+            trace.answers[self.config.exit_layers[number]] = (items, logits)
+
+    def _exit_exactly(
+        self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, leaves: torch.Tensor
+    ) -> bool:
+        """Let exactly those items exit that `leaves`, of the shape of `batch.items`, names; whether there are any."""
+        real, dim = batch.real(), batch.items.dim() - 1
+        # Waits for the device, and is all that an exit costs where no item exits.
+        if not in_graph() and not (leaves if real is None else leaves & real).any():
+            return False
+        left_at = trace.exit_layers.gather(dim, batch.items)
         there = left_at == len(self.layer)
-        continues = there & ~leaves & real
+        continues = there & ~leaves if real is None else there & ~leaves & real
         left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
-        trace.exit_layers = trace.exit_layers.scatter(1, positions, left_at)
-        if in_graph():
-            return tokens.stay_in_place(continues)
-        most = int(continues.sum(dim=1).max())
-        num_kept = min(round_up(most), positions.shape[1]) if most else 0
-        order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
-        return tokens.exit(order, num_kept, continues.gather(1, order[:, :num_kept]))
-
-    def _token_losses(self, state, input_ids, positions) -> torch.Tensor | None:
-        if getattr(state, "token_loss", None) is None:
-            return None
-        if input_ids is None:
-            raise ValueError("`exit_signal='token_loss'` needs `input_ids`: embeddings have no vocabulary id")
-        return state.token_loss[input_ids.gather(1, positions)]
+        trace.exit_layers = trace.exit_layers.scatter(dim, batch.items, left_at)
+        batch.keep(continues)
+        return True
 
 
 class ElectraEarlyExitGenerator(nn.Module):
@@ -625,63 +637,9 @@ class ElectraEarlyExitSelfGenerator(nn.Module):
         return self.predictions(hidden_states)
 
 
-class ElectraEarlyExitNeighbors(nn.Module):
-    """The generator `"neighbor"`: replaces a token by one of those nearest to it, drawn alike.
-
-    It has no weights, only a table that is looked up, and made anew every so often from the embeddings in training. It
-    is part of the model, because data loaders work ahead of the training step and in processes that do not see the
-    weights; and a buffer, so that a resumed run continues with the table of the uninterrupted one.
-
-    nearest (`torch.IntTensor` of shape `(vocab_size, neighbors)`): for each token, the nearest; before the first
-        `refresh` the token itself.
-    """
-
-    def __init__(self, config: ElectraEarlyExitConfig):
-        super().__init__()
-        self.register_buffer("nearest", self.initial(config))
-
-    @staticmethod
-    def initial(config: ElectraEarlyExitConfig) -> torch.Tensor:
-        """The table to start from."""
-        return torch.arange(config.vocab_size, dtype=torch.int32)[:, None].repeat(1, config.generator_neighbors)
-
-    @torch.no_grad()
-    def refresh(self, embeddings: torch.Tensor, excluded: list[int]):
-        """Make the table, by cosine similarity.
-
-        Args:
-            embeddings (`torch.FloatTensor` of shape `(vocab_size, embedding_size)`).
-            excluded (`list[int]`): ids that never replace a token, such as special tokens.
-        """
-        directions = F.normalize(embeddings.float(), dim=-1)
-        for start in range(0, len(directions), 1024):  # in parts, because all pairs at once may not fit
-            similarity = directions[start : start + 1024] @ directions.T
-            similarity[:, excluded] = -torch.inf
-            similarity.diagonal(start).fill_(-torch.inf)  # not the token itself
-            nearest = similarity.topk(self.nearest.shape[1]).indices
-            self.nearest[start : start + 1024] = nearest.to(self.nearest.dtype)
-
-    def resize_vocabulary(self, vocab_size: int):
-        """Follow a change of the vocabulary's size: new ids, and those whose neighbours are gone, have themselves for
-        neighbours until the next `refresh`."""
-        own = torch.arange(vocab_size, dtype=torch.int32, device=self.nearest.device)[:, None]
-        new = own.repeat(1, self.nearest.shape[1])
-        common = min(vocab_size, len(self.nearest))
-        new[:common] = torch.where(self.nearest[:common] < vocab_size, self.nearest[:common], own[:common])
-        self.nearest = new
-
-    def forward(self, tokens: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """A replacement for each of `tokens`; both `torch.LongTensor` of shape `(tokens,)`. `noise` is as in
-        [`PredictMaskedTokens`], and its first column alone is used."""
-        uniform = torch.rand(tokens.shape, device=tokens.device) if noise is None else noise[:, 0]
-        drawn = (uniform * self.nearest.shape[1]).long().clamp_max(self.nearest.shape[1] - 1)
-        return self.nearest[tokens, drawn].long()
-
-
 # The generators that are a part of the model.
 GENERATORS = {
     "mlm": ElectraEarlyExitGenerator,
-    "neighbor": ElectraEarlyExitNeighbors,
     "self": ElectraEarlyExitSelfGenerator,
 }
 
@@ -694,31 +652,35 @@ def originals(input_ids: torch.Tensor | None, mlm_labels: torch.Tensor | None) -
     return torch.where(mlm_labels != -100, mlm_labels, input_ids)
 
 
+def replace_tokens(
+    input_ids: torch.Tensor, mlm_labels: torch.Tensor, replacements: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text with other tokens at the chosen positions, and which of them differ from the originals.
+
+    Args:
+        input_ids, mlm_labels: as in [`originals`].
+        replacements (`torch.LongTensor` of shape `(chosen tokens,)`): in the order of `mlm_labels != -100`.
+
+    Returns:
+        The corrupted ids and the labels, 1 where a token was replaced by another; both (batch, sequence).
+    """
+    text = originals(input_ids, mlm_labels)
+    corrupted = text.masked_scatter(mlm_labels != -100, replacements)
+    return corrupted, (corrupted != text).long()
+
+
 def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
     """Mean of `values` (batch, candidates) over the audit tokens."""
     continued = values.gather(1, selection.order[:, : selection.audit.shape[1]])
     return (continued * selection.audit).sum() / selection.audit.sum().clamp_min(1)
 
 
-def mean_over_real(
-    values: torch.Tensor, token_mask: torch.Tensor | None, weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Mean of `values`, weighted where there are weights, over the tokens that are no padding; all (batch, tokens)."""
-    if token_mask is None and weights is None:
+def mean_over_real(values: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of `values` over the tokens that are no padding; both (batch, tokens)."""
+    if token_mask is None:
         return values.mean()
-    counted = torch.ones_like(values) if token_mask is None else (token_mask == 1).to(values.dtype)
-    if weights is not None:
-        counted = counted * weights
+    counted = (token_mask == 1).to(values.dtype)
     return (values * counted).sum() / counted.sum().clamp_min(1)
-
-
-def inverse_probabilities(selection: Selection, before: torch.Tensor | None) -> torch.Tensor | None:
-    """Weights (batch, num_kept) of the tokens that continued: chances multiply along the exits passed `before`."""
-    if selection.inverse_probability is None:
-        return None
-    if before is None:
-        return selection.inverse_probability
-    return selection.inverse_probability * before.gather(1, selection.order[:, : selection.audit.shape[1]])
 
 
 @dataclass
@@ -784,7 +746,13 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     exit_layers: torch.LongTensor | None = None
 
 
-class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
+# What an output for pre-training takes over from the encoder's.
+FROM_THE_ENCODER = (
+    "hidden_states", "attentions", "exit_logits", "exit_positions", "exit_gains", "exit_selections", "exit_layers",
+)  # fmt: skip
+
+
+class ElectraEarlyExitPreTrainedModel(FromPlain, ElectraPreTrainedModel):
     config: ElectraEarlyExitConfig
     config_class = ElectraEarlyExitConfig
     # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
@@ -804,51 +772,6 @@ class ElectraEarlyExitPreTrainedModel(ElectraPreTrainedModel):
         elif isinstance(module, ElectraEarlyExitState):
             for name, value in module.initial(self.config).items():
                 init.copy_(getattr(module, name), value)
-        elif isinstance(module, ElectraEarlyExitNeighbors):
-            init.copy_(module.nearest, module.initial(self.config))
-
-    @classmethod
-    def from_electra(cls, checkpoint: str | os.PathLike, **config_overrides):
-        """Start from a plain ELECTRA checkpoint, at full depth its equal.
-
-        Args:
-            checkpoint (`str`): folder or Hub id of any ELECTRA: its encoder is taken (a generator's too, as that of
-                an `ElectraForMaskedLM`), and its head where this class has the same.
-            **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`.
-
-        Returns:
-            This class, with its weights in fp32. What the checkpoint lacks is new, and is reported as such.
-
-        Raises:
-            ValueError: if the checkpoint is of another architecture.
-        """
-        return cls._from_plain(checkpoint, "electra", config_overrides)
-
-    @classmethod
-    def from_bert(cls, checkpoint: str | os.PathLike, **config_overrides):
-        """Start from a BERT checkpoint, whose encoder is an ELECTRA's with embeddings as wide as its layers.
-
-        BERT's pooler and its pre-training heads have no counterpart and are left out.
-
-        Args:
-            checkpoint (`str`): folder or Hub id of any model of `model_type` "bert".
-            **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`. For
-                pre-training, `cls_token_id` and `sep_token_id` name the tokens that must not exit.
-
-        Returns:
-            This class, with its weights in fp32. At full depth its hidden states are `BertModel`'s.
-
-        Raises:
-            ValueError: if the checkpoint is of another architecture, or its positions are not absolute.
-        """
-        return cls._from_plain(checkpoint, "bert", config_overrides)
-
-    @classmethod
-    def _from_plain(cls, checkpoint, model_type: str, config_overrides: dict):
-        config = _early_exit_config(_source_config(checkpoint, model_type), config_overrides)
-        return cls.from_pretrained(
-            checkpoint, config=config, key_mapping={rf"^{model_type}\.": "electra."}, dtype=torch.float32
-        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs):
@@ -936,7 +859,6 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             protected=protected,
             exit_policy=exit_policy,
             exits=exits,
-            input_ids=input_ids,
             exit_layer=exit_layer,
             position_ids=position_ids,
             **kwargs,
@@ -999,13 +921,13 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         return protected
 
 
-class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
+class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTrainedModel):
     """Discriminator, exit heads and, where it is a part of the model, the generator: one checkpoint.
 
     Two ways to call it:
     - corrupted `input_ids` with `labels`: replaced-token detection, as [`ElectraForPreTraining`];
-    - masked `input_ids` with `mlm_labels`: the joint objective. The generator (of `generator_type` `"mlm"` or
-      `"neighbor"`) replaces the masked tokens, and the discriminator tells which tokens were replaced.
+    - masked `input_ids` with `mlm_labels`: the joint objective. The generator (`generator_type="mlm"`) replaces the
+      masked tokens, and the discriminator tells which tokens were replaced.
     """
 
     # Regressors go with the policy that reads them, and another may be asked for.
@@ -1020,10 +942,7 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         self.electra = ElectraEarlyExitModel(config)
         self.discriminator_predictions = ElectraEarlyExitDetectionHead(config)
         if config.has_exit_heads:
-            if config.exit_head == "separate":
-                self.exit_predictions = nn.ModuleList(
-                    [ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers]
-                )
+            self.exit_predictions = nn.ModuleList([ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers])
             if config.has_gain_heads:
                 self.exit_gains = nn.ModuleList([ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers])
             self.exit_state = ElectraEarlyExitState(config)
@@ -1034,34 +953,23 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self):
-        return self.generator.lm_head if self.config.generator_type in ("mlm", "self") else None
+        return self.generator.lm_head if hasattr(self, "generator") else None
 
     def set_output_embeddings(self, value):
-        if self.config.generator_type in ("mlm", "self"):
+        if hasattr(self, "generator"):
             self.generator.lm_head = value
-
-    def resize_token_embeddings(self, *args, **kwargs):
-        """As everywhere in Transformers, and whatever else has an entry for each vocabulary id follows."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        for module in (getattr(self, "exit_state", None), getattr(self, "generator", None)):
-            if hasattr(module, "resize_vocabulary"):
-                module.resize_vocabulary(self.config.vocab_size)
-        return embeddings
 
     def exits(self, noise_seeds: torch.Tensor | None = None, original_ids: torch.Tensor | None = None) -> Exits | None:
         """The exits' heads and statistics, or `None` for a model without; the arguments are fields of [`Exits`]."""
         if not self.config.has_exit_heads:
             return None
-        shared = [self.discriminator_predictions] * len(self.config.exit_layers)
-        heads, gain_heads = getattr(self, "exit_predictions", shared), getattr(self, "exit_gains", None)
-        share = self.config.exit_full_depth_share if self.training else 1.0
         return Exits(
-            heads,
-            gain_heads,
+            self.exit_predictions,
+            getattr(self, "exit_gains", None),
             self.exit_state,
             noise_seeds=noise_seeds,
             original_ids=original_ids,
-            full_depth_share=share,
+            full_depth_share=self.config.exit_full_depth_share if self.training else 1.0,
         )
 
     @can_return_tuple
@@ -1116,78 +1024,67 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             labels = None
         if exit_policy is None:
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
-        generator_loss = None
-        if mlm_labels is not None and labels is not None and self.config.generator_type in ("mlm", "neighbor"):
+        if mlm_labels is not None and labels is not None and self.config.generator_type == "mlm":
             raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
-        text = originals(input_ids, mlm_labels)
+        text, generator_loss, proposals = originals(input_ids, mlm_labels), None, None
+        beside = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
         if mlm_labels is not None and labels is None:
-            input_ids, labels, generator_loss = self.corrupt(
-                input_ids, mlm_labels, attention_mask, token_type_ids, position_ids, noise_seeds
-            )
+            input_ids, labels, generator_loss = self.corrupt(input_ids, mlm_labels, **beside, noise_seeds=noise_seeds)
 
         proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
-        states_asked_for = kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        if proposes and not states_asked_for:
-            kwargs["output_hidden_states"] = [self.config.generator_layer]
-        outputs = self.electra(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            exit_policy=exit_policy,
-            exits=self.exits(noise_seeds, text),
-            return_dict=True,
-            **kwargs,
-        )
-        proposals = None
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **beside}
+        exits = {"exit_policy": exit_policy, "exits": self.exits(noise_seeds, text)}
+        outputs, early_states = self._encode(proposes, **inputs, **exits, **kwargs)
         if proposes:
-            early_states = outputs.hidden_states[self.config.generator_layer]
             generator_loss, proposals = self.predict_originals(early_states, mlm_labels, proposal_mask)
-            if not states_asked_for:
-                outputs.hidden_states = None
+
         logits = self.discriminator_predictions(outputs.last_hidden_state)
-
-        loss = discriminator_loss = exit_loss = gain_loss = None
+        losses = {}
         if labels is not None:
-            discriminator_loss = self._detection_loss(logits, labels, attention_mask)
-            loss = discriminator_loss
-            if outputs.exit_logits is not None:
-                exit_loss = self._exit_loss(outputs, logits, labels, attention_mask)
-                weighted = self.config.exit_loss_weight * exit_loss
-                loss = loss + (weighted if exit_loss_scale is None else exit_loss_scale * weighted)
-            if outputs.exit_gains is not None:
-                gain_loss = self._gain_loss(outputs, logits, labels, attention_mask)
-                loss = loss + self.config.exit_gain_loss_weight * gain_loss
-            # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
-            if generator_loss is not None or self.config.generator_type not in ("mlm", "none"):
-                loss = self.config.discriminator_weight * loss
-            if generator_loss is not None:
-                loss = self.config.generator_weight * generator_loss + loss
-
-        result = ElectraEarlyExitForPreTrainingOutput(
-            loss=loss,
+            losses = self._losses(outputs, logits, labels, attention_mask, generator_loss, exit_loss_scale)
+            if not self.training and self.config.has_exit_heads:
+                warn_of_evaluation_mode(losses["loss"])
+            if self.training and outputs.exit_selections is not None:
+                self.exit_state.update(outputs, labels, attention_mask)
+        return ElectraEarlyExitForPreTrainingOutput(
+            **losses,
             logits=logits,
-            discriminator_loss=None if discriminator_loss is None else discriminator_loss.detach(),
-            exit_loss=None if exit_loss is None else exit_loss.detach(),
-            gain_loss=None if gain_loss is None else gain_loss.detach(),
-            generator_loss=None if generator_loss is None else generator_loss.detach(),
             rtd_labels=labels,
             corrupted_ids=input_ids,
             proposals=proposals,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            exit_logits=outputs.exit_logits,
-            exit_positions=outputs.exit_positions,
-            exit_gains=outputs.exit_gains,
-            exit_selections=outputs.exit_selections,
-            exit_layers=outputs.exit_layers,
+            **{name: getattr(outputs, name) for name in FROM_THE_ENCODER},
         )
-        if labels is not None and not self.training and self.config.has_exit_heads:
-            warn_of_evaluation_mode(loss)
-        if self.training and labels is not None and result.exit_selections is not None:
-            self.exit_state.update(result, labels, attention_mask, input_ids)
-        return result
+
+    def _encode(self, with_early_states: bool, **inputs) -> tuple[ElectraEarlyExitModelOutput, torch.Tensor | None]:
+        """The encoder's output; and where they are wanted, the states that the head of the generator `"self"` reads,
+        which are in the output only if hidden states were asked for."""
+        if not with_early_states:
+            return self.electra(**inputs, return_dict=True), None
+        layer = self.config.generator_layer
+        wanted = inputs.pop("output_hidden_states", self.config.output_hidden_states)
+        outputs = self.electra(**inputs, output_hidden_states=wanted or [layer], return_dict=True)
+        early_states = outputs.hidden_states[layer]
+        if not wanted:
+            outputs.hidden_states = None
+        return outputs, early_states
+
+    def _losses(self, outputs, logits, labels, token_mask, generator_loss, exit_loss_scale) -> dict[str, torch.Tensor]:
+        """The loss of a step as [`forward`] describes it, and its parts without gradient."""
+        config, parts = self.config, {"generator_loss": generator_loss}
+        loss = parts["discriminator_loss"] = mean_over_real(token_losses(logits, labels), token_mask)
+        if outputs.exit_logits is not None:
+            exit_loss = parts["exit_loss"] = self._exit_loss(outputs, logits, labels, token_mask)
+            weighted = config.exit_loss_weight * exit_loss
+            loss = loss + (weighted if exit_loss_scale is None else exit_loss_scale * weighted)
+        if outputs.exit_gains is not None:
+            gain_loss = parts["gain_loss"] = self._gain_loss(outputs, logits, labels, token_mask)
+            loss = loss + config.exit_gain_loss_weight * gain_loss
+        # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
+        if generator_loss is not None or config.generator_type not in ("mlm", "none"):
+            loss = config.discriminator_weight * loss
+        if generator_loss is not None:
+            loss = config.generator_weight * generator_loss + loss
+        return {"loss": loss, **{name: part.detach() for name, part in parts.items() if part is not None}}
 
     def corrupt(
         self,
@@ -1207,29 +1104,22 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
             noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): as in [`forward`].
 
         Returns:
-            The corrupted ids (batch, sequence), the labels (batch, sequence; 1 where a sample differs from the
-            original token) and the generator's loss, the mean cross-entropy over masked positions, or `None` for a
-            generator that is not trained. Gradients flow through the loss alone.
+            The corrupted ids and the labels, as of [`replace_tokens`], and the generator's loss, the mean
+            cross-entropy over masked positions. Gradients flow through the loss alone.
         """
-        if self.config.generator_type not in ("mlm", "neighbor"):
+        if self.config.generator_type != "mlm":
             raise ValueError(
                 f"`mlm_labels` needs a generator, and this model has `generator_type={self.config.generator_type!r}`; "
                 "give corrupted `input_ids` with `labels` instead"
             )
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
-        masked = mlm_labels != -100
-        targets, generator_loss, noise = mlm_labels[masked], None, None
+        masked, noise = mlm_labels != -100, None
         if noise_seeds is not None:
             noise = torch.stack([row_noise(noise_seeds, stream, masked.shape[1])[masked] for stream in (0, 1)], dim=1)
-        if self.config.generator_type == "neighbor":
-            samples = self.generator(targets, noise)
-        else:
-            states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
-            generator_loss, samples = self._predict_tokens(states, targets, noise)
-        original_ids = originals(input_ids, mlm_labels)
-        corrupted_ids = original_ids.masked_scatter(masked, samples)
-        return corrupted_ids, (corrupted_ids != original_ids).long(), generator_loss
+        states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
+        generator_loss, samples = self._predict_tokens(states, mlm_labels[masked], noise)
+        return *replace_tokens(input_ids, mlm_labels, samples), generator_loss
 
     def predict_originals(
         self, hidden_states: torch.Tensor, mlm_labels: torch.Tensor | None, proposal_mask: torch.Tensor | None
@@ -1277,35 +1167,25 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
         states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
         return self.generator.lm_head(states).float()
 
-    @staticmethod
-    def _detection_loss(logits, labels, token_mask, weights=None) -> torch.Tensor:
-        """Mean binary cross-entropy over real tokens; all arguments (batch, tokens), the result in fp32."""
-        return mean_over_real(token_losses(logits, labels), token_mask, weights)
-
     def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
         """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also
         learns the final head's answers on the audit tokens."""
-        losses, weights = [], None
+        losses, weight = [], self.config.exit_distillation_weight
         for number, (logits, positions) in enumerate(zip(outputs.exit_logits, outputs.exit_positions, strict=True)):
             mask = None if token_mask is None else token_mask.gather(1, positions)
-            if outputs.exit_layers is not None and not self.training:  # idle places hold tokens that left before
+            if outputs.exit_layers is not None and not self.training:  # idle places hold tokens that exited before
                 here = outputs.exit_layers.gather(1, positions) >= self.config.exit_layers[number]
                 mask = here.long() if mask is None else mask * here
-            loss = self._detection_loss(logits, labels.gather(1, positions), mask, weights)
-            if outputs.exit_selections is not None:
-                selection = outputs.exit_selections[number]
-                if self.config.exit_distillation_weight > 0:
-                    teacher = final_logits.detach().gather(1, positions).sigmoid()
-                    loss = loss + self.config.exit_distillation_weight * audit_mean(
-                        selection, token_losses(logits, teacher)
-                    )
-                weights = inverse_probabilities(selection, weights)
+            loss = mean_over_real(token_losses(logits, labels.gather(1, positions)), mask)
+            if outputs.exit_selections is not None and weight > 0:
+                teacher = final_logits.detach().gather(1, positions).sigmoid()
+                loss = loss + weight * audit_mean(outputs.exit_selections[number], token_losses(logits, teacher))
             losses.append(loss)
         return torch.stack(losses).mean()
 
     def _gain_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
-        """Squared error of the predicted gains, the mean over the exits: on audit tokens alone, and where all go all
-        the way, on all that were asked.
+        """Squared error of the predicted gains, the mean over the exits: on audit tokens alone, and at full depth, on
+        the sample that the heads read.
 
         The gain of a token is the exit head's loss less the final head's, in nats. It is a target and nothing else:
         the regressor's input is detached, and no gradient leaves through the losses.
@@ -1322,145 +1202,6 @@ class ElectraEarlyExitForPreTraining(ElectraEarlyExitPreTrainedModel):
                 mask = None if token_mask is None else token_mask.gather(1, positions)
                 losses.append(mean_over_real(errors, mask))
         return torch.stack(losses).mean()
-
-    @classmethod
-    def from_electra(
-        cls, checkpoint: str | os.PathLike, generator: str | os.PathLike | None = None, **config_overrides
-    ) -> "ElectraEarlyExitForPreTraining":
-        """Start from plain ELECTRA checkpoints.
-
-        Args:
-            checkpoint (`str`): folder or Hub id of an `ElectraForPreTraining`. An `ElectraForMaskedLM` gives its
-                encoder, and the discriminator's head is new.
-            generator (`str`, *optional*): folder or Hub id of the `ElectraForMaskedLM` trained with it. Its size is
-                taken from its config. Left out: a fresh generator as the config asks for. ELECTRA's own are as wide
-                as the discriminator in Small++ (`generator_size=1.0`), a third of it in Base, a quarter in Large.
-            **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_policy` or `exit_layers`.
-
-        Returns:
-            [`ElectraEarlyExitForPreTraining`] whose `exit_policy="none"` logits are the discriminator's. Exit heads
-            start from the discriminator's final head.
-
-        Raises:
-            ValueError: if a checkpoint is of another architecture, or the generator's vocabulary, embedding size or
-                depth-independent settings do not fit.
-        """
-        source_config, donor = _source_config(checkpoint, "electra"), None
-        if generator is not None:
-            config_overrides = {
-                **_generator_settings(source_config, _source_config(generator, "electra")),
-                **config_overrides,
-            }
-            donor = ElectraForMaskedLM.from_pretrained(generator)
-        source = ElectraForPreTraining.from_pretrained(checkpoint)
-        model = cls(_early_exit_config(source_config, config_overrides))
-        model.electra.load_state_dict(source.electra.state_dict())
-        model.discriminator_predictions.load_state_dict(source.discriminator_predictions.state_dict())
-        for head in getattr(model, "exit_predictions", ()):
-            head.load_state_dict(source.discriminator_predictions.state_dict())
-        if donor is not None:
-            model._load_generator(donor)
-        return model.eval()
-
-    def _load_generator(self, donor: ElectraForMaskedLM):
-        """Copy a plain ELECTRA generator. Its embeddings are the discriminator's here; say so where they differ."""
-        own = self.electra.embeddings.state_dict()
-        for name, value in donor.electra.embeddings.state_dict().items():
-            if not torch.equal(own[name], value):
-                logger.warning(
-                    f"The generator's `embeddings.{name}` differs from the discriminator's by up to "
-                    f"{(own[name] - value).abs().max().item():.3g}; they share one here, the discriminator's."
-                )
-        if hasattr(donor.electra, "embeddings_project"):
-            self.generator.embeddings_project.load_state_dict(donor.electra.embeddings_project.state_dict())
-        self.generator.encoder.load_state_dict(donor.electra.encoder.state_dict())
-        self.generator.predictions.load_state_dict(donor.generator_predictions.state_dict())
-        with torch.no_grad():
-            self.generator.lm_head.bias.copy_(donor.generator_lm_head.bias)
-
-    def to_electra(self, folder: str | os.PathLike) -> dict[str, str]:
-        """Write plain ELECTRA checkpoints that need no plugin. Exit heads have no place there and are left out.
-
-        Args:
-            folder (`str`): gets a subfolder `discriminator` (`ElectraForPreTraining`) and, if there is a generator,
-                `generator` (`ElectraForMaskedLM`).
-
-        Returns:
-            `dict[str, str]`: the folder written for each part.
-
-        Raises:
-            ValueError: for `norm_position="pre"`, which plain ELECTRA does not know.
-        """
-        if self.config.norm_position != "post":
-            raise ValueError(
-                f"plain ELECTRA normalises after each block; this model has "
-                f"`norm_position={self.config.norm_position!r}` and no plain form"
-            )
-        plain = ElectraForPreTraining(_plain_config(self.config))
-        plain.electra.load_state_dict(self.electra.state_dict())
-        plain.discriminator_predictions.load_state_dict(self.discriminator_predictions.state_dict())
-        written = {"discriminator": os.path.join(folder, "discriminator")}
-        plain.to(self.dtype).save_pretrained(written["discriminator"])
-        if self.config.generator_type == "mlm":
-            masked_lm = ElectraForMaskedLM(_plain_config(self.config.generator_config()))
-            masked_lm.electra.embeddings.load_state_dict(self.electra.embeddings.state_dict())
-            if hasattr(self.generator, "embeddings_project"):
-                masked_lm.electra.embeddings_project.load_state_dict(self.generator.embeddings_project.state_dict())
-            masked_lm.electra.encoder.load_state_dict(self.generator.encoder.state_dict())
-            masked_lm.generator_predictions.load_state_dict(self.generator.predictions.state_dict())
-            masked_lm.generator_lm_head.load_state_dict(self.generator.lm_head.state_dict())
-            masked_lm.tie_weights()
-            written["generator"] = os.path.join(folder, "generator")
-            masked_lm.to(self.dtype).save_pretrained(written["generator"])
-        return written
-
-
-def _generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -> dict:
-    """The fields of our config that describe a given generator of a given discriminator."""
-    for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "hidden_act"):
-        if getattr(discriminator, name) != getattr(generator, name):
-            raise ValueError(
-                f"the generator's `{name}` must be the discriminator's ({getattr(discriminator, name)!r}), "
-                f"got {getattr(generator, name)!r}"
-            )
-    return {
-        "generator_type": "mlm",
-        "generator_size": generator.hidden_size / discriminator.hidden_size,
-        "generator_num_hidden_layers": generator.num_hidden_layers,
-        "generator_num_attention_heads": generator.num_attention_heads,
-        "generator_intermediate_size": generator.intermediate_size,
-    }
-
-
-def _source_config(checkpoint, model_type: str) -> PreTrainedConfig:
-    """The config of a plain checkpoint, of that architecture."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type != model_type:
-        raise ValueError(f"`model_type` of {checkpoint} must be {model_type!r}, got {config.model_type!r}")
-    # Transformers 5 no longer has any other, and would load the weights without a word.
-    positions = getattr(config, "position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise ValueError(f"`position_embedding_type` of {checkpoint} must be 'absolute', got {positions!r}")
-    return config
-
-
-def _electra_settings(config: PreTrainedConfig) -> dict:
-    """The fields of [`ElectraConfig`] in a config, less those that say what the checkpoint was."""
-    fields = ElectraConfig().to_dict().keys() - {"model_type", "architectures", "dtype", "transformers_version"}
-    return {name: value for name, value in config.to_dict().items() if name in fields}
-
-
-def _early_exit_config(source: PreTrainedConfig, overrides: dict) -> ElectraEarlyExitConfig:
-    """Our config for the weights of a plain ELECTRA or BERT."""
-    settings = {"embedding_size": source.hidden_size, **_electra_settings(source)}
-    if "num_labels" in overrides:  # the names of another number of labels
-        settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
-    return ElectraEarlyExitConfig(**{**settings, **overrides})
-
-
-def _plain_config(config: ElectraEarlyExitConfig) -> ElectraConfig:
-    """The [`ElectraConfig`] part of our config."""
-    return ElectraConfig(**_electra_settings(config))
 
 
 ElectraEarlyExitModel.register_for_auto_class("AutoModel")

@@ -1,11 +1,10 @@
-"""Fine-tuning heads: ELECTRA's own, one more at every exit layer, and inference that lets the certain leave early.
+"""Fine-tuning heads: ELECTRA's own, one more at every exit layer, and inference with early exits.
 
 Training runs at full depth, and every head learns (`ElectraEarlyExitTaskModel.run`). In evaluation mode, and with
-`inference_exit_thresholds`, whoever an exit head is certain enough about leaves with that head's answer.
+`inference_exit_thresholds`, an item that an exit head is certain enough about exits with that head's answer.
 """
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +19,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.electra.modeling_electra import ElectraClassificationHead, ElectraSequenceSummary
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_electra_exit import ElectraEarlyExitConfig
-from .exit_policy import CRITERIA
+from .exit_criteria import CRITERIA
 from .modeling_electra_exit import (
     ElectraEarlyExitModel,
     ElectraEarlyExitPreTrainedModel,
@@ -35,48 +35,41 @@ from .modeling_electra_exit import (
 
 
 @dataclass
-class ElectraEarlyExitSequenceClassifierOutput(SequenceClassifierOutput):
+class ExitOutput:
+    """What the outputs of the heads have beside those of Transformers."""
+
+    exit_loss: torch.FloatTensor | None = None
+    exit_logits: tuple[torch.FloatTensor, ...] | None = None
+    exit_layers: torch.LongTensor | None = None
+
+
+@dataclass
+class ElectraEarlyExitSequenceClassifierOutput(ExitOutput, SequenceClassifierOutput):
     r"""
     Output of [`ElectraEarlyExitForSequenceClassification`]. As [`SequenceClassifierOutput`], and:
 
     loss (`torch.FloatTensor` of shape `()`): in training mode the final head's plus `exit_loss_weight` times
         `exit_loss`; in evaluation mode that of the answers in `logits`.
     exit_loss (`torch.FloatTensor` of shape `()`): loss of the exit heads, averaged over them.
-    exit_logits (tuple of `torch.FloatTensor`): what the exit heads said, one entry an exit, each like `logits`; where
-        there are labels, and everybody went all the way.
-    exit_layers (`torch.LongTensor` of shape `(batch,)`): layers completed when each left, with inference exits.
+    exit_logits (tuple of `torch.FloatTensor`): the exit heads' predictions, one entry an exit, each like `logits`;
+        where there are labels, and every item is computed at full depth.
+    exit_layers (`torch.LongTensor` of shape `(batch,)`): layers completed by each item, with inference exits.
     """
 
-    exit_loss: torch.FloatTensor | None = None
-    exit_logits: tuple[torch.FloatTensor, ...] | None = None
-    exit_layers: torch.LongTensor | None = None
-
 
 @dataclass
-class ElectraEarlyExitTokenClassifierOutput(TokenClassifierOutput):
+class ElectraEarlyExitTokenClassifierOutput(ExitOutput, TokenClassifierOutput):
     r"""As [`ElectraEarlyExitSequenceClassifierOutput`]; `exit_layers` is of shape `(batch, sequence)`."""
 
-    exit_loss: torch.FloatTensor | None = None
-    exit_logits: tuple[torch.FloatTensor, ...] | None = None
-    exit_layers: torch.LongTensor | None = None
-
 
 @dataclass
-class ElectraEarlyExitQuestionAnsweringModelOutput(QuestionAnsweringModelOutput):
+class ElectraEarlyExitQuestionAnsweringModelOutput(ExitOutput, QuestionAnsweringModelOutput):
     r"""As [`ElectraEarlyExitSequenceClassifierOutput`]; `exit_logits` are of shape `(batch, sequence, 2)`."""
 
-    exit_loss: torch.FloatTensor | None = None
-    exit_logits: tuple[torch.FloatTensor, ...] | None = None
-    exit_layers: torch.LongTensor | None = None
-
 
 @dataclass
-class ElectraEarlyExitMultipleChoiceModelOutput(MultipleChoiceModelOutput):
-    r"""As [`ElectraEarlyExitSequenceClassifierOutput`]; the choices of a question leave together."""
-
-    exit_loss: torch.FloatTensor | None = None
-    exit_logits: tuple[torch.FloatTensor, ...] | None = None
-    exit_layers: torch.LongTensor | None = None
+class ElectraEarlyExitMultipleChoiceModelOutput(ExitOutput, MultipleChoiceModelOutput):
+    r"""As [`ElectraEarlyExitSequenceClassifierOutput`]; the choices of a question exit together."""
 
 
 class ExitHeads(nn.Module):
@@ -85,16 +78,15 @@ class ExitHeads(nn.Module):
     A module that is called, and not a `ModuleList`, so that PEFT can save it beside an adapter. The record is kept in
     buffers: it travels with the weights, in checkpoints and in adapters.
 
-    heads (`nn.ModuleList`): one an exit; none where the exits share the final head.
+    heads (`nn.ModuleList`): one an exit.
     trained_at_0, trained_at_1, ... (`torch.LongTensor` of shape `()`): after which layer each head stood when a loss
         last reached it; 0 where none has.
     """
 
-    def __init__(self, layers: Sequence[int], new_head: Callable[[], nn.Module] | None = None):
+    def __init__(self, layers: Sequence[int], new_head: Callable[[], nn.Module]):
         super().__init__()
         self.layers = list(layers)
-        if new_head is not None:
-            self.heads = nn.ModuleList([new_head() for _ in self.layers])
+        self.heads = nn.ModuleList([new_head() for _ in self.layers])
         for number in range(len(self.layers)):
             self.register_buffer(f"trained_at_{number}", torch.zeros((), dtype=torch.long))
         # The record as Python sees it: reading a buffer waits for the device, and cannot be done in a compiled graph.
@@ -122,15 +114,9 @@ class ExitHeads(nn.Module):
 
 def _read_record(heads: ExitHeads, *_):
     buffers = [getattr(heads, f"trained_at_{number}") for number in range(len(heads.layers))]
-    if buffers and not any(buffer.is_meta for buffer in buffers):
+    # Meta and fake tensors hold no number.
+    if buffers and all(type(buffer) is torch.Tensor and not buffer.is_meta for buffer in buffers):
         heads.trained_at = torch.stack(buffers).tolist()
-
-
-def _rename_exit_heads(model: "ElectraEarlyExitTaskModel", state_dict: dict, prefix: str, *_):
-    """A hook for `load_state_dict`, as `from_pretrained` does it: resuming an older run must find its heads."""
-    old, new = model.old_name()
-    for name in [name for name in state_dict if name.startswith(f"{prefix}exit_classifiers.")]:
-        state_dict[prefix + re.sub(old, new, name.removeprefix(prefix))] = state_dict.pop(name)
 
 
 class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
@@ -140,9 +126,10 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
     # The losses are sums over this batch, divided by the items of all batches of the step.
     accepts_loss_kwargs = True
     exit_policy_at_inference = "certain_sequences"
+    output_class: type[ModelOutput]
     # PEFT trains and saves every module whose last name is the final head's: the exits' heads have it, too.
     final_head_name = "classifier"
-    # Checkpoints from before there was a record.
+    # New with the heads that they are of.
     _keys_to_ignore_on_load_missing = [r"^exit_modules\.\w+\.trained_at_\d+$"]
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -150,46 +137,20 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         self.num_labels = config.num_labels
         self.electra = ElectraEarlyExitModel(config)
         if config.has_exit_heads:
-            separate = config.exit_head == "separate"
-            heads = ExitHeads(config.exit_layers, self.new_head if separate else None)
             self.exit_modules = nn.Module()
-            self.exit_modules.add_module(self.final_head_name, heads)
-        self.register_load_state_dict_pre_hook(_rename_exit_heads)
+            self.exit_modules.add_module(self.final_head_name, ExitHeads(config.exit_layers, self.new_head))
 
     @property
     def exit_heads(self) -> ExitHeads | None:
         """The heads of the exits, or what PEFT has wrapped around them; `None` for a model without exits."""
         return getattr(self.exit_modules, self.final_head_name) if hasattr(self, "exit_modules") else None
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, key_mapping=None, **kwargs):
-        old, new = cls.old_name()
-        return super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, key_mapping={old: new, **(key_mapping or {})}, **kwargs
-        )
-
-    @classmethod
-    def old_name(cls) -> tuple[str, str]:
-        """Pattern and replacement for the exit heads' weights in older checkpoints."""
-        return r"^exit_classifiers\.(\d+)\.", rf"exit_modules.{cls.final_head_name}.heads.\1."
-
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, ExitHeads):
-            for number, layer in enumerate(module.layers):
-                trained = self._loaded_with_checkpoint(module, number)
-                init.constant_(getattr(module, f"trained_at_{number}"), layer if trained else 0)
-
-    def _loaded_with_checkpoint(self, heads: ExitHeads, number: int) -> bool:
-        """Whether the checkpoint being loaded holds an exit's head: one without a record, which is from before there
-        was one, was trained."""
-        if hasattr(heads, "heads"):
-            return all(getattr(weight, "_is_hf_initialized", False) for weight in heads.heads[number].parameters())
-        final = getattr(self, self.final_head_name)
-        return type(self).__name__ in (self.config.architectures or ()) and all(
-            getattr(weight, "_is_hf_initialized", False) for weight in final.parameters()
-        )
+            for number in range(len(module.layers)):
+                init.zeros_(getattr(module, f"trained_at_{number}"))
 
     def new_head(self) -> nn.Module:
         raise NotImplementedError
@@ -226,9 +187,9 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             losses = losses[targets != -100]
         return losses
 
-    def pooling(self, token_mask: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What makes of states (batch, sequence, hidden) what a head reads; made once for all heads of these rows."""
-        return lambda states: states
+    def pool(self, states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        """What a head reads of states (batch, sequence, hidden)."""
+        return states
 
     def check_trained(self, layers: Sequence[int], field: str, value):
         """Raise a ValueError that names `field` and its `value` if an exit head after one of `layers` is untrained."""
@@ -242,11 +203,10 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             )
 
     def _record_training(self, number: int, logits: torch.Tensor):
-        """Note that the head of exit `number` is trained, as soon as a gradient reaches what it said."""
+        """Note that the head of exit `number` is trained, as soon as a gradient reaches its logits."""
         if self.config.exit_layers[number] not in self.exit_heads.untrained():
             return
-        own = getattr(self.exit_heads, "heads", None)
-        head = getattr(self, self.final_head_name) if own is None else own[number]
+        head = self.exit_heads.heads[number]
         if not (logits.requires_grad and any(weight.requires_grad for weight in head.parameters())):
             return
         if torch.compiler.is_compiling():  # has no hooks
@@ -254,130 +214,172 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         else:
             logits.register_hook(functools.partial(self.exit_heads.mark_trained, number))
 
-    def heads(self, token_mask: torch.Tensor | None, choices: int | None = None) -> dict[int, Callable]:
-        """The heads by the layer that they read, the final one last: states (batch, sequence, hidden) to logits.
+    def exit_answer(
+        self, states: torch.Tensor, token_mask: torch.Tensor | None, number: int, choices: int | None
+    ) -> torch.Tensor:
+        """What the head of exit `number` makes of normalised states (batch, sequence, hidden); see [`answer`]. In
+        evaluation mode its logits are divided by its temperature."""
+        logits = self.exit_heads(self.pool(states, token_mask), number=number)
+        temperatures = self.config.inference_exit_temperatures
+        if not self.training and temperatures is not None and temperatures[number] != 1:
+            logits = logits / temperatures[number]
+        return logits if choices is None else logits.view(-1, choices)
 
-        In evaluation mode the exits' logits are divided by their temperatures. With `choices`, that many rows of the
-        batch are one question, and logits are of shape `(batch / choices, choices)`. `token_mask` (batch, sequence)
-        is that of the whole batch; the heads take another with other rows.
-        """
-        config, exits = self.config, self.config.exit_layers if self.config.has_exit_heads else []
-        own = [self.final_head] * len(exits)
-        if exits and config.exit_head == "separate":
-            own = [functools.partial(self.exit_heads, number=number) for number in range(len(exits))]
-        temperatures = None if self.training else config.inference_exit_temperatures
-        temperatures = [*(temperatures or [1.0] * len(exits)), 1.0]
-        last_mask, last_pool = token_mask, self.pooling(token_mask)
+    def answer(self, states: torch.Tensor, token_mask: torch.Tensor | None, choices: int | None) -> torch.Tensor:
+        """What the final head makes of states (batch, sequence, hidden), with 0 in `token_mask` (batch, sequence) at
+        padding. With `choices`, that many rows are one question, and logits are `(batch / choices, choices)`."""
+        logits = self.final_head(self.pool(states, token_mask))
+        return logits if choices is None else logits.view(-1, choices)
 
-        def pool(states, token_mask):
-            nonlocal last_mask, last_pool
-            if token_mask is not last_mask:
-                last_mask, last_pool = token_mask, self.pooling(token_mask)
-            return last_pool(states)
+    def rows(self, inputs: dict[str, torch.Tensor | None]) -> tuple[dict[str, torch.Tensor | None], int | None]:
+        """Inputs by the row of the encoder's batch, and how many rows are the choices of one question, if they are."""
+        return inputs, None
 
-        def head_with(module, temperature):
-            def head(states: torch.Tensor, token_mask: torch.Tensor | None = token_mask) -> torch.Tensor:
-                logits = module(pool(states, token_mask))
-                logits = logits if temperature == 1 else logits / temperature
-                return logits if choices is None else logits.view(-1, choices)
-
-            return head
-
-        return {
-            layer: head_with(module, temperature)
-            for layer, module, temperature in zip(
-                [*exits, config.num_hidden_layers], [*own, self.final_head], temperatures, strict=True
-            )
-        }
-
-    def run(
+    @can_return_tuple
+    def forward(
         self,
-        targets,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         exit_layer: int | None = None,
-        choices: int | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **inputs,
-    ) -> dict:
-        """The encoder, and all heads that are wanted.
-
+        **kwargs,
+    ) -> tuple[torch.Tensor] | ModelOutput:
+        r"""
         Args:
-            targets: labels for `task_loss`, or `None`.
-            exit_layer (`int`, *optional*): stop there for everybody and answer with that exit's head.
-            choices (`int`, *optional*): rows of the batch that are one question, and stay and leave together.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): labels of all batches whose gradients are added
-                up for one step: losses are sums over this batch, divided by it. Left out: means over this batch.
-            inputs: of the encoder.
-
-        Returns:
-            The fields of the output. For `targets`, `loss` is the final head's, in training mode plus
-            `exit_loss_weight` times `exit_loss`, the mean over the exit heads; where sequences or tokens may leave
-            early, it is the loss of the answers given.
+            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
+            attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
+            labels (`torch.Tensor`, *optional*): as the class says.
+            exit_layer (`int`, *optional*): compute no more layers than that, and answer with the exit head there.
 
         Raises:
             ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
         """
-        config, policy, exits = self.config, "none", None
-        heads = self.heads(inputs["attention_mask"], choices)
-        *exit_heads, final_head = heads.values()
-        if exit_layer is not None:
-            if exit_layer not in heads:
-                raise ValueError(
-                    f"`exit_layer` must be one of {list(heads)}, where there are heads, got {exit_layer!r}"
-                )
-            if not self.training:
-                self.check_trained([exit_layer], "exit_layer", exit_layer)
-            final_head = heads[exit_layer]
-        elif not self.training and config.has_inference_exits:
-            policy = self.exit_policy_at_inference
-            exits = self._inference_exits(exit_heads, choices)
-        elif targets is not None and exit_heads:
-            exits = Exits(exit_heads)
-        outputs = self.electra(**inputs, exit_policy=policy, exits=exits, exit_layer=exit_layer, return_dict=True)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return self.output_class(**self.run(inputs, labels, exit_layer, **kwargs))
 
-        logits = final_head(outputs.last_hidden_state)
+    def run(
+        self,
+        inputs: dict[str, torch.Tensor | None],
+        targets,
+        exit_layer: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> dict:
+        """The encoder, and all heads that are wanted.
+
+        Args:
+            inputs: of [`forward`], by name.
+            targets: labels for `task_loss`, or `None`.
+            exit_layer (`int`, *optional*): as in [`forward`].
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): labels of all batches whose gradients are added
+                up for one step: losses are sums over this batch, divided by it. Left out: means over this batch.
+            kwargs: for the encoder.
+
+        Returns:
+            The fields of the output. For `targets`, `loss` is the final head's, in training mode plus
+            `exit_loss_weight` times `exit_loss`, the mean over the exit heads; with inference exits, it is the loss of
+            the answers given.
+        """
+        inputs, choices = self.rows(inputs)
+        token_mask, policy, exits = inputs["attention_mask"], "none", None
+        if exit_layer is not None:
+            self._check_exit_layer(exit_layer)
+        elif not self.training and self.config.has_inference_exits:
+            policy = self.exit_policy_at_inference
+            exits = self._inference_exits(token_mask, choices)
+        elif targets is not None and self.exit_numbers:
+            exits = Exits(self._exit_answers(token_mask, choices))
+        outputs = self.electra(
+            **inputs, **kwargs, exit_policy=policy, exits=exits, exit_layer=exit_layer, return_dict=True
+        )
+        if exit_layer in self.exit_numbers:
+            number = self.exit_numbers[exit_layer]
+            logits = self.exit_answer(outputs.last_hidden_state, token_mask, number, choices)
+        else:
+            logits = self.answer(outputs.last_hidden_state, token_mask, choices)
         if policy != "none":
             logits = self._answers(logits, outputs)
+        exit_logits = outputs.exit_logits if policy == "none" else None
         loss = exit_loss = None
         if targets is not None:
-            loss = self.task_loss(logits.float(), targets, num_items_in_batch)
-            if policy == "none" and exits is not None:
-                common = targets, logits.detach().float(), inputs["attention_mask"], num_items_in_batch
-                losses = [self.exit_head_loss(each.float(), *common) for each in outputs.exit_logits]
-                exit_loss = torch.stack(losses).mean()
-            if exit_loss is not None and self.training and config.exit_loss_weight > 0:
-                loss = loss + config.exit_loss_weight * exit_loss
-                for number, said in enumerate(outputs.exit_logits):
-                    self._record_training(number, said)
-            elif self.training and exit_layer in config.exit_layers:
-                self._record_training(config.exit_layers.index(exit_layer), logits)
-            if exit_heads and not self.training:
-                warn_of_evaluation_mode(loss)
+            loss, exit_loss = self._losses(logits, exit_logits, targets, token_mask, num_items_in_batch)
+            if self.training and exit_layer in self.exit_numbers:
+                self._record_training(self.exit_numbers[exit_layer], logits)
         return {
             "loss": loss,
             "logits": logits,
             "hidden_states": outputs.hidden_states,
             "attentions": outputs.attentions,
-            "exit_loss": None if exit_loss is None else exit_loss.detach(),
-            # Pipelines take any other tuple apart as if it had an entry an example.
-            "exit_logits": outputs.exit_logits if policy == "none" else None,
+            "exit_loss": exit_loss,
+            "exit_logits": exit_logits,  # pipelines take any other tuple apart as if it had an entry an example
             "exit_layers": outputs.exit_layers,
         }
 
-    def _inference_exits(self, exit_heads: list[Callable], choices: int | None) -> Exits:
+    @property
+    def exit_numbers(self) -> dict[int, int]:
+        """The exits' numbers by their layers; empty for a model without exits."""
+        layers = self.config.exit_layers if self.config.has_exit_heads else []
+        return {layer: number for number, layer in enumerate(layers)}
+
+    def _check_exit_layer(self, exit_layer: int):
+        layers = [*self.exit_numbers, self.config.num_hidden_layers]
+        if exit_layer not in layers:
+            raise ValueError(f"`exit_layer` must be one of {layers}, where there are heads, got {exit_layer!r}")
+        if not self.training:
+            self.check_trained([exit_layer], "exit_layer", exit_layer)
+
+    def _losses(self, logits, exit_logits, targets, token_mask, num_items) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and the exits' part of it without gradient."""
+        weight, loss, exit_loss = (
+            self.config.exit_loss_weight,
+            self.task_loss(logits.float(), targets, num_items),
+            None,
+        )
+        if exit_logits is not None:
+            common = targets, logits.detach().float(), token_mask, num_items
+            exit_loss = torch.stack([self.exit_head_loss(each.float(), *common) for each in exit_logits]).mean()
+            if self.training and weight > 0:
+                loss = loss + weight * exit_loss
+                for number, each in enumerate(exit_logits):
+                    self._record_training(number, each)
+            exit_loss = exit_loss.detach()
+        if self.exit_numbers and not self.training:
+            warn_of_evaluation_mode(loss)
+        return loss, exit_loss
+
+    def _exit_answers(self, token_mask: torch.Tensor | None, choices: int | None) -> list[Callable]:
+        """The exits' heads as functions of states alone, or of states and the `token_mask` of other rows."""
+        return [
+            functools.partial(self.exit_answer, token_mask=token_mask, number=number, choices=choices)
+            for number in range(len(self.config.exit_layers))
+        ]
+
+    def _inference_exits(self, token_mask: torch.Tensor | None, choices: int | None) -> Exits:
         """The exits as the config's criterion takes them."""
         config, thresholds = self.config, self.config.inference_exit_thresholds
         rule = CRITERIA[config.inference_exit_criterion](thresholds)
-        asked = [rule.asks(number) for number in range(len(exit_heads))]
+        asked = [rule.asks(number) for number in range(len(config.exit_layers))]
         layers = [layer for layer, takes_part in zip(config.exit_layers, asked, strict=True) if takes_part]
         self.check_trained(layers, "inference_exit_thresholds", thresholds)
+        heads = self._exit_answers(token_mask, choices)
         return Exits(
-            [head if takes_part else None for head, takes_part in zip(exit_heads, asked, strict=True)],
+            [head if takes_part else None for head, takes_part in zip(heads, asked, strict=True)],
             leaves=lambda number, logits, items, token_mask: rule(number, self.predictions(logits, token_mask), items),
             rows_per_item=choices or 1,
         )
 
     def _answers(self, logits: torch.Tensor, outputs) -> torch.Tensor:
-        """The final head's logits of those that stayed, and of those that left, what the exit's head said."""
+        """The final head's logits, and for the items that exited, those of the exit's head."""
         for layer, (items, exit_logits) in (outputs.exit_answers or {}).items():
             if in_graph():  # everything is computed everywhere
                 said = exit_logits
@@ -398,25 +400,29 @@ def mean_over_items(losses: torch.Tensor, num_items: torch.Tensor | int | None) 
     return losses.sum() / (num_items.to(losses.device) if torch.is_tensor(num_items) else num_items)
 
 
-def sequence_pooling(
-    pooling: str, token_mask: torch.Tensor | None, dtype: torch.dtype
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """To the states of the one token that stands for a sequence, (batch, 1, hidden): its `"first"`, wherever padding
-    is, or the `"mean"` of all but padding."""
-    if pooling == "first" and (token_mask is None or token_mask.dim() != 2):  # of more dimensions, it says no place
-        return lambda states: states[:, :1]
-    if token_mask is None:
-        return lambda states: states.mean(dim=1, keepdim=True)
+def pool_sequence(states: torch.Tensor, token_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """States of the one token that stands for a sequence, (batch, 1, hidden): its `"first"`, wherever padding is, or
+    the `"mean"` of all but padding; from states (batch, sequence, hidden)."""
     if pooling == "first":
+        if token_mask is None or token_mask.dim() != 2:  # of more dimensions, it says no place
+            return states[:, :1]
         first = first_tokens(token_mask)[:, None, None]
-        return lambda states: states.gather(1, first.expand(-1, 1, states.shape[-1]))
-    real = (token_mask != 0).unsqueeze(1).to(dtype)  # zeros and ones: exact in bf16, too
+        return states.gather(1, first.expand(-1, 1, states.shape[-1]))
+    if token_mask is None:
+        return states.mean(dim=1, keepdim=True)
+    real = (token_mask != 0).unsqueeze(1).to(states.dtype)  # zeros and ones: exact in bf16, too
     share = real.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1).reciprocal()
-    return lambda states: ((real.to(states.dtype) @ states) * share).to(states.dtype)
+    return ((real @ states) * share).to(states.dtype)
 
 
 class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
-    """Classification of whole sequences, with one label or several each, or regression, as `problem_type` says."""
+    """Classification of whole sequences, with one label or several each, or regression, as `problem_type` says.
+
+    `labels` are `torch.LongTensor` of shape `(batch,)` for classes; `torch.FloatTensor` of shape `(batch,)` or
+    `(batch, num_labels)` for a regression, which has no inference exits, `(batch, num_labels)` for several labels.
+    """
+
+    output_class = ElectraEarlyExitSequenceClassifierOutput
 
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
@@ -429,8 +435,8 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
     def final_head(self, states):
         return self.classifier(states)
 
-    def pooling(self, token_mask):
-        return sequence_pooling(self.config.classifier_pooling, token_mask, self.dtype)
+    def pool(self, states, token_mask):
+        return pool_sequence(states, token_mask, self.config.classifier_pooling)
 
     def task_loss(self, logits, targets, num_items=None):
         loss = self.loss_function(targets, logits, self.config, num_items_in_batch=num_items)
@@ -457,48 +463,11 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
             return torch.stack([torch.zeros_like(logits), logits], dim=-1)
         return logits.unsqueeze(-2)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        exit_layer: int | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor] | ElectraEarlyExitSequenceClassifierOutput:
-        r"""
-        Args:
-            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
-            attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
-            labels (*optional*): `torch.LongTensor` of shape `(batch,)` for classes; `torch.FloatTensor` of shape
-                `(batch,)` or `(batch, num_labels)` for a regression, `(batch, num_labels)` for several labels.
-            exit_layer (`int`, *optional*): stop at this exit layer for every sequence.
-
-        Raises:
-            ValueError: for an `exit_layer` without a head, an exit head that would answer and is untrained, or
-                `inference_exit_thresholds` in a regression.
-        """
-        return ElectraEarlyExitSequenceClassifierOutput(
-            **self.run(
-                labels,
-                exit_layer,
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
-        )
-
 
 class ElectraEarlyExitForTokenClassification(ElectraEarlyExitTaskModel):
-    """A class for every token."""
+    """A class for every token. `labels` are of shape `(batch, sequence)`: -100 where there is none."""
 
+    output_class = ElectraEarlyExitTokenClassifierOutput
     exit_policy_at_inference = "certain_tokens"
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -517,42 +486,11 @@ class ElectraEarlyExitForTokenClassification(ElectraEarlyExitTaskModel):
     def task_loss(self, logits, targets, num_items=None):
         return self.loss_function(logits, targets, self.config, num_items_in_batch=num_items)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        exit_layer: int | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor] | ElectraEarlyExitTokenClassifierOutput:
-        r"""
-        Args: those of [`ElectraEarlyExitForSequenceClassification`], but
-            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): -100 where there is none.
-
-        Raises:
-            ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
-        """
-        return ElectraEarlyExitTokenClassifierOutput(
-            **self.run(
-                labels,
-                exit_layer,
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
-        )
-
 
 class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
-    """The span of the answer. A sequence leaves when its start and its end are certain."""
+    """The span of the answer. A sequence exits when its start and its end are certain."""
 
+    output_class = ElectraEarlyExitQuestionAnsweringModelOutput
     final_head_name = "qa_outputs"
     # Trainer counts `labels`, and there are none: the loss is a mean over this batch.
     accepts_loss_kwargs = False
@@ -593,7 +531,7 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitQuestionAnsweringModelOutput:
         r"""
-        Args: those of [`ElectraEarlyExitForSequenceClassification`], but instead of `labels`
+        Args: those of [`ElectraEarlyExitTaskModel.forward`], but instead of `labels`
             start_positions, end_positions (`torch.LongTensor` of shape `(batch,)`, *optional*): tokens of the answer;
                 positions outside the sequence are ignored.
 
@@ -601,22 +539,23 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
             ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
         """
         targets = None if start_positions is None or end_positions is None else (start_positions, end_positions)
-        fields = self.run(
-            targets,
-            exit_layer,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        fields = self.run(inputs, targets, exit_layer, **kwargs)
         start_logits, end_logits = (each.contiguous() for each in fields.pop("logits").unbind(-1))
-        return ElectraEarlyExitQuestionAnsweringModelOutput(start_logits=start_logits, end_logits=end_logits, **fields)
+        return self.output_class(start_logits=start_logits, end_logits=end_logits, **fields)
 
 
 class ElectraEarlyExitForMultipleChoice(ElectraEarlyExitTaskModel):
-    """Which of several sequences is the right one."""
+    """Which of several sequences is the right one. Inputs are of shape `(batch, choices, sequence)`, `labels`
+    `torch.LongTensor` of shape `(batch,)`: the number of the right choice."""
+
+    output_class = ElectraEarlyExitMultipleChoiceModelOutput
 
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
@@ -629,44 +568,18 @@ class ElectraEarlyExitForMultipleChoice(ElectraEarlyExitTaskModel):
     def final_head(self, states):
         return self.classifier(self.sequence_summary(states))
 
-    def pooling(self, token_mask):
+    def pool(self, states, token_mask):
         if self.config.classifier_pooling == "first" and self.config.summary_type != "first":
-            return super().pooling(token_mask)  # `sequence_summary` reads another token, as in ELECTRA
-        return sequence_pooling(self.config.classifier_pooling, token_mask, self.dtype)
+            return states  # `sequence_summary` reads another token, as in ELECTRA
+        return pool_sequence(states, token_mask, self.config.classifier_pooling)
+
+    def rows(self, inputs):
+        given = [value for value in inputs.values() if value is not None]
+        rows = {name: None if value is None else value.flatten(0, 1) for name, value in inputs.items()}
+        return rows, given[0].shape[1]
 
     def task_loss(self, logits, targets, num_items=None):
         return mean_over_items(F.cross_entropy(logits, targets, reduction="none"), num_items)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        exit_layer: int | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor] | ElectraEarlyExitMultipleChoiceModelOutput:
-        r"""
-        Args: those of [`ElectraEarlyExitForSequenceClassification`], but all of shape `(batch, choices, sequence)`
-            (`inputs_embeds`: `(batch, choices, sequence, embedding_size)`), and
-            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): the number of the right choice.
-
-        Raises:
-            ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
-        """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
-        rows = {name: None if value is None else value.flatten(0, 1) for name, value in inputs.items()}
-        return ElectraEarlyExitMultipleChoiceModelOutput(**self.run(labels, exit_layer, choices, **rows, **kwargs))
 
 
 ElectraEarlyExitForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

@@ -127,7 +127,7 @@ def test_the_default_needs_no_vocabulary_ids():
     model = default_model().train()
     outputs = model(inputs_embeds=torch.randn(2, 64, 8), labels=torch.zeros(2, 64, dtype=torch.long))
     assert (outputs.exit_layers > 1).sum(1).tolist() == [8, 8]
-    assert set(dict(model.exit_state.named_buffers())) == {"auc", "replaced_rate", "audit", "left", "keep"}
+    assert set(dict(model.exit_state.named_buffers())) == {"auc", "replaced_rate", "left"}
 
 
 # ---- From the command line, end to end ----

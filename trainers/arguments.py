@@ -200,11 +200,6 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     exit_cooldown: float = field(
         default=0.3, metadata={"help": "Share of the steps at the end that run at full depth for every token."}
     )
-
-    exit_adapt_steps: int = field(
-        default=100,
-        metadata={"help": "Steps between two looks at the capacities, where there is an exit_error_target."},
-    )
     generator_folder: str | None = field(
         default=None,
         metadata={
@@ -239,8 +234,6 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
 
         if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
             raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
-        if self.exit_adapt_steps < 1:
-            raise ValueError(f"`exit_adapt_steps` must be at least 1, got {self.exit_adapt_steps}")
 
     @property
     def mask_seed(self) -> int:
@@ -365,16 +358,6 @@ class DataArguments:
     validation_last: int | None = field(
         default=None,
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
-    )
-    validation_corrupted: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Folders of held-out sequences corrupted beforehand (`datasets`, columns input_ids and labels): "
-            "evaluated while training instead of the run's own, each under its folder's name."
-        },
-    )
-    max_train_sequences: int | None = field(
-        default=None, metadata={"help": "Train on the first so many sequences only; on more visits to each."}
     )
     data_split_seed: int = field(
         default=0, metadata={"help": "Seed of the documents held out, and of the chance in cutting sequences."}

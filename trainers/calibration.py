@@ -34,7 +34,7 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from modeling_electra_exit.exit_policy import CRITERIA, confidence, prediction_entropy
+from modeling_electra_exit.exit_criteria import CRITERIA, confidence, prediction_entropy
 
 from . import metrics
 from .data import read_files

@@ -12,10 +12,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from modeling_electra_exit.exit_policy import adapt_capacities
-
-from .distributed import anywhere, whole
-from .flops import block_share, capacity_log, with_capacities
+from .distributed import anywhere
 
 
 logger = logging.getLogger(__name__)
@@ -39,58 +36,6 @@ class NewEpochCallback(TrainerCallback):
             # A run resumed in the middle of an epoch begins with a fraction here.
             self.trainer.data_collator.set_epoch(int(state.epoch or 0))
         self.trainer.stopwatch.lap()
-
-
-class AdaptiveCapacityCallback(TrainerCallback):
-    """Moves the capacities of the exits towards `config.exit_error_target`, inside `config.exit_flops_budget`.
-
-    It decides by buffers of the model, all-reduced and saved with it, so that all processes decide alike and a
-    resumed run as the uninterrupted one. Reading them waits for the device, once in `exit_adapt_steps`.
-    """
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if (config := model.config).exit_error_target is None:
-            return
-        length = self.trainer.sequence_length
-        self.budget = config.exit_flops_budget or block_share(config, length)
-        if state.global_step == 0:
-            model.exit_state.keep.copy_(model.exit_state.keep.new_tensor(config.exit_keep))
-        else:
-            config.exit_keep = [round(share, 6) for share in model.exit_state.keep.tolist()]
-        self._log(config)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        config, length = model.config, self.trainer.sequence_length
-        if config.exit_error_target is None or state.global_step % args.exit_adapt_steps:
-            return
-        if not args.exits_active(state.global_step - 1, state.max_steps):
-            return
-
-        def affordable(keep):
-            return block_share(with_capacities(config, keep), length) <= self.budget + 1e-9
-
-        ready = (model.exit_state.auc >= config.exit_auc_floor).tolist()
-        keep = adapt_capacities(
-            config.exit_keep,
-            model.exit_state.error_gap().tolist(),
-            config.exit_error_target,
-            length,
-            ready,
-            affordable,
-        )
-        if keep != config.exit_keep:
-            config.exit_keep = keep
-            model.exit_state.keep.copy_(model.exit_state.keep.new_tensor(keep))
-            self._log(config)
-
-    def _log(self, config):
-        """Into the log history too: the run's operations are counted from there (`flops.capacity_history`)."""
-        log_beside(self.trainer, capacity_log(config))
 
 
 class Preempted(SystemExit):
@@ -156,21 +101,6 @@ class PreemptionCallback(TrainerCallback):
         """An evaluation may take minutes, and nothing of the run's state depends on it."""
         if self.requested():
             raise Preempted
-
-
-class NeighborCallback(TrainerCallback):
-    """Makes the table of the generator `neighbor` anew, every `config.generator_refresh_steps` steps."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if model.config.generator_type != "neighbor":
-            return
-        if state.global_step % model.config.generator_refresh_steps == 0:
-            excluded = self.trainer.tokenizer.all_special_ids
-            model.generator.refresh(whole(model.get_input_embeddings().weight), excluded)
 
 
 def outlived(callback: TrainerCallback) -> TrainerCallback:

@@ -29,7 +29,6 @@ from datasets import (
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
-    load_from_disk,
 )
 from datasets import Sequence as SequenceFeature
 from datasets.arrow_writer import SchemaInferenceError
@@ -132,8 +131,6 @@ def load_documents(args: DataArguments) -> DatasetDict:
     if len(given) != 1:
         known = ", ".join(f"--{source}" for source in SOURCES)
         raise DataError(f"give exactly one of {known}; got {', '.join(given) or 'none'}")
-    if args.streaming and args.max_train_sequences is not None:
-        raise DataError("--max_train_sequences needs sequences that are counted; leave out --streaming")
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:
@@ -624,21 +621,6 @@ def _text_bytes(documents: Dataset) -> int:
     return sum(size or 0 for size in sizes)
 
 
-def load_corrupted(folder: str) -> Dataset:
-    """Sequences corrupted beforehand.
-
-    Raises:
-        DataError: if the folder holds none.
-    """
-    try:
-        corrupted = load_from_disk(folder)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read corrupted sequences from {folder}: {first_line(error)}") from error
-    if not {"input_ids", "labels"} <= set(getattr(corrupted, "column_names", ())):
-        raise DataError(f"{folder} holds no data set with the columns `input_ids` and `labels`")
-    return corrupted
-
-
 def count_tokens(packed: Dataset) -> int:
     """Tokens of packed sequences, special ones included."""
     return pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py() or 0
@@ -670,9 +652,4 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
         packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc, *how)
     if stream is not None:
         packed["train"] = stream
-    if args.max_train_sequences is not None:
-        if args.max_train_sequences < 1:
-            raise DataError(f"--max_train_sequences must be at least 1, got {args.max_train_sequences}")
-        packed["train"] = packed["train"].select(range(min(args.max_train_sequences, len(packed["train"]))))
-        counts["train"].sequences, counts["train"].tokens = len(packed["train"]), count_tokens(packed["train"])
     return packed, tokenizer, {name: asdict(count) for name, count in counts.items()}

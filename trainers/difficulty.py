@@ -30,6 +30,10 @@ class Difficulty:
 
     def __init__(self, reference: MaskedLanguageModel | None, mask_token_id: int):
         self.reference, self.mask_token_id = reference, mask_token_id
+        self.restart()
+
+    def restart(self):
+        """Forget what was measured."""
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     @torch.no_grad()

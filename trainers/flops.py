@@ -5,8 +5,6 @@ feed-forward, heads), as `torch.utils.flop_counter` counts them, and nothing for
 and softmax. [`step_flops_as_published`] counts as ELECTRA's authors do, for comparison with their tables.
 """
 
-import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modeling_electra_exit import ElectraEarlyExitConfig
@@ -130,11 +128,7 @@ def step_flops(
         head = 2 * chosen * config.embedding_size * (hidden + config.vocab_size)
         # In training, as many proposals again, of which there is no backward pass.
         generator = head + (head / TRAINING_FACTOR if training else 0)
-    flops = StepFlops(blocks, heads, generator) * (batch_size * (TRAINING_FACTOR if training else 1))
-    if config.generator_type == "neighbor" and training:
-        # All pairs of the vocabulary, spread over the steps that their table serves.
-        flops.generator += 2 * config.vocab_size**2 * config.embedding_size / config.generator_refresh_steps
-    return flops
+    return StepFlops(blocks, heads, generator) * (batch_size * (TRAINING_FACTOR if training else 1))
 
 
 def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
@@ -145,35 +139,6 @@ def block_share(config: ElectraEarlyExitConfig, sequence_length: int) -> float:
     """Operations of the discriminator's layers while exits are active, as a share of those at full depth."""
     executed, dense = (step_flops(config, 1, sequence_length, active).blocks for active in (True, False))
     return executed / dense
-
-
-def with_capacities(config: ElectraEarlyExitConfig, keep: Iterable[float]) -> ElectraEarlyExitConfig:
-    """A copy of `config` in which `keep` of the sequence continues past each exit."""
-    changed = copy.copy(config)
-    changed.exit_keep = list(keep)
-    return changed
-
-
-CAPACITY_KEY = "exit_keep_layer_"
-
-
-def capacity_log(config: ElectraEarlyExitConfig) -> dict[str, float]:
-    """The log entry that says which capacities hold from its step on."""
-    return {f"{CAPACITY_KEY}{layer}": keep for layer, keep in zip(config.exit_layers, config.exit_keep, strict=True)}
-
-
-def capacity_history(config: ElectraEarlyExitConfig, log_history: list[dict], steps: int) -> list[list[float]]:
-    """The capacities of each step of a run, from its log; those of `config` where none were logged."""
-    changes = {
-        entry["step"]: [entry[f"{CAPACITY_KEY}{layer}"] for layer in config.exit_layers]
-        for entry in log_history
-        if any(name.startswith(CAPACITY_KEY) for name in entry)
-    }
-    keep, history = config.exit_keep, []
-    for step in range(steps):
-        keep = changes.get(step, keep)
-        history.append(keep)
-    return history
 
 
 def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:

@@ -1,8 +1,8 @@
 """Generators: what replaces the tokens that the discriminator has to find. `generator_type` in the config names one.
 
-Where they run follows from what they need. `mlm`, `neighbor` and `self` need the weights in training and are part of
-the model. Those that need the text alone run in the collator, so in loader workers where there are some
-([`Replacements`]). Another neural model runs in the training step, on the training device ([`StepGenerator`]).
+Where they run follows from what they need. `mlm` and `self` need the weights in training and are part of the model.
+Those that need the text alone run in the collator, so in loader workers where there are some ([`Replacements`]).
+Another neural model runs in the training step, on the training device ([`StepGenerator`]).
 
 Add your own without touching this package: `generator_type="my_module:my_generator"` names a class that derives from
 one or the other and is made from a [`GeneratorContext`], or a function whose one argument, `context`, is one, and
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
 from modeling_electra_exit.generator_head import sample_tokens
-from modeling_electra_exit.modeling_electra_exit import originals
+from modeling_electra_exit.modeling_electra_exit import originals, replace_tokens
 
 from .arguments import ElectraEarlyExitTrainingArguments
 from .data import id_dtype, read_ids, token_counts
@@ -133,9 +133,8 @@ class StepGenerator:
         proposals = self.propose(
             input_ids, mlm_labels, inputs.get("attention_mask"), progress, inputs.get("token_type_ids")
         )
-        before = originals(input_ids, mlm_labels)
-        corrupted = before.masked_scatter(mlm_labels != -100, proposals)
-        return {**inputs, "input_ids": corrupted, "labels": (corrupted != before).long()}
+        corrupted, labels = replace_tokens(input_ids, mlm_labels, proposals)
+        return {**inputs, "input_ids": corrupted, "labels": labels}
 
     def for_evaluation(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> "StepGenerator":
         """The generator that corrupts this masked batch of an evaluation; it must leave no trace in training's."""
@@ -339,7 +338,7 @@ class SelfProposals(StepGenerator):
 
 
 # The part of the model that some generators are; `none` is the user's own corruption.
-IN_MODEL = ("mlm", "neighbor", "none")
+IN_MODEL = ("mlm", "none")
 
 # name -> function of a context that makes the generator
 GENERATORS: dict[str, Callable[[GeneratorContext], Replacements | StepGenerator]] = {

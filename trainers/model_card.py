@@ -27,7 +27,6 @@ REPLACEMENTS = {
     "frozen": "samples of a masked language model that was trained before",
     "cached": "sampled once beforehand and stored with the data",
     "self": "proposed by a head on an early layer when the sequence was last read",
-    "neighbor": "tokens near in the discriminator's embeddings",
 }
 
 

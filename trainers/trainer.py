@@ -23,8 +23,6 @@ from modeling_electra_exit.exit_state import all_reduce, roc_auc
 from . import cpu_kernels, metrics
 from .arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from .callbacks import (
-    AdaptiveCapacityCallback,
-    NeighborCallback,
     NewEpochCallback,
     Preempted,
     PreemptionCallback,
@@ -280,9 +278,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
     `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
     tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
-    `exit_auc_layer_<n>`, the ROC-AUC of its head; `exit_recall_left_layer_<n>`, the share of the replaced tokens
-    that left which its head told as such (at the base rate); and `exit_error_gap_layer_<n>`, how much more it errs
-    than the final head on audit tokens. Evaluation adds what [`difficulty.Difficulty`] measures of the generator.
+    `exit_auc_layer_<n>`, the ROC-AUC of its head, and `exit_recall_left_layer_<n>`, the share of the replaced tokens
+    that exited which its head told as such (at the base rate). Evaluation adds what [`difficulty.Difficulty`] measures
+    of the generator.
     `total_flos` in `trainer_state.json` counts the operations really executed.
     """
 
@@ -298,13 +296,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._adopt(self.model)
         self.stopwatch = Stopwatch()
         folder = self.args.reference_folder
-        self._reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
+        reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
+        self._difficulty = Difficulty(reference, getattr(self.tokenizer, "mask_token_id", None))
         self.add_callback(NewEpochCallback(self))
-        self.add_callback(AdaptiveCapacityCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
         self.add_callback(DifficultyCallback())
-        self.add_callback(NeighborCallback(self))
 
     def _hp_search_setup(self, trial):
         """By now `train` has made a new model, where there is a `model_init`; and a trial its hyperparameters."""
@@ -324,8 +321,6 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             if needed > config.vocab_size:
                 raise ValueError(f"`vocab_size` is {config.vocab_size}, and the tokenizer's ids need {needed}")
             name_special_tokens(config, self.tokenizer)
-        elif config.generator_type == "neighbor":
-            raise ValueError("generator_type 'neighbor' needs `processing_class`, the tokenizer; got None")
         if self._builds_collator:
             self.data_collator, self.generator = build_collator(config, self.train_dataset, self.tokenizer, self.args)
         if self._measures_detection:
@@ -472,7 +467,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         counts = active_tokens(config, length, self._exits_were_active)
         shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, n in enumerate(counts, 1)}
         state = self.accelerator.unwrap_model(self.model).exit_state
-        measured = {"auc": state.auc, "error_gap": state.error_gap(), "recall_left": 1 - state.error_on_left()[:, 1]}
+        measured = {"auc": state.auc, "recall_left": 1 - state.error_on_left()[:, 1]}
         exits = {
             f"exit_{name}_layer_{layer}": round(value, 4)
             for name, values in measured.items()
@@ -495,7 +490,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
-            self._difficulty = Difficulty(self._reference, getattr(self.tokenizer, "mask_token_id", None))
+            self._difficulty.restart()
             try:
                 output = super().evaluation_loop(*args, **kwargs)
                 self._difficulty.sums = self.accelerator.reduce(self._difficulty.sums.to(self.args.device)).cpu()

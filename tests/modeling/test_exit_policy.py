@@ -12,7 +12,6 @@ from modeling_electra_exit.exit_policy import (
     binary_entropy,
     capacity,
     draw,
-    gumbel,
     row_noise,
     sample_size,
     sampled_entropy_signal,
@@ -93,7 +92,6 @@ def test_audit_tokens_are_a_uniform_sample_of_all_candidates():
         drawn = set(kept[row][selection.audit[row]].tolist())
         best = [t for t in range(47, -1, -1) if t not in drawn and t != 7][:11]
         assert set(chosen[row].tolist()) - {7} == set(best)
-        assert set(kept[row][selection.refused[row]].tolist()) == {t for t in drawn if t < min(best)}
 
 
 def test_an_audit_sample_that_protected_tokens_leave_too_few_places_for_is_uniform_too():
@@ -132,22 +130,6 @@ def test_audit_places_for_more_than_there_are_candidates():
     kept = selection.order[:, :16]
     assert (kept < 10).sum(1).eq(10).all()
     assert torch.equal(selection.audit, kept < 10)  # padding that fills the places is no audit token
-
-
-def test_inverse_probabilities_make_an_unbiased_estimate():
-    """Horvitz and Thompson's estimator of the sum over all candidates, from those that continued."""
-    torch.manual_seed(0)
-    weights, values = torch.rand(40) + 0.05, torch.randn(40)
-    log_weights = weights.log().expand(20000, -1)
-    scores = log_weights + gumbel(torch.rand_like(log_weights))
-    protected = (torch.arange(40) == 3).expand(20000, -1)
-    selection = select(scores, 16, protected, audit_fraction=0.25, log_weights=log_weights)
-    kept = selection.order[:, :16]
-    estimates = (values[kept] * selection.inverse_probability).sum(1)
-    error = estimates.std() / 20000**0.5
-    # Given the threshold, the chances of the sampled part are exact; the audit sample makes them approximate.
-    assert abs(estimates.mean() - values.sum()) < 4 * error + 0.02 * values.abs().sum()
-    assert selection.inverse_probability[kept == 3].eq(1).all()
 
 
 def test_entropy_is_exact_and_finite():
@@ -194,7 +176,7 @@ def test_select_refuses_impossible_numbers(num_kept):
 @pytest.mark.parametrize("rule", EXIT_RULES, ids=rule_name)
 def test_every_policy_and_signal_gives_finite_scores(rule):
     logits = torch.tensor([[-1e4, -1.0, 0.0, 1.0, 1e4] * 4])
-    evidence = Evidence(logits, gain=torch.randn_like(logits), token_loss=torch.rand_like(logits))
+    evidence = Evidence(logits, gain=torch.randn_like(logits))
     config = tiny_config(**rule)
     ranking = POLICIES[config.exit_policy](evidence, 16, config)
     assert ranking.scores.shape == logits.shape
@@ -203,13 +185,10 @@ def test_every_policy_and_signal_gives_finite_scores(rule):
 
 
 def test_signals_rank_by_what_they_say():
-    evidence = Evidence(
-        torch.tensor([[-5.0, 0.1, 3.0]]), torch.tensor([[0.2, -1.0, 0.4]]), torch.tensor([[3.0, 2.0, 9.0]])
-    )
+    evidence = Evidence(torch.tensor([[-5.0, 0.1, 3.0]]), torch.tensor([[0.2, -1.0, 0.4]]))
     order = {name: SIGNALS[name](evidence).argsort(descending=True).tolist()[0] for name in SIGNALS}
     assert order["entropy"] == [1, 2, 0]
     assert order["expected_gain"] == [2, 0, 1]
-    assert order["token_loss"] == [2, 0, 1]
 
 
 def test_thresholds_keep_whom_they_should_and_no_more_than_a_multiple_of_8():

@@ -1,14 +1,12 @@
-"""What training measures about its exits, and what follows from it for the capacities."""
+"""What training measures about its exits."""
 
 import copy
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.nn import functional as F
 
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
-from modeling_electra_exit.exit_policy import adapt_capacities
 from modeling_electra_exit.exit_state import DECAY, ElectraEarlyExitState, class_errors, roc_auc
 from tests.conftest import masked_batch, tiny_config, tiny_model
 
@@ -55,39 +53,22 @@ def test_one_step_of_statistics_matches_plain_loops():
     labels = batch["labels"].masked_fill(batch["attention_mask"] == 0, -1)
     for number, positions in enumerate(outputs.exit_positions):
         selection, logits = outputs.exit_selections[number], outputs.exit_logits[number]
-        audit, left = torch.zeros(2, 2, 2), torch.zeros(2, 2)
+        left = torch.zeros(2, 2)
         for row in range(4):
             for place, candidate in enumerate(selection.order[row].tolist()):
                 label = labels[row, positions[row, candidate]].item()
                 if label < 0:
                     continue
-                heads = (logits[row, candidate], outputs.logits[row, positions[row, candidate]])
-                wrong = [(torch.sigmoid(logit) > prior).long().item() != label for logit in heads]
+                wrong = (torch.sigmoid(logits[row, candidate]) > prior).long().item() != label
                 if place >= selection.audit.shape[1]:
-                    left[label] += torch.tensor([wrong[0], 1.0])
-                elif selection.refused[row, place]:
-                    for head in (0, 1):
-                        audit[head, label] += torch.tensor([wrong[head], 1.0])
-        assert torch.equal(model.exit_state.audit[number], audit)
+                    left[label] += torch.tensor([wrong, 1.0])
         assert torch.equal(model.exit_state.left[number], left)
     rate = (labels == 1).sum() / (labels >= 0).sum()
     assert model.exit_state.replaced_rate.item() == pytest.approx(DECAY * prior + (1 - DECAY) * rate.item())
 
 
-def test_running_loss_of_a_vocabulary_id():
-    model = tiny_model(exit_signal="token_loss").train()
-    before = model.exit_state.token_loss.clone()
-    outputs, batch = training_step(model)
-    losses = F.binary_cross_entropy_with_logits(outputs.logits, batch["labels"].float(), reduction="none")
-    for token_id in range(120):
-        here = batch["input_ids"] == token_id
-        mean = losses[here].mean() if here.any() else before[token_id]
-        expected = before[token_id] + (1 - DECAY) * (mean - before[token_id])
-        torch.testing.assert_close(model.exit_state.token_loss[token_id], expected.detach())
-
-
 def test_statistics_are_saved_and_loaded(tmp_path):
-    model = tiny_model(exit_signal="token_loss").train()
+    model = tiny_model().train()
     training_step(model)
     model.save_pretrained(tmp_path)
     loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path)
@@ -113,66 +94,16 @@ def test_evaluation_and_dense_steps_leave_the_statistics_alone():
         assert torch.equal(buffer, before[name]), name
 
 
-@pytest.mark.parametrize("bias", [-3.0, 3.0])
-def test_a_head_that_gives_all_tokens_one_answer_does_not_empty_the_deep_layers(bias):
-    """It is right about nine tokens in ten, and still far from the final head, which knows all labels here."""
-    model = tiny_model(audit_fraction=0.5).train()
-    for head in model.exit_predictions:
-        for parameter in head.parameters():
-            parameter.data.zero_()
-        head.dense_prediction.bias.data.fill_(bias)
-    for seed in range(30):
-        outputs, batch = training_step(model, seed)
-        outputs.logits = batch["labels"] * 8.0 - 4.0
-        model.exit_state.update(outputs, batch["labels"], None, batch["input_ids"])
-    gaps = model.exit_state.error_gap()
-    assert (gaps > 0.2).all()
-    keep = adapt_capacities([0.5, 0.25], gaps.tolist(), 0.05, 64, [True, True], lambda keep: True)
-    assert keep[0] > 0.5
-    assert keep[1] > 0.25
-
-
-def test_heads_below_their_floor_let_no_more_tokens_go():
-    assert adapt_capacities([0.5, 0.25], [0.0, 0.0], 0.05, 64, [False, False], lambda keep: True) == [0.5, 0.25]
-
-
-@pytest.mark.parametrize(
-    ("keep", "gaps", "expected"),
-    [
-        ([0.5, 0.25], [0.05, 0.05], [0.5, 0.25]),  # at the target
-        ([0.5, 0.25], [0.047, 0.053], [0.5, 0.25]),  # close enough to it
-        ([0.5, 0.25], [0.09, 0.01], [0.625, 0.125]),  # each its own way
-        ([0.5, 0.5], [0.05, 0.09], [0.5, 0.5]),  # not above the exit before
-        ([0.25, 0.25], [0.01, 0.05], [0.125, 0.125]),  # who left earlier cannot continue later
-        ([0.125, 0.125], [0.0, 0.0], [0.125, 0.125]),  # one multiple of 8 is the least
-        ([1.0, 1.0], [0.9, 0.9], [1.0, 1.0]),
-        ([0.3, 0.2], [0.05, 0.05], [0.375, 0.25]),  # what the capacity was all along
-    ],
-)
-def test_capacities_move_by_one_multiple_towards_the_target(keep, gaps, expected):
-    assert adapt_capacities(keep, gaps, 0.05, 64, [True, True], lambda keep: True) == expected
-
-
-def test_the_budget_goes_to_the_largest_gap():
-    def affordable(keep):
-        return sum(keep) <= 0.875
-
-    assert adapt_capacities([0.5, 0.25], [0.1, 0.2], 0.05, 64, [True, True], affordable) == [0.5, 0.375]
-    assert adapt_capacities([0.5, 0.25], [0.2, 0.1], 0.05, 64, [True, True], affordable) == [0.625, 0.25]
-    # What one exit gives back, the other may have.
-    assert adapt_capacities([0.625, 0.25], [0.01, 0.2], 0.05, 64, [True, True], affordable) == [0.5, 0.375]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_stay_in_fp32_whatever_the_weights_are(dtype, tmp_path):
     """In bf16, a hundredth of the way from 0.5 to 0.7 is less than half of the distance to the next number."""
-    model = tiny_model(exit_signal="token_loss").train()
+    model = tiny_model().train()
     model.exit_state.auc.fill_(0.6123456)
     ways = {"to": model.to(dtype), "cast": copy.deepcopy(model).type(dtype)}  # DeepSpeed does the second
     model.save_pretrained(tmp_path)
     ways["loaded"] = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path, dtype=dtype)
     with torch.device("meta"):
-        empty = tiny_model(exit_signal="token_loss")
+        empty = tiny_model()
     ways["from meta"] = empty.to_empty(device="cpu").to(dtype)
     for way, cast in ways.items():
         assert cast.dtype == dtype, way
@@ -187,9 +118,6 @@ def test_statistics_stay_in_fp32_whatever_the_weights_are(dtype, tmp_path):
 
 def test_errors_are_shares_of_each_class():
     state = ElectraEarlyExitState(tiny_config())
-    # Wrong ones and all, for original and for replaced tokens: the exit head's, then the final head's.
-    state.audit[0] = torch.tensor([[[3.0, 10.0], [4.0, 8.0]], [[1.0, 10.0], [2.0, 8.0]]])
     state.left[0] = torch.tensor([[1.0, 4.0], [3.0, 6.0]])
-    assert state.error_gap()[0].item() == pytest.approx(((0.3 - 0.1) + (0.5 - 0.25)) / 2)
     assert state.error_on_left()[0].tolist() == pytest.approx([0.25, 0.5])
-    assert state.error_gap()[1] == 0  # nothing seen yet
+    assert (state.error_on_left()[1] == 0).all()  # nothing seen yet

@@ -9,10 +9,12 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    ElectraConfig,
     ElectraForMultipleChoice,
     ElectraForQuestionAnswering,
     ElectraForSequenceClassification,
@@ -30,8 +32,8 @@ from modeling_electra_exit import (
     ElectraEarlyExitForTokenClassification,
     ElectraEarlyExitModel,
 )
-from modeling_electra_exit.exit_policy import ConfidenceRule
-from modeling_electra_exit.modeling_electra_exit import _plain_config
+from modeling_electra_exit.conversion import electra_settings
+from modeling_electra_exit.exit_criteria import ConfidenceRule
 from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
 
 
@@ -103,7 +105,7 @@ def logits_of(outputs):
 @pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
 def test_without_exits_a_head_is_electras(model_class, overrides, labels):
     model, batch = case(model_class, overrides, labels, exit_policy="none")
-    native = NATIVE[model_class](_plain_config(model.config))
+    native = NATIVE[model_class](ElectraConfig(**electra_settings(model.config)))
     assert model.state_dict().keys() == native.state_dict().keys()
     native.load_state_dict(model.state_dict())
     ours, theirs = model.eval()(**batch), native.eval()(**batch)
@@ -113,10 +115,9 @@ def test_without_exits_a_head_is_electras(model_class, overrides, labels):
     assert ours.exit_layers is None
 
 
-@pytest.mark.parametrize("exit_head", ["separate", "shared"])
 @pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
-def test_loss_is_the_final_heads_and_the_mean_of_the_exits(model_class, overrides, labels, exit_head):
-    model, batch = case(model_class, overrides, labels, exit_loss_weight=0.7, exit_head=exit_head)
+def test_loss_is_the_final_heads_and_the_mean_of_the_exits(model_class, overrides, labels):
+    model, batch = case(model_class, overrides, labels, exit_loss_weight=0.7)
     outputs = model.train()(**batch)
     # The loss of each exit is that of a plain model of as many layers, with the exit's head for its own.
     losses = []
@@ -124,8 +125,7 @@ def test_loss_is_the_final_heads_and_the_mean_of_the_exits(model_class, override
         shallow = copy.deepcopy(model).eval()
         shallow.electra.encoder.layer = shallow.electra.encoder.layer[:layer]
         shallow.config.exit_policy = "none"
-        if exit_head == "separate":
-            shallow.final_head = lambda states, head=model.exit_heads.heads[number]: head(states)
+        shallow.final_head = lambda states, head=model.exit_heads.heads[number]: head(states)
         native = shallow(**batch)
         losses.append(native.loss)
         torch.testing.assert_close(outputs.exit_logits[number], logits_of(native), atol=1e-6, rtol=1e-5)
@@ -760,3 +760,16 @@ def test_a_regression_has_nothing_to_leave_by():
     model = head_model(SEQUENCE, num_labels=1, inference_exit_thresholds=[0.5, 0.5, 0.5]).eval()
     with pytest.raises(ValueError, match="`inference_exit_thresholds` must be None"):
         model(examples(SEQUENCE)[0])
+
+
+@pytest.mark.parametrize("kind", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+@pytest.mark.parametrize(("model_class", "overrides", "labels"), FORMATS)
+def test_a_training_step_needs_no_data(model_class, overrides, labels, kind):
+    _, batch = case(model_class, overrides, labels)
+    with kind():
+        model = head_model(model_class, **overrides).train()
+        # The library's own mask would look at an `attention_mask`.
+        sizes = {name: (value.shape, value.dtype) for name, value in batch.items() if name != "attention_mask"}
+        inputs = {name: torch.ones(shape, dtype=dtype) for name, (shape, dtype) in sizes.items()}
+        model(**inputs).loss.backward()
+    assert [name for name, p in model.exit_heads.named_parameters() if p.grad is None] == []

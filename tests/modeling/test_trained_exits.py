@@ -1,11 +1,8 @@
-"""Which exit heads have been trained: by the model's own loss, with PEFT's adapters, and in older checkpoints."""
-
-import re
+"""Which exit heads have been trained: by the model's own loss, and with PEFT's adapters."""
 
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, Trainer, TrainingArguments
 
 from tests.conftest import tiny_config, tiny_model
@@ -37,10 +34,9 @@ def answer_early(model, batch):
         return model(batch["input_ids"])
 
 
-@pytest.mark.parametrize("exit_head", ["separate", "shared"])
 @pytest.mark.parametrize("model_class", NATIVE)
-def test_thresholds_are_refused_until_a_loss_has_trained_the_head(model_class, exit_head, tmp_path):
-    model, batch = fresh(model_class, exit_head=exit_head), batch_for(model_class)
+def test_thresholds_are_refused_until_a_loss_has_trained_the_head(model_class, tmp_path):
+    model, batch = fresh(model_class), batch_for(model_class)
     with pytest.raises(ValueError, match=rf"`inference_exit_thresholds` {UNTRAINED} \[1\], got \[0.0, 1.0\]"):
         answer_early(model, batch)
     with pytest.raises(ValueError, match=rf"`exit_layer` {UNTRAINED} \[2\], got 2"):
@@ -121,33 +117,6 @@ def test_a_head_at_another_layer_than_it_was_trained_at_is_untrained(tmp_path):
     assert (fewer.exit_heads.layers, fewer.exit_heads.untrained()) == ([1], [])
 
 
-@pytest.mark.parametrize("exit_head", ["separate", "shared"])
-@pytest.mark.parametrize("model_class", [SEQUENCE, ANSWER])
-def test_checkpoints_from_before_the_record_load_as_trained(tmp_path, model_class, exit_head):
-    model, batch = fresh(model_class, exit_head=exit_head), batch_for(model_class)
-    model.train()(**batch).loss.backward()
-    expected = logits_of(answer_early(model, batch))
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    old = {
-        re.sub(r"^exit_modules\.\w+\.heads\.", "exit_classifiers.", name): value
-        for name, value in load_file(path).items()
-        if "trained_at" not in name
-    }
-    assert any(name.startswith("exit_classifiers.1.") for name in old) == (exit_head == "separate")
-    save_file(old, path, {"format": "pt"})
-    loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
-    assert (report["missing_keys"], report["unexpected_keys"]) == (set(), set())
-    assert torch.equal(logits_of(answer_early(loaded, batch)), expected)
-    loaded.save_pretrained(tmp_path / "again")
-    assert load_file(tmp_path / "again" / "model.safetensors").keys() == model.state_dict().keys()
-    resumed = fresh(model_class, exit_head=exit_head)
-    assert resumed.load_state_dict(old, strict=False).unexpected_keys == []
-    for name, value in model.state_dict().items():
-        if "trained_at" not in name:
-            assert torch.equal(resumed.state_dict()[name], value), name
-
-
 def test_what_was_loaded_under_other_names_is_saved_under_ours(tmp_path):
     config = BertConfig(
         vocab_size=120, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
@@ -163,9 +132,8 @@ def test_what_was_loaded_under_other_names_is_saved_under_ours(tmp_path):
 
 def test_heads_that_a_checkpoint_does_not_hold_are_untrained(tmp_path):
     tiny_model(num_hidden_layers=4).save_pretrained(tmp_path)
-    for exit_head in ("separate", "shared"):
-        model = AutoModelForSequenceClassification.from_pretrained(tmp_path, exit_layers=[1, 2], exit_head=exit_head)
-        assert model.exit_heads.untrained() == [1, 2]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, exit_layers=[1, 2])
+    assert model.exit_heads.untrained() == [1, 2]
 
 
 # ---- PEFT ----
@@ -189,7 +157,7 @@ def test_pefts_ordinary_call_trains_and_saves_the_exit_heads(tmp_path, model_cla
 
     def start(seed):
         torch.manual_seed(seed)
-        return model_class.from_pretrained(tmp_path / "base", num_labels=2, exit_layers=[1, 2], exit_head="separate")
+        return model_class.from_pretrained(tmp_path / "base", num_labels=2, exit_layers=[1, 2])
 
     # PEFT knows the layers of architectures in Transformers; a plugin's are named.
     config = peft.LoraConfig(task_type=task_type, target_modules=targets, r=2)

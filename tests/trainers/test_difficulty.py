@@ -55,7 +55,7 @@ def test_without_a_reference_or_anything_chosen():
     assert difficulty.measures() == {"generator_equal_rate": 0.5}
 
 
-@pytest.mark.parametrize("generator_type", ["mlm", "neighbor", "self", "unigram", "bigram"])
+@pytest.mark.parametrize("generator_type", ["mlm", "self", "unigram", "bigram"])
 def test_log_and_evaluation_tell_how_hard_it_is(tokenizer, tmp_path, generator_type):
     saved_masked_lm(tmp_path / "reference", tokenizer)
     model = tiny_model(generator_type=generator_type, vocab_size=len(tokenizer))

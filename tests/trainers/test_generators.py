@@ -197,33 +197,6 @@ def test_a_sequence_corrupted_beforehand_is_padded_and_nothing_else(tokenizer):
     assert "mlm_labels" not in batch
 
 
-# ---- In the model: the nearest tokens ----
-
-
-def test_neighbors_are_the_nearest_by_plain_loops():
-    model = tiny_model(generator_type="neighbor", generator_neighbors=3)
-    table, embeddings = model.generator.nearest, model.get_input_embeddings().weight.detach()
-    assert table.tolist() == [[token] * 3 for token in range(120)]
-    model.generator.refresh(embeddings, [0, 2, 3, 4])
-    for token in (1, 5, 50, 119):
-        similarity = [torch.cosine_similarity(embeddings[token], other, dim=0).item() for other in embeddings]
-        order = sorted(set(range(120)) - {token, 0, 2, 3, 4}, key=lambda other: -similarity[other])
-        assert table[token].tolist() == order[:3]
-    drawn = model.generator(torch.full((3000,), 50))
-    assert is_drawn_from(drawn.numpy(), np.bincount(table[50].numpy(), minlength=120).astype(float))
-
-
-def test_neighbors_stay_with_a_checkpoint_and_start_from_the_token_itself_without(tmp_path):
-    model = tiny_model(generator_type="neighbor")
-    model.generator.refresh(model.get_input_embeddings().weight, [])
-    model.save_pretrained(tmp_path / "a")
-    loaded = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path / "a")
-    assert torch.equal(loaded.generator.nearest, model.generator.nearest)
-    tiny_model(generator_type="none").save_pretrained(tmp_path / "b")
-    bare = ElectraEarlyExitForPreTraining.from_pretrained(tmp_path / "b", generator_type="neighbor")
-    assert torch.equal(bare.generator.nearest, bare.generator.initial(bare.config))
-
-
 # ---- A masked language model trained before ----
 
 

@@ -143,14 +143,6 @@ def test_says_after_which_layers_tokens_exit(tmp_path):
     assert "| after layers 1, 2; " in card(tmp_path / "two", exit_layers=[1, 2], exit_keep=[0.5, 0.25])
 
 
-def test_says_how_capacities_adapted(tmp_path):
-    text = card(tmp_path, exit_keep=[0.375, 0.125], exit_error_target=0.05)
-    assert (
-        "0.5, 0.25 of the sequence continued at the start, 0.375, 0.125 of the sequence continues at the end" in text
-    )
-    assert "adapted to an error of 0.05" in text
-
-
 def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
     assert "| replacements | random tokens, as frequent as in the text |" in card(tmp_path, generator_type="unigram")
 

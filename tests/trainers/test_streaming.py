@@ -163,7 +163,6 @@ def test_a_run_from_a_stream(recipe, tmp_path):
         ({"max_steps": -1}, "--streaming needs --max_steps"),
         ({"dataloader_num_workers": 1}, "--dataloader_num_workers must be 0, got 1"),
         ({"generator_type": "cached", "generator_folder": "x"}, "leave out --streaming"),
-        ({"max_train_sequences": 5}, "leave out --streaming"),
         ({"text_column": "body"}, "must have the column `body`, got text"),
     ],
 )

@@ -45,12 +45,11 @@ TINY = {
         "dense": {"exit_policy": "none"},
         "random": {"exit_policy": "random"},
         "random.tight": {"exit_policy": "random", "exit_keep": [0.25, 0.25]},
-        "adaptive": {"exit_error_target": 0.001, "exit_adapt_steps": 1, "exit_flops_budget": 1.0, "exit_warmup": 0.0},
     },
     "stages": {
         "short": {"fields": {"max_steps": 3}, "judges": ["held_out"], "seeds": [0], "arms": ["dense"]},
         "full": {"judges": ["held_out", "blimp", "glue"], "seeds": [0, 1],
-                 "arms": ["dense", "random", "random.tight", "adaptive"]},
+                 "arms": ["dense", "random", "random.tight"]},
     },
 }  # fmt: skip
 
@@ -89,7 +88,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     assert cli.main(["study", "tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
     results = tmp_path / "results"
     found = {path.name: json.loads(path.read_text()) for path in results.glob("*.json")}
-    assert sorted(found) == [f"full-{arm}-seed0.json" for arm in ("adaptive", "dense", "random", "random.tight")]
+    assert sorted(found) == [f"full-{arm}-seed0.json" for arm in ("dense", "random", "random.tight")]
     for result in found.values():
         assert 0 <= result["judged"]["held_out"]["roc_auc"] <= 1
         assert result["judged"]["blimp"]["pairs"] == 4
@@ -103,7 +102,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
         assert cost[result["arm"]] == pytest.approx(result["flops"]["total"])
     report = (results / "README.md").read_text()
     assert "| random.tight |" in report
-    for figure in ("full-curves.png", "full-budgets.png", "full-exits.png"):
+    for figure in ("full-curves.png", "full-budgets.png"):
         assert figure in report
         assert (results / figure).stat().st_size > 5000
 
@@ -333,3 +332,17 @@ def test_a_study_is_of_one_text(tmp_path):
     write_corpus(text, seed=1)
     with pytest.raises(UsageError, match=f"{text} is not the text that the study in {tmp_path} began with"):
         study.check_text(tmp_path, [str(text)])
+
+
+def test_results_that_are_stored_can_still_be_read():
+    """Those of arms that a packaged study still has: their fields are legal, and give the operations that
+    were counted then, up to how regressors are counted."""
+    results = Path(study.__file__).parents[1] / "benchmarks" / "results"
+    read = 0
+    for name in ("exits", "generators", "efficiency"):
+        for run in study.read_runs(study.read_study(name)):
+            if (path := results / name / run.result_file).exists():
+                result = json.loads(path.read_text())
+                assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"], rel=0.02), path.name
+                read += 1
+    assert read > 50

@@ -14,9 +14,9 @@ from modeling_electra_exit.trainers import (
     cpu_kernels,
 )
 from modeling_electra_exit.trainers.collator import build_collator
-from modeling_electra_exit.trainers.flops import block_share, capacity_history, step_flops
+from modeling_electra_exit.trainers.flops import step_flops
 from modeling_electra_exit.trainers.trainer import EXPLODED, DivergenceError
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import tiny_model
 from tests.trainers.test_generators import saved_masked_lm
 
 
@@ -159,8 +159,6 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
         {"generator_type": "bigram"},
         {"generator_type": "frozen"},
         {"generator_type": "self"},  # an epoch is four steps: the proposals of the first are in use at step 5
-        # The table of the second refresh is in use when the run is cut at step 5.
-        {"generator_type": "neighbor", "generator_refresh_steps": 3},
     ],
     ids=lambda fields: fields["generator_type"],
 )
@@ -308,62 +306,6 @@ def test_impossible_schedules_are_refused(tmp_path, arguments, message):
         ElectraEarlyExitTrainingArguments(output_dir=str(tmp_path), **arguments)
 
 
-ADAPTS = {"exit_error_target": 0.05, "exit_keep": [0.5, 0.5]}
-
-
-def capacities(trainer):
-    changes = [entry for entry in trainer.state.log_history if "exit_keep_layer_2" in entry]
-    return [(entry["step"], entry["exit_keep_layer_2"], entry["exit_keep_layer_4"]) for entry in changes]
-
-
-def test_capacities_adapt_inside_the_budget_and_the_operations_are_counted(tokenizer, tmp_path, monkeypatch):
-    trainer = make_trainer(tokenizer, tmp_path, tiny_model(**ADAPTS), exit_adapt_steps=2, max_steps=8)
-    state = trainer.model.exit_state
-    # The first exit errs too much, the second too little: its places go to the first, once there are enough.
-    monkeypatch.setattr(state, "error_gap", lambda: torch.tensor([0.2, 0.01]))
-    trainer.train()
-    config = trainer.model.config
-    budget = block_share(tiny_config(**ADAPTS), LENGTH)
-    assert capacities(trainer) == [(0, 0.5, 0.5), (2, 0.5, 0.375), (4, 0.625, 0.25), (6, 0.625, 0.125)]
-    history = capacity_history(config, trainer.state.log_history, 8)
-    expected = 0
-    for keep in history:
-        at_that_time = tiny_config(**{**ADAPTS, "exit_keep": keep})
-        assert block_share(at_that_time, LENGTH) <= budget + 1e-9
-        expected += step_flops(at_that_time, 8, LENGTH, True).total
-    assert trainer.state.total_flos == expected
-    assert state.keep.tolist() == pytest.approx(config.exit_keep)
-
-
-def test_capacities_stay_without_a_target_and_in_dense_steps(tokenizer, tmp_path):
-    fixed = make_trainer(tokenizer, tmp_path / "a", tiny_model(), exit_adapt_steps=1)
-    fixed.train()
-    assert capacities(fixed) == []
-    dense = make_trainer(tokenizer, tmp_path / "b", tiny_model(**ADAPTS), exit_adapt_steps=1, exit_warmup=1.0)
-    dense.train()
-    assert capacities(dense) == [(0, 0.5, 0.5)]
-
-
-def test_a_resumed_run_adapts_as_the_uninterrupted_one(tokenizer, tmp_path):
-    adapts = {**ADAPTS, "exit_error_target": 0.001, "exit_flops_budget": 0.95}
-    common = {"max_steps": 8, "exit_adapt_steps": 2, "learning_rate": 3e-3}
-    straight = make_trainer(tokenizer, tmp_path / "a", tiny_model(**adapts), **common)
-    straight.train()
-    first = make_trainer(
-        tokenizer, tmp_path / "b", tiny_model(**adapts), save_strategy="steps", save_steps=5, **common
-    )
-    first.train()
-    second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**adapts), **common)
-    second.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
-    assert_same(weights(straight), weights(second))
-    assert straight.model.config.exit_keep == second.model.config.exit_keep
-    assert second.state.total_flos == straight.state.total_flos
-    history = [capacity_history(t.model.config, t.state.log_history, 8) for t in (straight, second)]
-    assert history[0] == history[1]
-    assert len(set(map(tuple, history[0]))) > 2  # they did adapt, before and after the interruption
-    assert [e["step"] for e in straight.state.log_history if "loss" in e] == list(range(1, 9))  # none makes way
-
-
 def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, max_steps=3)
     trainer.train()
@@ -372,7 +314,6 @@ def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
         (_, _), (wrong, replaced) = state.left[number].tolist()
         assert 0 <= log[f"exit_auc_layer_{layer}"] == pytest.approx(state.auc[number].item(), abs=1e-4)
         assert log[f"exit_recall_left_layer_{layer}"] == pytest.approx(1 - wrong / replaced, abs=1e-4)
-        assert log[f"exit_error_gap_layer_{layer}"] == pytest.approx(state.error_gap()[number].item(), abs=1e-4)
     assert set(state.left[:, 0, 0].tolist()) != {0.0}  # so that the two classes differ
 
 
@@ -442,7 +383,7 @@ def test_a_vocabulary_that_the_model_does_not_embed_is_refused(tokenizer, tmp_pa
         make_trainer(tokenizer, tmp_path, tiny_model(vocab_size=20))
 
 
-@pytest.mark.parametrize("generator_type", ["mlm", "unigram", "neighbor", "self", "frozen"])
+@pytest.mark.parametrize("generator_type", ["mlm", "unigram", "self", "frozen"])
 def test_every_reader_of_a_batch_sees_its_segments(tokenizer, tmp_path, generator_type):
     """Discriminator, generator of whatever kind, and the reference of an evaluation."""
     for folder in ("frozen", "reference"):
@@ -454,7 +395,7 @@ def test_every_reader_of_a_batch_sees_its_segments(tokenizer, tmp_path, generato
     data = data.add_column("token_type_ids", [[0] * 30 + [1] * (LENGTH - 30)] * len(data))
     args = make_trainer(tokenizer, tmp_path, max_steps=1, **folders).args
     trainer = ElectraEarlyExitTrainer(model, args, train_dataset=data, eval_dataset=data, processing_class=tokenizer)
-    readers = {"model": model, "reference": trainer._reference._model}
+    readers = {"model": model, "reference": trainer._difficulty.reference._model}
     if generator_type == "frozen":
         readers["generator"] = trainer.generator.model._model
     seen = dict.fromkeys(readers, 0)

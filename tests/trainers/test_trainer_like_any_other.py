@@ -96,7 +96,7 @@ class Trials:
 
 def search(tokenizer, tmp_path, trials, **arguments):
     """Over a generator and a seed; what each trial was made of, and the search's result."""
-    kinds, seen = ["mlm", "unigram", "neighbor"], []
+    kinds, seen = ["mlm", "unigram", "bigram"], []
 
     def model_init(trial):
         kind = kinds[0 if trial is None else trial.number % 3]
@@ -212,12 +212,6 @@ def test_tokens_that_the_tokenizer_names_otherwise_are_told(tokenizer, tmp_path,
     assert f"`sep_token_id` of the model is 9, and the tokenizer's is {tokenizer.sep_token_id}" in caplog.text
 
 
-def test_neighbor_without_a_tokenizer_is_refused(tokenizer, tmp_path):
-    args = make_trainer(tokenizer, tmp_path).args
-    with pytest.raises(ValueError, match="'neighbor' needs `processing_class`"):
-        ElectraEarlyExitTrainer(tiny_model(generator_type="neighbor"), args, train_dataset=sequences(tokenizer))
-
-
 @pytest.mark.parametrize("generator_type", ["mlm", "unigram"])
 def test_a_separator_that_also_pads_is_learned(tokenizer, generator_type):
     """`nn.Embedding` would keep the padding token's vector at 0 for good."""
@@ -247,7 +241,7 @@ def test_a_tied_weight_is_not_reported_missing(tokenizer, tmp_path, monkeypatch)
 # ---- The library's own Trainer ----
 
 
-@pytest.mark.parametrize("generator_type", ["mlm", "neighbor", "unigram", "corrupted"])
+@pytest.mark.parametrize("generator_type", ["mlm", "unigram", "corrupted"])
 def test_the_librarys_trainer_trains_evaluates_and_predicts(tokenizer, tmp_path, generator_type):
     data, replacements = sequences(tokenizer, 16), None
     if generator_type == "corrupted":
@@ -273,7 +267,7 @@ def test_the_librarys_trainer_trains_evaluates_and_predicts(tokenizer, tmp_path,
         batch = stock.data_collator([data[i] for i in range(16)])
         outputs = model.eval()(**batch)
     torch.testing.assert_close(torch.from_numpy(predicted.predictions), outputs.logits, atol=1e-4, rtol=1e-4)
-    if kind in ("mlm", "neighbor"):
+    if kind == "mlm":
         assert predicted.label_ids.shape == (16, 0)  # the model makes them
     else:
         assert np.array_equal(predicted.label_ids, outputs.rtd_labels)
