@@ -22,6 +22,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks.scaling import RECIPE
+from modeling_electra_exit.trainers.parsing import parse
+from modeling_electra_exit.trainers.pretraining import build_trainer
 from tests.conftest import write_corpus
 
 
@@ -29,6 +31,18 @@ BATCH = 64
 # Seven batches: the last sequence of the text is shorter, and a mean over padded sequences is another in two halves.
 SEQUENCES = 7 * BATCH
 NOISE = 1e-5
+# The first word of a process of a run.
+TRAIN = "train"
+
+
+def train(argv: list[str]):
+    """One process of a run: `electra-exit pretrain` on the first sequences alone."""
+    config_fields, data_args, args, _ = parse(argv)
+    trainer, *_ = build_trainer(config_fields, data_args, args)
+    trainer.train_dataset = trainer.train_dataset.select(range(SEQUENCES))
+    trainer.train()
+    trainer.save_model(_internal_call=True)
+    trainer.save_state()
 
 
 def main():
@@ -78,13 +92,13 @@ def run(output: Path, nodes: list[list[str]], args) -> tuple[list[float], dict]:
         flags = {
             "output_dir": output, "train_files": output.parent / "corpus.txt", "max_steps": args.steps,
             "per_device_train_batch_size": BATCH // (1 if output.name == "1x64" else 2), "bf16": "false",
-            "max_train_sequences": SEQUENCES, "logging_steps": 1, "num_proc": 1,
+            "logging_steps": 1, "num_proc": 1,
             "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": "true",
             "fsdp": "fsdp2" in output.name,
         }  # fmt: skip
         command = [
             *(*node[:entered], sys.executable, "-m", "torch.distributed.run", *node[entered:]),
-            *("--master_port", str(args.port), "-m", "modeling_electra_exit.trainers.cli", "pretrain", str(RECIPE)),
+            *("--master_port", str(args.port), "-m", "benchmarks.equal_runs", TRAIN, str(RECIPE)),
             *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -134,4 +148,4 @@ def two_nodes() -> Iterator[list[list[str]]]:
 
 
 if __name__ == "__main__":
-    main()
+    train(sys.argv[2:]) if sys.argv[1:2] == [TRAIN] else main()

@@ -272,7 +272,7 @@ def test_no_html_of_a_name_reaches_a_cards_body(tmp_path, model, prepared):
         "data": {"description": f"the data set {HOSTILE}", "name": HOSTILE, "dataset_name": None, "max_seq_length": 8,
                  "counts": {"train": {"documents": 1, "tokens": 2, "sequences": 3}, "validation": {"documents": 1}}},
         "training": {"steps": 1, "tokens_per_step": 1, "tokens": 1, "precision": HOSTILE, "hardware": HOSTILE,
-                     "seed": HOSTILE, "exit_keep_at_start": [0.5], "exit_warmup": 0.1, "exit_cooldown": 0.1},
+                     "seed": HOSTILE, "exit_warmup": 0.1, "exit_cooldown": 0.1},
         "versions": {"electra-early-exit": HOSTILE, HOSTILE: "1"},
     }))  # fmt: skip
     edit(model / "config.json", architectures=[HOSTILE])

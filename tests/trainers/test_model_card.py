@@ -19,7 +19,6 @@ MEASURED = {
     "training": {
         "steps": 1234, "tokens_per_step": 4096, "tokens": 5054464, "tokens_per_second": 21000.5, "precision": "fp32",
         "hardware": "2 CPU threads", "exit_warmup": 0.08, "exit_cooldown": 0.12, "seed": 42,
-        "exit_keep_at_start": [0.5, 0.25],
     },
     "flops": {
         "blocks": 6e12, "discriminator": 7e12, "total": 8e12, "dense_blocks": 8e12, "dense_discriminator": 9e12,

@@ -155,7 +155,7 @@ def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--arms", "densest"], "--arms: no densest here; there are dense, random, random.tight, adaptive"),
+        (["--arms", "densest"], "--arms: no densest here; there are dense, random, random.tight"),
         (["--seeds", "7"], "--seeds: no 7 here; there are 0, 1"),
         (["--blimp", "/nowhere/b.jsonl"], "no such file or folder: /nowhere/b.jsonl"),
         (["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),

@@ -118,7 +118,7 @@ def search(tokenizer, tmp_path, trials, **arguments):
         hp_space=lambda trial: {"seed": 10 + trial.number}, compute_objective=lambda metrics: metrics["eval_loss"],
         n_trials=trials, **arguments,
     )  # fmt: skip
-    replacements = ["NoneType", "TokenDistribution", "NoneType"]
+    replacements = ["NoneType", "TokenDistribution", "Bigram"]
     expected = [(kinds[i], tokenizer.sep_token_id, 10 + i, replacements[i], 2) for i in range(trials)]
     assert seen == expected
     return result
