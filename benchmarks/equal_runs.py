@@ -84,7 +84,7 @@ def run(output: Path, nodes: list[list[str]], args) -> tuple[list[float], dict]:
         }  # fmt: skip
         command = [
             *(*node[:entered], sys.executable, "-m", "torch.distributed.run", *node[entered:]),
-            *("--master_port", str(args.port), "-m", "modeling_electra_exit.trainers.cli", "pretrain", str(RECIPE)),
+            *("--master_port", str(args.port), "-m", "electra_exit", "pretrain", str(RECIPE)),
             *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
