@@ -1,8 +1,9 @@
 # Both commands work from a fresh clone: they make .venv, install the locked versions and run.
 PYTHON ?= python3
 BIN := .venv/bin
-OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/test_%.py,cli cpu_kernels data distributed \
-	finetuning generators scoring streaming trainer))
+OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/%.py,cli/test_cli runtime/test_cpu_kernels \
+	data/test_data runtime/test_distributed finetuning/test_finetuning generators/test_generators finetuning/test_scoring \
+	data/test_streaming pretraining/test_trainer))
 
 .PHONY: pretrain test test-oldest mutants lint lock
 

@@ -22,8 +22,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from steps import records
 
-from modeling_electra_exit.trainers.arguments import DataArguments
-from modeling_electra_exit.trainers.data import DataError, load_documents, load_tokenizer, pack
+from modeling_electra_exit.trainers.data.arguments import DataArguments
+from modeling_electra_exit.trainers.data.packing import pack
+from modeling_electra_exit.trainers.data.preparation import load_tokenizer
+from modeling_electra_exit.trainers.data.reading import load_documents
+from modeling_electra_exit.trainers.errors import DataError
 
 
 VOCAB_SIZE, LENGTH = 8192, 128

@@ -22,8 +22,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks.scaling import RECIPE
-from modeling_electra_exit.trainers.parsing import parse
-from modeling_electra_exit.trainers.pretraining import build_trainer
+from electra_exit.parsing import parse
+from modeling_electra_exit.trainers.pretraining.run import build_trainer
 from tests.conftest import write_corpus
 
 

@@ -14,11 +14,11 @@ import json
 import torch
 from steps import OurStep, device, records, spread, timing_records
 
+from electra_exit.parsing import parse
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers.flops import step_flops
-from modeling_electra_exit.trainers.parsing import parse
-from modeling_electra_exit.trainers.pretraining import build_config
-from modeling_electra_exit.trainers.step_timing import take_turns
+from modeling_electra_exit.trainers.pretraining.run import build_config
+from modeling_electra_exit.trainers.runtime.flops import step_flops
+from research.step_timing import take_turns
 
 
 def cases(name: str) -> list[tuple]:

@@ -26,9 +26,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from modeling_electra_exit.trainers import cli
+from electra_exit import main as cli
 from tests.conftest import write_corpus
-from tests.trainers.test_cli import RECIPE
+from tests.trainers.cli.test_cli import RECIPE
 
 
 # Dropout, and exits at work that wait for their heads: whatever a run has to remember, this one does.
@@ -42,7 +42,7 @@ RUN = {
     "exit_auc_floor": 0.3,
     "disable_tqdm": True,
 }
-TRAINER = "trainer.ElectraEarlyExitTrainer"
+TRAINER = "pretraining.trainer.ElectraEarlyExitTrainer"
 
 
 @dataclass
@@ -59,8 +59,8 @@ class Fault:
     signal: int = signal.SIGKILL
 
     def inject(self):
-        module, *path = self.target.split(".")
-        owner = functools.reduce(getattr, path[:-1], import_module(f"modeling_electra_exit.trainers.{module}"))
+        room, module, *path = self.target.split(".")
+        owner = functools.reduce(getattr, path[:-1], import_module(f"modeling_electra_exit.trainers.{room}.{module}"))
         original, calls = getattr(owner, path[-1]), itertools.count(1)
 
         @functools.wraps(original)
@@ -78,19 +78,19 @@ class Fault:
 
 # A run has 12 steps, a checkpoint every 3, an evaluation of 3 batches every 4 and at the end.
 KILLS = [
-    Fault("SIGKILL: the data is prepared, nothing is written", "pretraining.prepare", 1),
+    Fault("SIGKILL: the data is prepared, nothing is written", "pretraining.run.prepare", 1),
     Fault("SIGKILL: before any checkpoint", f"{TRAINER}.training_step", 2),
     Fault("SIGKILL: in a step, gradients computed", f"{TRAINER}.training_step", 8),
-    Fault("SIGKILL: in a step, after the optimizer", "optimization.ElectraAdamW.step", 8),
+    Fault("SIGKILL: in a step, after the optimizer", "runtime.optimization.ElectraAdamW.step", 8),
     Fault("SIGKILL: in an evaluation", f"{TRAINER}.prediction_step", 5),
     Fault("SIGKILL: in a checkpoint, weights written", f"{TRAINER}._save", 2),
     Fault("SIGKILL: in a checkpoint, optimizer written", f"{TRAINER}._save_optimizer_and_scheduler", 2),
-    Fault("SIGKILL: in a checkpoint, its manifest written", "checkpoints.write_json", 2),
-    Fault("SIGKILL: a checkpoint renamed, none removed yet", "trainer.rotate_checkpoints", 3, "before"),
-    Fault("SIGKILL: an old checkpoint just removed", "trainer.rotate_checkpoints", 3),
+    Fault("SIGKILL: in a checkpoint, its manifest written", "runtime.checkpoints.write_json", 2),
+    Fault("SIGKILL: a checkpoint renamed, none removed yet", "pretraining.trainer.rotate_checkpoints", 3, "before"),
+    Fault("SIGKILL: an old checkpoint just removed", "pretraining.trainer.rotate_checkpoints", 3),
     Fault("SIGKILL: in the last evaluation", f"{TRAINER}.prediction_step", 10),
     Fault("SIGKILL: the final weights written", f"{TRAINER}._save", 5),
-    Fault("SIGKILL: the model card written, the measurements not", "pretraining.write_model_card", 1),
+    Fault("SIGKILL: the model card written, the measurements not", "pretraining.run.write_model_card", 1),
 ]
 TERMS = [
     Fault("SIGTERM: in a step", f"{TRAINER}.training_step", 8, signal=signal.SIGTERM),
@@ -117,7 +117,7 @@ def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
 
 # Forked from a server that has imported everything and done nothing: a fresh process without seconds of imports.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["modeling_electra_exit.trainers.cli", "tests.trainers.test_cli"])
+_PROCESSES.set_forkserver_preload(["electra_exit.main", "tests.trainers.cli.test_cli"])
 
 
 def start(case: "Case", prepare: Callable[[], None] | None = None) -> multiprocessing.Process:

@@ -22,9 +22,8 @@ from steps import device, records
 from transformers import DataCollatorWithPadding
 
 from modeling_electra_exit.trainers import calibrate_exits
-from modeling_electra_exit.trainers.calibration import classifies_words, load_classifier, load_examples
-from modeling_electra_exit.trainers.data import DataError
-from modeling_electra_exit.trainers.parsing import UsageError
+from modeling_electra_exit.trainers.errors import DataError, UsageError
+from modeling_electra_exit.trainers.finetuning.calibration import classifies_words, load_classifier, load_examples
 
 
 RULES = {

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import torch
 
+from electra_exit.parsing import parse_fields, read_recipe
 from modeling_electra_exit import ElectraEarlyExitForPreTraining
 from modeling_electra_exit.modeling_electra_exit import ElectraEarlyExitLayer
-from modeling_electra_exit.trainers.flops import step_flops
-from modeling_electra_exit.trainers.parsing import parse_fields, read_recipe
-from modeling_electra_exit.trainers.pretraining import build_config
+from modeling_electra_exit.trainers.pretraining.run import build_config
+from modeling_electra_exit.trainers.runtime.flops import step_flops
 from tests.conftest import write_corpus
 
 
@@ -127,7 +127,7 @@ def tokens_per_second(output: Path, processes: int, args) -> float:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
         *("--master_addr", "127.0.0.1", "--master_port", str(args.port)),
-        *("-m", "modeling_electra_exit.trainers.cli", "pretrain", str(RECIPE), "--output_dir", str(output)),
+        *("-m", "electra_exit", "pretrain", str(RECIPE), "--output_dir", str(output)),
         *("--train_files", str(output.parent / "corpus.txt"), "--max_steps", str(args.steps), "--num_proc", "1"),
         *("--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"),
     ]

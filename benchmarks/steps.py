@@ -5,8 +5,9 @@ import statistics
 import torch
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
-from modeling_electra_exit.trainers import ElectraAdamW, ElectraMuon, cpu_kernels
-from modeling_electra_exit.trainers.muon import layer_matrices
+from modeling_electra_exit.trainers import ElectraAdamW, ElectraMuon
+from modeling_electra_exit.trainers.runtime import cpu_kernels
+from modeling_electra_exit.trainers.runtime.muon import layer_matrices
 
 
 def device() -> str:

@@ -52,8 +52,8 @@ from transformers import (
 )
 
 from modeling_electra_exit import ElectraEarlyExitConfig
-from modeling_electra_exit.trainers import cpu_kernels
-from modeling_electra_exit.trainers.flops import step_flops
+from modeling_electra_exit.trainers.runtime import cpu_kernels
+from modeling_electra_exit.trainers.runtime.flops import step_flops
 
 
 # Fields of `ElectraConfig`, and how many times narrower the generator is.

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("modeling_electra_exit", "trainers", "model_cards", "tests", "benchmarks", "pyproject.toml")
+COPIED = ("modeling_electra_exit", "trainers", "model_cards", "research", "tests", "benchmarks", "pyproject.toml")
 SECONDS = 240  # for the tests of one mutant, at most
 NOT_THE_COPY = 70  # an exit status that pytest has not
 SECONDS_UNCHANGED = 1800  # for all of them without a change
@@ -42,7 +42,16 @@ MODEL, POLICY, CRITERIA, STATE, HEADS, GENERATOR_HEAD = (
 )
 COLLATOR, TRAINER, CHECKPOINTS, HUB, LEAKS, OPTIMIZER, GENERATORS, KERNELS = (
     f"trainers/{name}.py"
-    for name in ("collator", "trainer", "checkpoints", "hub", "leaks", "optimization", "generators", "cpu_kernels")
+    for name in (
+        "pretraining/collator",
+        "pretraining/trainer",
+        "runtime/checkpoints",
+        "sharing/hub",
+        "sharing/leaks",
+        "runtime/optimization",
+        "generators/statistical",
+        "runtime/cpu_kernels",
+    )
 )
 
 
@@ -233,49 +242,49 @@ MUTANTS = [
         COLLATOR,
         'self._generator(text["input_ids"], int(self._epoch), 1)',
         'self._generator(text["input_ids"], int(self._epoch))',
-        "tests/trainers/test_collator.py::test_no_two_streams_of_chance_have_one_seed",
+        "tests/trainers/pretraining/test_collator.py::test_no_two_streams_of_chance_have_one_seed",
     ),
     Mutant(
         "80 % of the chosen tokens become [MASK]",
         COLLATOR,
         "MASK_SHARE = 0.85",
         "MASK_SHARE = 0.8",
-        "tests/trainers/test_collator.py::test_labels_are_the_originals_of_masked_positions",
+        "tests/trainers/pretraining/test_collator.py::test_labels_are_the_originals_of_masked_positions",
     ),
     Mutant(
         "the generator `self` proposes for this epoch's positions",
         COLLATOR,
         "self._choose(input_ids, epoch + 1)",
         "self._choose(input_ids, epoch)",
-        "tests/trainers/test_generators.py::test_self_proposals_serve_the_next_visit_and_unigram_the_first",
+        "tests/trainers/generators/test_generators.py::test_self_proposals_serve_the_next_visit_and_unigram_the_first",
     ),
     Mutant(
         "the temperature of `frozen` rises",
-        GENERATORS,
+        "trainers/generators/neural.py",
         "(first + (last - first) * progress)",
         "(last + (first - last) * progress)",
-        "tests/trainers/test_generators.py::test_frozen_draws_from_the_model_in_the_folder[ours]",
+        "tests/trainers/generators/test_generators.py::test_frozen_draws_from_the_model_in_the_folder[ours]",
     ),
     Mutant(
         "the bigram never backs off where it has counts",
         GENERATORS,
         "np.where(followed > 0, self.DISCOUNT * successors",
         "np.where(followed > 0, 0 * successors",
-        "tests/trainers/test_generators.py::test_distribution_of_the_bigram",
+        "tests/trainers/generators/test_generators.py::test_distribution_of_the_bigram",
     ),
     Mutant(
         "shuffled tokens keep their places",
         GENERATORS,
         "np.roll(cycle, 1)",
         "np.roll(cycle, 0)",
-        "tests/trainers/test_generators.py::test_shuffled_tokens_change_places_and_none_is_lost",
+        "tests/trainers/generators/test_generators.py::test_shuffled_tokens_change_places_and_none_is_lost",
     ),
     Mutant(
         "special tokens are counted for `unigram`",
-        GENERATORS,
+        "trainers/generators/base.py",
         "        counts[self.tokenizer.all_special_ids] = 0\n",
         "",
-        "tests/trainers/test_generators.py::test_distributions",
+        "tests/trainers/generators/test_generators.py::test_distributions",
     ),
     # ---- Optimizer, training ----
     Mutant(
@@ -283,120 +292,120 @@ MUTANTS = [
         OPTIMIZER,
         'group["weight_decay"] * correction2 / correction1',
         'group["weight_decay"]',
-        "tests/trainers/test_optimization.py::test_matches_electras_update",
+        "tests/trainers/runtime/test_optimization.py::test_matches_electras_update",
     ),
     Mutant(
         "epsilon is not rescaled",
         OPTIMIZER,
         'group["eps"] / correction2',
         'group["eps"]',
-        "tests/trainers/test_optimization.py::test_matches_electras_update",
+        "tests/trainers/runtime/test_optimization.py::test_matches_electras_update",
     ),
     Mutant(
         "every layer learns as the one above it should",
         OPTIMIZER,
         "return int(layer[1]) + 1 if layer",
         "return int(layer[1]) + 2 if layer",
-        "tests/trainers/test_finetuning.py::test_learning_rates_a_layer",
+        "tests/trainers/finetuning/test_finetuning.py::test_learning_rates_a_layer",
     ),
     Mutant(
         "a batch's part of the loss is judged as if it were all of it",
         TRAINER,
         "value = float(loss) * self.current_gradient_accumulation_steps",
         "value = float(loss)",
-        "tests/trainers/test_trainer.py::test_a_loss_is_judged_whole_under_gradient_accumulation",
+        "tests/trainers/pretraining/test_trainer.py::test_a_loss_is_judged_whole_under_gradient_accumulation",
     ),
     Mutant(
         "a loss that is no number passes",
         TRAINER,
         "if not value <= EXPLODED * self._uninformed_loss():",
         "if value > EXPLODED * self._uninformed_loss():",
-        "tests/trainers/test_trainer.py::test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights",
+        "tests/trainers/pretraining/test_trainer.py::test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights",
     ),
     Mutant(
         "evaluation masks as the epoch in training does",
         TRAINER,
         "self.data_collator.set_epoch(0)",
         "pass",
-        "tests/trainers/test_trainer.py::test_evaluation_is_the_same_every_time_and_at_full_depth",
+        "tests/trainers/pretraining/test_trainer.py::test_evaluation_is_the_same_every_time_and_at_full_depth",
     ),
     Mutant(
         "the recall that is logged is the original tokens'",
         TRAINER,
         "1 - state.error_on_left()[:, 1]",
         "1 - state.error_on_left()[:, 0]",
-        "tests/trainers/test_trainer.py::test_the_log_tells_how_good_the_exits_are",
+        "tests/trainers/pretraining/test_trainer.py::test_the_log_tells_how_good_the_exits_are",
     ),
     Mutant(
         "the exits' loss starts at its full weight",
         TRAINER,
         "(self.state.global_step + 1) / (steps + 1)",
         "(self.state.global_step + steps) / (steps + 1)",
-        "tests/trainers/test_trainer.py::test_the_exit_loss_warms_up",
+        "tests/trainers/pretraining/test_trainer.py::test_the_exit_loss_warms_up",
     ),
     Mutant(
         "dropout's gradient is not scaled",
         KERNELS,
         "drop(grad_output, *ctx.saved_tensors, ctx.staying).mul_(256 / ctx.staying)",
         "drop(grad_output, *ctx.saved_tensors, ctx.staying)",
-        "tests/trainers/test_cpu_kernels.py",
+        "tests/trainers/runtime/test_cpu_kernels.py",
     ),
     # ---- Checkpoints and pushes ----
     Mutant(
         "a checkpoint's files are not flushed before it has its name",
         CHECKPOINTS,
-        "    for path in files:\n        _flush(path)\n",
+        "    for path in files:\n        flush(path)\n",
         "",
-        "tests/trainers/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
+        "tests/trainers/runtime/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
     ),
     Mutant(
         "a manifest is not flushed before it has its name",
-        CHECKPOINTS,
-        "    _flush(incomplete)\n",
+        "trainers/runtime/files.py",
+        "    flush(incomplete)\n",
         "",
-        "tests/trainers/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
+        "tests/trainers/runtime/test_checkpoints.py::test_everything_is_on_the_disk_before_it_has_its_name",
     ),
     Mutant(
         "checksums are not compared",
         CHECKPOINTS,
         "if _sha256(path) != checksum:",
         "if _sha256(path) == '':",
-        "tests/trainers/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
+        "tests/trainers/runtime/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
     ),
     Mutant(
         "a run continues from its oldest checkpoint",
         CHECKPOINTS,
         "map(Path, reversed(sort_checkpoints(str(folder))))",
         "map(Path, sort_checkpoints(str(folder)))",
-        "tests/trainers/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
+        "tests/trainers/runtime/test_checkpoints.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
     ),
     Mutant(
         "the card is not searched for secrets",
         HUB,
         "check_clean({**files, CARD: card.encode(), ",
         "check_clean({**files, ",
-        "tests/trainers/test_hub_faults.py::test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_sent",
+        "tests/trainers/sharing/test_hub_faults.py::test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_sent",
     ),
     Mutant(
         "a cached token is searched for in the place of the one given",
         LEAKS,
         "found = {token, get_token(), ",
         "found = {get_token() or token, ",
-        "tests/trainers/test_leaks.py::test_secrets_are_found_wherever_they_hide",
+        "tests/trainers/sharing/test_leaks.py::test_secrets_are_found_wherever_they_hide",
     ),
     Mutant(
         "where the best checkpoint lies is told",
         HUB,
         'state["best_model_checkpoint"] = Path(best).name',
         'state["best_model_checkpoint"] = best',
-        "tests/trainers/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
+        "tests/trainers/sharing/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
     ),
     Mutant(
         "the pickled arguments are pushed with a checkpoint",
         HUB,
         "TRAINING_STATE = (TRAINER_STATE_NAME, ",
         'TRAINING_STATE = (TRAINER_STATE_NAME, "training_args.bin", ',
-        "tests/trainers/test_leaks.py::test_of_a_checkpoint_only_what_resuming_needs",
+        "tests/trainers/sharing/test_leaks.py::test_of_a_checkpoint_only_what_resuming_needs",
     ),
 ]
 

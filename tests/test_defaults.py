@@ -11,9 +11,9 @@ import torch
 from scipy.stats import chi2
 from transformers import AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
+from electra_exit import main as cli
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 from modeling_electra_exit.exit_policy import capacity
-from modeling_electra_exit.trainers import cli
 from tests.conftest import MASK_ID, write_corpus
 
 

@@ -1,0 +1,450 @@
+"""What a study found, as Markdown and figures; every number is read from the runs' JSON files."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from itertools import accumulate, chain
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+
+import numpy as np
+
+from electra_exit.parsing import parse_fields
+from modeling_electra_exit.trainers.pretraining.run import build_config
+from modeling_electra_exit.trainers.runtime.flops import step_flops
+
+from .judge import TASKS
+
+
+# Arms called `rule`, `rule.tight` and `rule.generous` are one rule at several budgets.
+BUDGETS = (".tight", "", ".generous")
+# Between an arm's name and its learning rate, where it is run with several.
+RATE_MARK = "@"
+# What somebody has written about the results, beside them.
+FINDINGS = "FINDINGS.md"
+# What the name of an arm ends in that has exits and is otherwise the arm of the name without it.
+EXITS_MARK = "_exits"
+TASK_TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
+
+# Title of a column, how to find its value in a result (`KeyError` where there is none), how to print it.
+Column = tuple[str, Callable[[dict], float], str]
+
+
+def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
+    """Write `README.md` and its figures into the folder of the results; returns the path of the former."""
+    found = {}
+    for run in runs:
+        if (path := results / run.result_file).exists():
+            result = json.loads(path.read_text("utf-8"))
+            timed = results / timing_file(run.stage)
+            if timed.exists():
+                seconds = json.loads(timed.read_text("utf-8"))
+                result["step_seconds"] = seconds.get(run.arm.split(RATE_MARK)[0])
+            found.setdefault(run.stage, defaultdict(list))[run.arm].append(result)
+    results.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"# Study: {study['title']}",
+        "",
+        f"Written by `python -m research.study {name}` from the JSON files beside it; the recipe is "
+        f"`research/studies/{name}.yaml`. All arms are judged at full depth, on the same corrupted held-out text. "
+        "Where an arm has more than one seed, the mean is followed by the single seeds. FLOPs are of the whole run, "
+        f"dense phases included, over those of the arm `{study['baseline']}`, if the stage names no other: of the "
+        "discriminator's layers alone, and of everything.",
+        "",
+    ]
+    if (results / FINDINGS).exists():
+        lines += [f"What its tables say, and what they do not: [{FINDINGS}]({FINDINGS}).", ""]
+    for stage, arms in found.items():
+        baseline = study["stages"][stage].get("baseline", study["baseline"])
+        lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
+        if baseline != study["baseline"]:
+            lines += [f"Over those of the arm `{baseline}`.", ""]
+        if all(result.get("step_seconds") for group in arms.values() for result in group):
+            lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
+        chosen = at_better_rate(arms)
+        if len(chosen) < len(arms):
+            lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
+        budgets, scores = scores_at_equal_cost(chosen, baseline)
+        parts = (equal_cost(budgets, scores), exits_table(chosen, baseline, scores), difficulty_table(chosen))
+        lines += [*table(chosen, baseline), "", *chain(*parts), ""]
+        if len(chosen) < len(arms):
+            lines += ["All learning rates:", "", *table(arms, baseline), ""]
+        for figure, draw in FIGURES.items():
+            if draw(chosen, results / f"{stage}-{figure}.png"):
+                lines += [f"![{figure}]({stage}-{figure}.png)", ""]
+    path = results / "README.md"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def timing_file(stage: str) -> str:
+    """Where `--time_steps` writes, among the results."""
+    return f"{stage}-step-seconds.json"
+
+
+def tokens_of(results: Iterable[dict]) -> float:
+    """Millions of tokens, the most that a run saw."""
+    return max(result["training"]["tokens"] for result in results) / 1e6
+
+
+def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Of the arms that differ by nothing but the learning rate, the one with the better mean held-out ROC-AUC."""
+    best = {}
+    for arm, group in arms.items():
+        name = arm.split(RATE_MARK)[0]
+        if name not in best or _mean_auc(group) > _mean_auc(arms[best[name]]):
+            best[name] = arm
+    return {arm: arms[arm] for arm in best.values()}
+
+
+def find_arm(arms: dict[str, list[dict]], name: str) -> list[dict] | None:
+    """The runs of an arm, whatever its learning rate."""
+    return next((group for arm, group in arms.items() if arm.split(RATE_MARK)[0] == name), None)
+
+
+# ---- Tables ----
+
+
+def columns_of(results: list[dict]) -> list[Column]:
+    """Quality: one pair of columns a held-out set, and one a task, as far as any result has them."""
+    judged = sorted({key for result in results for key in result["judged"]})
+    columns = []
+    for key in judged:
+        if key.startswith("held_out"):
+            where = key.removeprefix("held_out").replace("_", ", ", 1)
+            columns.append((f"ROC-AUC{where}", partial(_judged, key, "roc_auc"), "{:.4f}"))
+            columns.append((f"average precision{where}", partial(_judged, key, "average_precision"), "{:.4f}"))
+    if "blimp" in judged:
+        columns.append(("BLiMP", partial(_judged, "blimp", "accuracy"), "{:.4f}"))
+    columns += [
+        (title, partial(_judged, task, TASKS[task].metrics[0]), "{:.4f}")
+        for task, title in TASK_TITLES.items()
+        if task in judged
+    ]
+    return columns
+
+
+def _judged(key: str, metric: str, result: dict) -> float:
+    return result["judged"][key][metric]
+
+
+def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
+    """Cost over the baseline's, and quality."""
+    reference = find_arm(arms, baseline)
+    columns = columns_of([result for group in arms.values() for result in group])
+    costs = {
+        "FLOPs, layers": lambda r: r["flops"]["blocks"],
+        "FLOPs, all": lambda r: r["flops"]["total"],
+        "FLOPs a step": lambda r: r["flops"]["total"] / r["training"]["steps"],
+        "time a step": _seconds_a_step,
+    }
+    if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
+        costs["FLOPs given before"] = lambda r: r["flops"]["total"] + r["given"]["flops"]
+    rows = [["arm", *costs, *(title for title, *_ in columns)]]
+    for arm, group in arms.items():
+        row = [arm]
+        for title, cost in costs.items():
+            less = costs["FLOPs, all"] if title == "FLOPs given before" else None
+            row.append(_ratio(group, reference, cost, less))
+        rows.append(row + [_cell(group, column) for column in columns])
+    return _markdown(rows)
+
+
+# What arms are made equal by: name in a curve, unit, its sign.
+COSTS = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
+
+
+def scores_at_equal_cost(arms: dict[str, list[dict]], baseline: str) -> tuple[dict, dict]:
+    """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end.
+    Arms of less than half of the baseline's operations aside: nobody is cut down to those.
+
+    Returns:
+        The budgets by the keys of `COSTS`, and for each of these the scores of each arm's runs; both empty where a
+        run has no learning curve.
+    """
+    curves = {arm: [curve(result) for result in group] for arm, group in arms.items()}
+    if not all(found["score"] for group in curves.values() for found in group):
+        return {}, {}
+    spent = {arm: mean(result["flops"]["total"] for result in group) for arm, group in arms.items()}
+    reference = find_arm(arms, baseline)
+    enough = mean(result["flops"]["total"] for result in reference) / 2 if reference else 0.0
+    compared = [found for arm, group in curves.items() if spent[arm] >= enough for found in group]
+    budgets = {cost: min(found[axis][-1] for found in compared) for cost, (axis, *_) in COSTS.items()}
+    return budgets, {
+        cost: {arm: [_at(found, COSTS[cost][0], budget) for found in group] for arm, group in curves.items()}
+        for cost, budget in budgets.items()
+    }
+
+
+def equal_cost(budgets: dict, scores: dict) -> list[str]:
+    """The table of [`scores_at_equal_cost`]."""
+    if not budgets:
+        return []
+    titles = [f"equal {cost} ({budgets[cost] / unit:.1f} {sign})" for cost, (_, unit, sign) in COSTS.items()]
+    rows = [["arm", *titles]]
+    rows += [[arm, *(_spread(scores[cost][arm], "{:.4f}") for cost in COSTS)] for arm in scores["tokens"]]
+    return [
+        "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
+        "what the cheapest spends in all (but for those of less than half of the baseline's operations, which are "
+        "read at their own end). Evaluation is left out of the time, and so is what was spent before on what an arm "
+        "is given. Arms that end later are read before their learning rate has fallen, to their disadvantage:",
+        "",
+        *_markdown(rows),
+    ]
+
+
+def exits_table(arms: dict[str, list[dict]], baseline: str, scores: dict) -> list[str]:
+    """Arms called `name` and `name_exits`, which differ by their exits alone, in one row, with their `scores` by
+    [`scores_at_equal_cost`]; nothing where there are none."""
+    by_name = {arm.split(RATE_MARK)[0]: arm for arm in arms}
+    if not scores or not any(f"{name}{EXITS_MARK}" in by_name for name in by_name):
+        return []
+    reference = find_arm(arms, baseline)
+    columns = {
+        "time a step": lambda arm: _ratio(arms[arm], reference, _seconds_a_step),
+        "equal tokens": lambda arm: _spread(scores["tokens"][arm], "{:.4f}"),
+        "equal time": lambda arm: _spread(scores["time"][arm], "{:.4f}"),
+    }
+    rows = [["arm", *(f"{title}{mark}" for title in columns for mark in ("", ", exits"))]]
+    for name, arm in by_name.items():
+        if not name.endswith(EXITS_MARK):
+            pair = [arm, by_name.get(f"{name}{EXITS_MARK}")]
+            rows.append([name, *(cell(each) if each else "" for cell in columns.values() for each in pair)])
+    return ["", "Each arm without exits and, where it was run, with them:", "", *_markdown(rows)]
+
+
+def _at(found: dict, axis: str, budget: float) -> float:
+    """The score of a curve at a budget, between its points; its first score before the first."""
+    return float(np.interp(budget, found[axis], found["score"]))
+
+
+def difficulty_table(arms: dict[str, list[dict]]) -> list[str]:
+    """How hard each arm's own generator was at the end; nothing where all arms have the same one."""
+    columns = [
+        ("replacements equal to the original", lambda r: r["generator"]["generator_equal_rate"], "{:.4f}"),
+        ("log-probability of replacements", lambda r: r["generator"]["replacement_log_probability"], "{:.2f}"),
+        ("of the originals there", lambda r: r["generator"]["original_log_probability"], "{:.2f}"),
+        ("ROC-AUC on its own replacements", lambda r: r["generator"]["roc_auc"], "{:.4f}"),
+    ]
+    results = [result for group in arms.values() for result in group]
+    generators = {
+        json.dumps({name: value for name, value in result["fields"].items() if name.startswith("generator_")})
+        for result in results
+    }
+    if len(generators) < 2 or not any(result.get("generator") for result in results):
+        return []
+    rows = [["arm", *(title for title, *_ in columns)]]
+    rows += [[arm, *(_cell(group, column) for column in columns)] for arm, group in arms.items()]
+    return ["", "How hard each arm's own generator is, on the held-out text at the end:", "", *_markdown(rows)]
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return [head, "|---" * len(rows[0]) + "|", *body]
+
+
+def _cell(group: list[dict], column: Column) -> str:
+    values = []
+    for result in group:
+        with suppress(KeyError):
+            values.append(column[1](result))
+    return _spread(values, column[2])
+
+
+def _ratio(group: list[dict], reference: list[dict] | None, cost, less=None) -> str:
+    """The mean cost over that of the reference; `less` is taken away from the former, and divides alone."""
+    if not reference:
+        return ""
+    own = mean(cost(r) - (less(r) if less else 0) for r in group)
+    return f"{own / mean((less or cost)(r) for r in reference):.3f}"
+
+
+def _spread(values: list[float], form: str) -> str:
+    if len(values) < 2:
+        return "".join(form.format(value) for value in values)
+    return form.format(mean(values)) + " (" + ", ".join(form.format(value) for value in values) + ")"
+
+
+def held_out_auc(result: dict) -> float:
+    """ROC-AUC at the end, the mean over the held-out sets."""
+    return mean(found["roc_auc"] for key, found in result["judged"].items() if key.startswith("held_out"))
+
+
+def _mean_auc(group: list[dict]) -> float:
+    return mean(map(held_out_auc, group))
+
+
+# ---- Curves ----
+
+
+def measured_seconds(training: dict) -> float:
+    """Seconds that a run took to train, evaluation and saving left out."""
+    return training["tokens"] / training["tokens_per_second"]
+
+
+def cumulative_seconds(result: dict) -> list[float]:
+    """Seconds after each step: by the times of `--time_steps` where there are any, else as the run itself took."""
+    steps = result["training"]["steps"]
+    timed = result.get("step_seconds")
+    if timed is None:
+        return [measured_seconds(result["training"]) * (step + 1) / steps for step in range(steps)]
+    _, _, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    return list(
+        accumulate(
+            timed["exits" if "exits" in timed and args.exits_active(s, steps) else "dense"] for s in range(steps)
+        )
+    )
+
+
+def seconds_of(result: dict) -> float:
+    return cumulative_seconds(result)[-1]
+
+
+def _seconds_a_step(result: dict) -> float:
+    return seconds_of(result) / result["training"]["steps"]
+
+
+def curve(result: dict) -> dict[str, list[float]]:
+    """`score`, the held-out ROC-AUC while training (the mean over the held-out sets), by `tokens`, `flops` and
+    `seconds`."""
+    points = [(entry["step"], _scores(entry)) for entry in result["log"]]
+    points = [(step, mean(scores)) for step, scores in points if scores]
+    steps, flops, seconds = [step for step, _ in points], cumulative_flops(result), cumulative_seconds(result)
+    tokens = [step * result["training"]["tokens_per_step"] for step in steps]
+    return {
+        "score": [score for _, score in points],
+        "tokens": tokens,
+        "flops": [flops[step - 1] for step in steps],
+        "seconds": [seconds[step - 1] for step in steps],
+    }
+
+
+def _scores(entry: dict) -> list[float]:
+    """Held-out ROC-AUC in a log entry: on the sets that are common to all arms, or where there are none on the run's
+    own. A run's last entry may have both."""
+    common = [value for name, value in entry.items() if re.fullmatch(r"eval_\w+_roc_auc", name)]
+    return common or [entry[name] for name in ("eval_roc_auc",) if name in entry]
+
+
+def cumulative_flops(result: dict) -> list[float]:
+    """Operations executed after each step of a run, everything included."""
+    config_fields, data_args, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
+    batch = result["training"]["tokens_per_step"] // length
+    generator = result["flops"]["generator"] / steps  # the same in every step, and some are described nowhere else
+    dense, exiting = (step_flops(config, batch, length, active).discriminator for active in (False, True))
+    return list(
+        accumulate(generator + (exiting if args.exits_active(step, steps) else dense) for step in range(steps))
+    )
+
+
+# ---- Figures. Each returns whether there was anything to draw. ----
+
+
+def _plots(columns: int, height: float = 4.2):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, columns, figsize=(5.5 * columns, height), layout="constrained")
+
+
+def _legend_beside(figure, plot) -> None:
+    figure.legend(*plot.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+
+
+def _save(figure, path: Path) -> bool:
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True
+
+
+def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
+    """Held-out ROC-AUC while training, by tokens, operations and time: an arm's mean and the range of its seeds."""
+    figure, plots = _plots(3, height=5)
+    for number, (arm, group) in enumerate(arms.items()):
+        color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
+        found = [curve(result) for result in group]
+        scores = list(zip(*(run["score"] for run in found), strict=True))
+        for plot, axis, unit in zip(plots, ("tokens", "flops", "seconds"), (1e6, 1e12, 60), strict=True):
+            x = [mean(at) / unit for at in zip(*(run[axis] for run in found), strict=True)]
+            plot.plot(x, [mean(at) for at in scores], label=arm, color=color, linestyle=line, marker=".")
+            plot.fill_between(x, [min(at) for at in scores], [max(at) for at in scores], color=color, alpha=0.15)
+    plots[0].set(xlabel="million tokens", ylabel="held-out ROC-AUC, full depth")
+    plots[1].set(xlabel="training TFLOPs, everything included")
+    plots[2].set(xlabel="minutes of training on this machine")
+    _legend_beside(figure, plots[0])
+    return _save(figure, path)
+
+
+def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
+    """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
+    no more cost. What an arm was given before counts, and is drawn as a bar to its left. Arms are numbered from the
+    best down."""
+    figure, plots = _plots(2, height=6)
+    axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
+    ranked = sorted(arms.items(), key=lambda item: -_mean_auc(item[1]))
+    for plot, (part, own, unit) in zip(plots, axes, strict=True):
+        reached = []
+        for number, (arm, group) in enumerate(ranked, start=1):
+            given = mean(r.get("given", {}).get(part, 0.0) for r in group) / unit
+            cost, score = mean(map(own, group)) / unit + given, _mean_auc(group)
+            reached.append((cost, score))
+            plot.plot([cost - given, cost], [score, score], color=f"C{number % 10}", linewidth=1)
+            plot.plot(cost, score, "o", color=f"C{number % 10}", label=f"{number} {arm}")
+            plot.annotate(str(number), (cost, score), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        front = sorted(p for p in reached if p[1] == max(score for cost, score in reached if cost <= p[0]))
+        plot.plot(*zip(*front, strict=True), "k-", linewidth=0.8, drawstyle="steps-post")
+    plots[0].set(xlabel="TFLOPs, everything included", ylabel="held-out ROC-AUC")
+    plots[1].set(xlabel="minutes on this machine")
+    _legend_beside(figure, plots[0])
+    return _save(figure, path)
+
+
+def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
+    """The share of the tokens that each layer computes while exits are active."""
+    exiting = {arm: group[0]["kept_share"] for arm, group in arms.items() if min(group[0]["kept_share"]) < 1}
+    if not exiting:
+        return False
+    figure, plot = _plots(1)
+    for shares in dict.fromkeys(map(tuple, exiting.values())):
+        names = [arm for arm, kept in exiting.items() if tuple(kept) == shares]
+        plot.plot(range(1, len(shares) + 1), shares, marker="o", label=fill(", ".join(names), 50))
+    plot.set(xlabel="layer", ylabel="share of the tokens computed", ylim=(0, 1.05))
+    figure.legend(loc="outside lower center", fontsize=6)
+    return _save(figure, path)
+
+
+def draw_budgets(arms: dict[str, list[dict]], path: Path) -> bool:
+    """Quality against the kept share, one curve a rule."""
+    rules = [arm for arm in arms if any(f"{arm}{budget}" in arms for budget in BUDGETS if budget)]
+    if not rules:
+        return False
+    figure, plot = _plots(1)
+    for color, rule in enumerate(rules):
+        groups = [arms[f"{rule}{budget}"] for budget in BUDGETS if f"{rule}{budget}" in arms]
+        shares = [mean(group[0]["kept_share"]) for group in groups]
+        plot.plot(shares, [mean(held_out_auc(r) for r in group) for group in groups], color=f"C{color}", label=rule)
+        for share, group in zip(shares, groups, strict=True):
+            plot.plot([share] * len(group), [held_out_auc(r) for r in group], ".", color=f"C{color}")
+    for arm, style in (("dense", "-"), ("dense_slower", ":"), ("dense_with_heads", "--")):
+        if arm in arms:
+            plot.axhline(mean(held_out_auc(r) for r in arms[arm]), color="k", linestyle=style, label=arm, linewidth=1)
+    plot.set(xlabel="kept share of tokens, mean over layers, while exits are active", ylabel="held-out ROC-AUC")
+    plot.legend(fontsize=8)
+    return _save(figure, path)
+
+
+FIGURES = {
+    "curves": draw_curves,
+    "pareto": draw_pareto,
+    "kept": draw_kept,
+    "budgets": draw_budgets,
+}

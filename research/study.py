@@ -1,0 +1,396 @@
+"""Studies: a matrix of runs, each judged alike: `python -m research.study NAME`, with the recipes in `studies/`."""
+
+import argparse
+import importlib.util
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from datasets import Dataset, Features, Value, load_from_disk
+from datasets import Sequence as SequenceFeature
+from filelock import FileLock
+from transformers import AutoConfig, AutoTokenizer
+
+from electra_exit.main import report
+from electra_exit.parser import Parser
+from electra_exit.parsing import parse_fields
+from electra_exit.places import yaml_names
+from electra_exit.sentences import show_progress
+from modeling_electra_exit.configuration_electra_exit import without_unread
+from modeling_electra_exit.trainers.data.packing import pack
+from modeling_electra_exit.trainers.data.preparation import load_tokenizer
+from modeling_electra_exit.trainers.data.reading import load_documents
+from modeling_electra_exit.trainers.errors import UsageError
+from modeling_electra_exit.trainers.finetuning.blimp import judge_blimp
+from modeling_electra_exit.trainers.generators.cached import CACHE_REPORT
+from modeling_electra_exit.trainers.generators.registry import build_generator
+from modeling_electra_exit.trainers.pretraining.cached_replacements import cache_replacements
+from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection, build_collator
+from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run, pretrain
+from modeling_electra_exit.trainers.runtime.files import read_json, write_json
+from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fingerprints
+
+from .judge import BATCH, judge_glue, judge_held_out
+from .report import RATE_MARK, measured_seconds, timing_file, write_report
+from .step_timing import time_steps
+
+
+logger = logging.getLogger(__name__)
+
+STUDIES = Path(__file__).with_name("studies")
+# What of a run's log and of its last evaluation a result keeps.
+KEPT_IN_LOG = re.compile(
+    r"eval_\w*(roc_auc|average_precision)|exit_|kept_|discriminator_(loss|auc)$|generator_(loss|equal_rate)$"
+)
+OWN_GENERATOR = ("roc_auc", "generator_equal_rate", "replacement_log_probability", "original_log_probability")
+
+
+@dataclass
+class Run:
+    """One arm, of one stage, with one seed."""
+
+    stage: str
+    arm: str
+    seed: int
+    fields: dict
+    judges: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.arm}/seed-{self.seed}"
+
+    @property
+    def result_file(self) -> str:
+        return f"{self.stage}-{self.arm}-seed{self.seed}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a study; returns the exit status, as [`electra_exit.main.report`] does."""
+    show_progress()
+    return report(study_command, sys.argv[1:] if argv is None else argv, "python -m research.study")
+
+
+def study_command(argv: Sequence[str]) -> int:
+    args = study_parser().parse_args(list(argv))
+    study = read_study(args.study)
+    runs = read_runs(study)
+    for path in (args.blimp, args.glue):
+        if path is not None and not path.exists():
+            raise UsageError(f"no such file or folder: {path}")
+    results = args.results or args.output_dir / args.study / "results"
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("the report's figures need matplotlib: pip install 'electra-early-exit[study]'")
+    if not args.report_only:
+        if not args.train_files:
+            raise UsageError("give the text with --train_files, or --report_only")
+        (time_study if args.time_steps else run_study)(study, chosen_runs(runs, args), args, results)
+    print(write_report(args.study, study, runs, results))
+    return 0
+
+
+def study_parser() -> Parser:
+    parser = Parser(
+        prog="python -m research.study",
+        description="Run and judge the arms of a study that have no result yet, one JSON each, and write its report. "
+        "The same command continues where it was interrupted; several may run at once on different arms.",
+    )
+    parser.add_argument("study", choices=yaml_names(STUDIES))
+    parser.add_argument("--train_files", nargs="+", help="the text; see `electra-exit pretrain --help`")
+    parser.add_argument("--blimp", type=Path, help="BLiMP as JSON Lines, plain or .xz; left out: not judged by it")
+    parser.add_argument("--glue", type=Path, help="folder of GLUE tasks as JSON Lines; left out: not judged by them")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/study"), help="of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--results", type=Path, help="of the JSON files and the report (default: in the former)")
+    parser.add_argument("--stages", nargs="+", help="only these (default: all)")
+    parser.add_argument("--arms", nargs="+", help="only these (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these (default: all)")
+    parser.add_argument(
+        "--time_steps",
+        type=int,
+        metavar="N",
+        help="instead of running them, time N turns of a few steps of each arm; the report's times are then these, "
+        "which others on the machine do not disturb",
+    )
+    parser.add_argument("--report_only", action="store_true", help="write the report of the results there are")
+    return parser
+
+
+def read_study(name: str) -> dict:
+    """A packaged study; one that `extends` another has what the other has, but for what it says itself."""
+    study = yaml.safe_load(STUDIES.joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    return {**read_study(study["extends"]), **study} if "extends" in study else study
+
+
+def read_runs(study: dict) -> list[Run]:
+    """The runs of a study, in the order of its stages, seeds and arms; where a stage says `learning_rates`, each of
+    its arms is run with all of them."""
+    return [
+        Run(
+            name,
+            arm if rate is None else f"{arm}{RATE_MARK}{rate:g}",
+            seed,
+            {
+                **without_unread(
+                    {**study["base"], **stage.get("fields", {}), **study["arms"][arm]}, study["arms"][arm]
+                ),
+                **({} if rate is None else {"learning_rate": rate}),
+                "seed": seed,
+            },
+            stage["judges"],
+        )
+        for name, stage in study["stages"].items()
+        for seed in stage["seeds"]
+        for arm in stage["arms"]
+        for own in [study["arms"][arm]]
+        for rate in stage.get("learning_rates", [None])
+    ]
+
+
+def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
+    """Those that the flags name.
+
+    Raises:
+        UsageError: for a stage, arm or seed that the study does not have.
+    """
+    for flag, field in (("stages", "stage"), ("arms", "arm"), ("seeds", "seed")):
+        if (wanted := getattr(args, flag)) is None:
+            continue
+        known = list(dict.fromkeys(getattr(run, field) for run in runs))
+        if unknown := [value for value in wanted if value not in known]:
+            raise UsageError(
+                f"--{flag}: no {', '.join(map(str, unknown))} here; there are {', '.join(map(str, known))}"
+            )
+        runs = [run for run in runs if getattr(run, field) in wanted]
+    return runs
+
+
+def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
+    """Write what a step of each arm takes, one file a stage; the learning rate does not matter to it."""
+    folder = args.output_dir / args.study
+    common, shared = shared_places(study, args)
+    results.mkdir(parents=True, exist_ok=True)
+    for stage in dict.fromkeys(run.stage for run in runs):
+        arms = {run.arm.split(RATE_MARK)[0]: run for run in runs if run.stage == stage}
+        trainers = {}
+        for arm, run in arms.items():
+            places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
+            places["corpus_init"] = False  # takes minutes, and changes no time
+            trainers[arm], *_ = build_trainer(*parse_fields({**run.fields, **places})[:3])
+        seconds = time_steps(trainers, args.time_steps)
+        path = results / timing_file(stage)
+        path.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
+    """The folder of what all runs of a study share, and of those of the study that it extends; and [`make_shared`]."""
+    common = args.output_dir / study.get("extends", args.study)
+    common.mkdir(parents=True, exist_ok=True)
+    with FileLock(common / "shared.lock"):  # others may run other arms at the same time
+        check_text(common, args.train_files)
+        return common, make_shared(study, common, args.train_files)
+
+
+def check_text(folder: Path, train_files: list[str]) -> None:
+    """Note which text a study is of, when it begins.
+
+    Raises:
+        UsageError: if it is not the one that it began with, of which there are tokenizers, models and results.
+    """
+    path, now = folder / "text.json", fingerprints(train_files)
+    if not path.exists():
+        write_json(path, now)
+    elif list(read_json(path).values()) != list(now.values()):
+        raise UsageError(
+            f"{', '.join(train_files)} is not the text that the study in {folder} began with; put it back as it was, "
+            "or choose another --output_dir"
+        )
+
+
+def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
+    """Run and judge what has no result yet."""
+    folder = args.output_dir / args.study
+    common, shared = shared_places(study, args)
+    corrupted = {name: load_from_disk(common / "corruptions" / name) for name in study.get("corruptions", {})}
+    for run in runs:
+        places = {**shared, "output_dir": str(folder / run.name), **_own_places(run.fields, common)}
+        path = results / run.result_file
+        if path.exists():
+            if (made := json.loads(path.read_text(encoding="utf-8"))["fields"]) != run.fields:
+                changed = sorted(n for n in made.keys() | run.fields.keys() if made.get(n) != run.fields.get(n))
+                raise UsageError(f"{path} was made with other fields ({', '.join(changed)}); remove it to run it anew")
+            continue
+        arguments = parse_fields({**run.fields, **places})
+        if not (folder / run.name / METRICS_FILE).exists():
+            logger.info(f"running {run.name}")
+            pretrain(*arguments, show=False, evaluated=corrupted)
+        logger.info(f"judging {run.name}")
+        result = collect(run, folder / run.name) | {
+            "given": cost_of_given(study, run.fields, common),
+            "judged": judge(study, run, folder / run.name, corrupted, arguments[1], args),
+        }
+        results.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(path)  # so that a file that is there is whole
+
+
+# ---- What all runs of a study share, made before the first ----
+
+
+def make_shared(study: dict, folder: Path, train_files: list[str]) -> dict:
+    """One tokenizer for all arms; the masked language models under `references`, the replacements under `caches`, and
+    the held-out sets under `corruptions`, so far as the study has any and they are not there yet.
+
+    Returns:
+        The fields, for all runs, that say where they are.
+    """
+    base = study["base"]
+    shared = {"train_files": train_files, "tokenizer_name": str(_tokenizer(folder / "tokenizer", base, train_files))}
+
+    def arguments_of(fields: dict) -> tuple:
+        output = {"output_dir": str(folder / "unused")}
+        return parse_fields({**base, **output, **fields, **shared, **_own_places(fields, folder)})
+
+    for name, fields in study.get("references", {}).items():
+        output = folder / "references" / name
+        if not (output / METRICS_FILE).exists():
+            logger.info(f"training the reference {name}")
+            pretrain(*arguments_of({**fields, "output_dir": str(output)}), show=False)
+    for name, cache in study.get("caches", {}).items():
+        if not (path := folder / "caches" / name).exists():
+            logger.info(f"sampling the replacements {name}")
+            with _whole(path) as unfinished:
+                cache_replacements(*arguments_of(cache["fields"])[:3], unfinished, cache["draws"])
+    for name, fields in study.get("corruptions", {}).items():
+        if not (path := folder / "corruptions" / name).exists():
+            logger.info(f"corrupting the held-out text: {name}")
+            with _whole(path) as unfinished:
+                corrupt_held_out(*arguments_of(fields)[:3]).save_to_disk(unfinished)
+    if "reference" in study:
+        shared["reference_folder"] = str(folder / "references" / study["reference"])
+    return shared
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Where to write a folder that gets the name `path` when it is finished, so that one that is there is whole."""
+    unfinished = path.with_suffix(".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    unfinished.rename(path)
+
+
+def _own_places(fields: dict, folder: Path) -> dict:
+    """Where the generator's folder is, which a study names within that of what its runs share."""
+    return {"generator_folder": str(folder / fields["generator_folder"])} if "generator_folder" in fields else {}
+
+
+def _tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
+    if not folder.exists():
+        _, data_args, _, _ = parse_fields({**base, "train_files": train_files, "output_dir": str(folder)})
+        load_tokenizer(data_args, base["vocab_size"], load_documents(data_args)["train"]).save_pretrained(folder)
+    return folder
+
+
+def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
+    """The held-out sequences of a run, corrupted once by a generator that is no part of a model in training; with the
+    columns `input_ids` and `labels`, and `token_type_ids` where there are two segments."""
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
+    features = Features({**packed["validation"].features, "labels": SequenceFeature(Value("uint8"))})
+    columns = {name: [] for name in features}
+    torch.manual_seed(training_args.seed)
+    for rows in packed["validation"].iter(BATCH):
+        batch = collate([dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+        if generator is not None:
+            batch = generator.corrupt(batch, 1.0)
+        for i, row in enumerate(rows["input_ids"]):
+            for name, column in columns.items():
+                column.append(batch[name][i, : len(row)].tolist())
+    return Dataset.from_dict(columns, features)
+
+
+# ---- One run ----
+
+
+def collect(run: Run, folder: Path) -> dict:
+    """What a finished run wrote down, without where it was run: its measurements, and its log by the step."""
+    measured = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    log, seconds = {}, None
+    for entry in history:
+        seconds = entry.get("train_runtime", seconds)
+        kept = {name: value for name, value in entry.items() if KEPT_IN_LOG.match(name)}
+        if kept and "train_runtime" not in entry:
+            log.setdefault(entry["step"], {"step": entry["step"]}).update(kept)
+    return {
+        "name": run.name,
+        "stage": run.stage,
+        "arm": run.arm,
+        "seed": run.seed,
+        "fields": run.fields,
+        "log": [log[step] for step in sorted(log)],
+        "train_runtime": seconds,
+        "generator": {name: measured["evaluation"][name] for name in OWN_GENERATOR if name in measured["evaluation"]},
+        **{part: measured[part] for part in ("training", "flops", "parameters", "kept_share", "versions")},
+    }
+
+
+def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
+    """Operations and seconds spent before a run on what its generator is given: a model, or cached replacements and
+    the model that they come from."""
+    cost = {"flops": 0.0, "seconds": 0.0}
+    while "generator_folder" in fields:
+        kind, name = fields["generator_folder"].split("/")
+        folder = common / kind / name
+        if kind == "references":
+            measured, fields = json.loads((folder / METRICS_FILE).read_text("utf-8")), study[kind][name]
+            spent = {"flops": measured["flops"]["total"], "seconds": measured_seconds(measured["training"])}
+        else:
+            fields = study[kind][name]["fields"]
+            spent = json.loads((folder / CACHE_REPORT).read_text("utf-8"))["splits"]["train"]
+        cost = {name: total + spent[name] for name, total in cost.items()}
+    return cost
+
+
+def judge(
+    study: dict, run: Run, folder: Path, corrupted: dict[str, Dataset], data_args, args: argparse.Namespace
+) -> dict:
+    """Ask the questions that the run's stage asks, as far as the data for them were given."""
+    settings, answers = study["judges"], {}
+    if "held_out" in run.judges and corrupted:
+        collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
+        for name, sequences in corrupted.items():
+            answers[f"held_out_{name}"] = judge_held_out(folder, sequences, collate)
+    elif "held_out" in run.judges:
+        config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
+        # As the run has it, for only then does the cache know the text that it has packed already.
+        tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
+        packed, _ = pack(
+            documents, tokenizer, data_args.max_seq_length, data_args.num_proc, data_args.segments,
+            data_args.data_split_seed,
+        )  # fmt: skip
+        replacements = build_generator(config, packed["train"], tokenizer)
+        collate = DataCollatorForReplacedTokenDetection(
+            tokenizer, None, config.mlm_probability, replacements=replacements, **settings["held_out"]
+        )
+        answers["held_out"] = judge_held_out(folder, packed["validation"], collate)
+    if "blimp" in run.judges and args.blimp is not None:
+        answers["blimp"] = judge_blimp(folder, args.blimp, **settings["blimp"])
+    if "glue" in run.judges and args.glue is not None:
+        for task, options in settings["glue"].items():
+            answers[task] = judge_glue(folder, args.glue, task, seed=run.seed, **options)
+    return answers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""A whole study on tiny data: run, judged, continued, reported."""
+
+import json
+import lzma
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from electra_exit.parsing import parse_fields
+from modeling_electra_exit.trainers.data import preparation
+from modeling_electra_exit.trainers.errors import UsageError
+from modeling_electra_exit.trainers.pretraining.run import build_config
+from research import study
+from research.report import (
+    cumulative_flops,
+    cumulative_seconds,
+    curve,
+    equal_cost,
+    exits_table,
+    held_out_auc,
+    scores_at_equal_cost,
+)
+from research.step_timing import first_of_each
+from tests.conftest import write_corpus
+from tests.trainers.cli.test_cli import RECIPE
+
+
+TINY = {
+    "title": "which pay?",
+    "baseline": "dense",
+    "base": {
+        **{name: value for name, value in RECIPE.items() if name not in ("save_steps", "generator_size")},
+        "generator_type": "unigram",
+        "save_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "disable_tqdm": True,
+    },
+    "judges": {
+        "held_out": {"seed": 1},
+        "blimp": {"pairs_per_paradigm": 2},
+        "glue": {"sst2": {"epochs": 1, "max_examples": 8}, "stsb": {"epochs": 1}},
+    },
+    "arms": {
+        "dense": {"exit_policy": "none"},
+        "random": {"exit_policy": "random"},
+        "random.tight": {"exit_policy": "random", "exit_keep": [0.25, 0.25]},
+    },
+    "stages": {
+        "short": {"fields": {"max_steps": 3}, "judges": ["held_out"], "seeds": [0], "arms": ["dense"]},
+        "full": {"judges": ["held_out", "blimp", "glue"], "seeds": [0, 1],
+                 "arms": ["dense", "random", "random.tight"]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def studies(tmp_path, monkeypatch):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    monkeypatch.setattr(study, "STUDIES", folder)
+    return folder
+
+
+@pytest.fixture
+def flags(tmp_path):
+    text = write_corpus(tmp_path / "corpus.txt")
+    glue = tmp_path / "glue"
+    rows = {
+        "sst2": [{"sentence": "the cat sings", "label": i % 2} for i in range(12)],
+        "stsb": [{"sentence1": "the cat", "sentence2": "a dog", "label": i / 3} for i in range(12)],
+    }
+    for task, examples in rows.items():
+        (glue / task).mkdir(parents=True)
+        for split in ("train", "validation"):
+            (glue / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    pairs = [{"sentence_good": "the cat sings", "sentence_bad": "cat the sings", "UID": f"u{i % 2}"} for i in range(8)]
+    with lzma.open(tmp_path / "blimp.jsonl.xz", "wt") as file:
+        file.write("\n".join(map(json.dumps, pairs)))
+    return [
+        "--train_files", str(text), "--blimp", str(tmp_path / "blimp.jsonl.xz"), "--glue", str(glue),
+        "--output_dir", str(tmp_path / "out"), "--results", str(tmp_path / "results"),
+    ]  # fmt: skip
+
+
+def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
+    assert study.main(["tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
+    results = tmp_path / "results"
+    found = {path.name: json.loads(path.read_text()) for path in results.glob("*.json")}
+    assert sorted(found) == [f"full-{arm}-seed0.json" for arm in ("dense", "random", "random.tight")]
+    for result in found.values():
+        assert 0 <= result["judged"]["held_out"]["roc_auc"] <= 1
+        assert result["judged"]["blimp"]["pairs"] == 4
+        assert result["judged"]["sst2"]["examples"] == 8
+        assert "stsb" in result["judged"]
+        assert str(tmp_path) not in json.dumps(result)  # what was run, and not where
+    rates = {result["judged"]["held_out"]["replaced_rate"] for result in found.values()}
+    assert len(rates) == 1  # one corruption for all
+    cost = {result["arm"]: cumulative_flops(result)[-1] for result in found.values()}
+    for result in found.values():
+        assert cost[result["arm"]] == pytest.approx(result["flops"]["total"])
+    report = (results / "README.md").read_text()
+    assert "| random.tight |" in report
+    for figure in ("full-curves.png", "full-budgets.png"):
+        assert figure in report
+        assert (results / figure).stat().st_size > 5000
+
+    # What is there is not run again; what is missing is.
+    (results / "full-random-seed0.json").unlink()
+    started = []
+    monkeypatch.setattr(study, "pretrain", lambda *args, **kwargs: started.append(args))
+    assert study.main(["tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
+    assert started == []  # the run itself was finished; only its judgement was missing
+    assert json.loads((results / "full-random-seed0.json").read_text()) == found["full-random-seed0.json"]
+
+    # A stage may compare with another arm than the others.
+    stages = {**TINY["stages"], "full": {**TINY["stages"]["full"], "baseline": "random"}}
+    (studies / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "stages": stages}))
+    assert "| dense | 1.000 | 1.000 |" in report
+    assert "FINDINGS.md" not in report
+    (results / "FINDINGS.md").write_text("Nothing was found.")
+    assert study.main(["tiny", *flags, "--report_only"]) == 0
+    report = (results / "README.md").read_text()
+    assert "Over those of the arm `random`." in report
+    assert "| random | 1.000 | 1.000 |" in report
+    assert "](FINDINGS.md)" in report
+    assert (results / "FINDINGS.md").read_text() == "Nothing was found."
+
+
+def test_text_is_packed_once_for_all_runs_and_their_judges(studies, flags, monkeypatch):
+    packed, original = [], preparation.pack
+
+    def recording(*args):
+        splits, counts = original(*args)
+        packed.append(splits["train"]._fingerprint)
+        return splits, counts
+
+    for module in (preparation, study):
+        monkeypatch.setattr(module, "pack", recording)
+    assert study.main(["tiny", *flags, "--stages", "short"]) == 0
+    assert len(packed) == 2
+    assert len(set(packed)) == 1
+
+
+def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / "short-dense-seed0.json"
+    path.write_text(json.dumps({"fields": {**TINY["base"], "max_steps": 9}}))
+    assert study.main(["tiny", *flags, "--stages", "short"]) == 2
+    assert "was made with other fields (exit_policy, max_steps, seed)" in capsys.readouterr().err
+    assert json.loads(path.read_text())["fields"]["max_steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--arms", "densest"], "--arms: no densest here; there are dense, random, random.tight"),
+        (["--seeds", "7"], "--seeds: no 7 here; there are 0, 1"),
+        (["--blimp", "/nowhere/b.jsonl"], "no such file or folder: /nowhere/b.jsonl"),
+        (["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
+    ],
+)
+def test_mistakes_are_one_line(studies, flags, capsys, changes, message):
+    assert study.main(["tiny", *flags, *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_text_is_needed_unless_only_the_report_is(studies, tmp_path, capsys):
+    assert study.main(["tiny", "--output_dir", str(tmp_path)]) == 2
+    assert "give the text with --train_files" in capsys.readouterr().err
+    assert study.main(["tiny", "--output_dir", str(tmp_path), "--report_only"]) == 0
+    assert Path(capsys.readouterr().out.strip()).exists()
+
+
+GENERATORS = {
+    "title": "which generator?",
+    "baseline": "mlm",
+    "base": {**TINY["base"], "exit_policy": "none", "generator_type": "mlm"},
+    "references": {"judge": {"discriminator_weight": 0.0, "seed": 9, "eval_strategy": "no"}},
+    "reference": "judge",
+    "caches": {"judge": {"draws": 2, "fields": {"generator_type": "frozen", "generator_folder": "references/judge"}}},
+    "corruptions": {
+        "easy": {"generator_type": "unigram"},
+        "hard": {"generator_type": "frozen", "generator_folder": "references/judge"},
+    },
+    "judges": {},
+    "arms": {
+        "mlm": {},
+        "frozen": {"generator_type": "frozen", "generator_folder": "references/judge"},
+        "cached": {"generator_type": "cached", "generator_folder": "caches/judge"},
+        "self": {"generator_type": "self"},
+    },
+    "stages": {
+        "only": {
+            "judges": ["held_out"], "seeds": [0], "arms": ["mlm", "frozen", "cached", "self"],
+            "learning_rates": [1.0e-3, 5.0e-4],
+        }
+    },
+}  # fmt: skip
+
+
+def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(studies, flags, tmp_path, capsys):
+    (studies / "kinds.yaml").write_text(yaml.safe_dump(GENERATORS))
+    small = {
+        "extends": "kinds",
+        "title": "again?",
+        "stages": {"only": {**GENERATORS["stages"]["only"], "arms": ["mlm"]}},
+    }
+    (studies / "again.yaml").write_text(yaml.safe_dump(small))
+    assert study.main(["kinds", *flags]) == 0
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert len(found) == 8
+    for result in found.values():
+        for name in ("easy", "hard"):
+            assert 0 <= result["judged"][f"held_out_{name}"]["roc_auc"] <= 1
+        assert [entry["step"] for entry in result["log"] if "eval_hard_roc_auc" in entry] == [2, 4]
+        assert -20 < result["generator"]["replacement_log_probability"] < 0
+        assert 0 <= result["generator"]["generator_equal_rate"] < 1
+        assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"])
+        assert curve(result)["score"][-1] == pytest.approx(
+            held_out_auc(result), abs=1e-4
+        )  # it ends where it is judged
+    for name in ("easy", "hard"):  # one corruption for all
+        assert len({result["judged"][f"held_out_{name}"]["replaced_rate"] for result in found.values()}) == 1
+    given = {arm: found[f"only-{arm}@0.001-seed0"]["given"]["flops"] for arm in GENERATORS["arms"]}
+    assert given["mlm"] == given["self"] == 0
+    reference = json.loads((tmp_path / "out/kinds/references/judge/metrics.json").read_text())["flops"]["total"]
+    cache = json.loads((tmp_path / "out/kinds/caches/judge/cache.json").read_text())["splits"]["train"]["flops"]
+    assert given["frozen"] == reference
+    assert given["cached"] == reference + cache > reference
+
+    report = (tmp_path / "results" / "README.md").read_text()
+    better, everything = report.split("All learning rates:")
+    assert better.count("| frozen@") == 3  # cost and quality, equal cost, difficulty
+    assert everything.count("| frozen@") == 2
+    for fragment in ("# Study: which generator?", "equal FLOPs", "log-probability of replacements", "only-pareto.png",
+                     "ROC-AUC, hard", "FLOPs given before"):  # fmt: skip
+        assert fragment in better + everything
+
+    # What one study made serves the other that extends it.
+    before = (tmp_path / "out/kinds/references/judge/metrics.json").stat().st_mtime_ns
+    again = [*flags[:-1], str(tmp_path / "again")]
+    assert study.main(["again", *again]) == 0
+    assert (tmp_path / "out/kinds/references/judge/metrics.json").stat().st_mtime_ns == before
+    assert not (tmp_path / "out/again/references").exists()
+
+
+def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp_path, capsys):
+    short = [*flags, "--stages", "full", "--seeds", "0", "--arms", "dense", "random"]
+    assert study.main(["tiny", *short, "--time_steps", "2"]) == 0
+    path = tmp_path / "results" / "full-step-seconds.json"
+    found = json.loads(path.read_text())
+    assert {arm: sorted(seconds) for arm, seconds in found.items()} == {
+        "dense": ["dense"],
+        "random": ["dense", "exits"],  # the last of its four steps is at full depth
+    }
+    assert all(0 < value < 10 for seconds in found.values() for value in seconds.values())
+    assert not list((tmp_path / "results").glob("full-dense*"))  # timed, and not run
+    result = {
+        "training": {"steps": 10, "tokens": 100, "tokens_per_second": 10.0},
+        "fields": {**TINY["base"], "exit_warmup": 0.2, "exit_cooldown": 0.1},
+    }
+    assert cumulative_seconds(result) == pytest.approx([*range(1, 11)])
+    timed = cumulative_seconds({**result, "step_seconds": {"dense": 2.0, "exits": 1.0}})
+    assert timed == [2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
+    assert cumulative_seconds({**result, "step_seconds": {"dense": 2.0}})[-1] == 20
+    assert study.main(["tiny", *short]) == 0
+    assert "Times are by the medians" in (tmp_path / "results" / "README.md").read_text()
+
+
+def test_scores_are_read_off_the_curves_at_equal_cost():
+    def result(speed, scores, total=1.0):
+        log = [{"step": step, "eval_a_roc_auc": score, "eval_b_roc_auc": score} for step, score in scores]
+        training = {"tokens_per_step": 4 * 32, "tokens": 4 * 4 * 32, "steps": 4, "tokens_per_second": speed}
+        fields = {**TINY["base"], "exit_policy": "none"}
+        return {"log": log, "training": training, "fields": fields, "flops": {"generator": 0.0, "total": total}}
+
+    # The second takes twice as long, so it has come half as far when the first is done.
+    arms = {"fast": [result(64.0, [(2, 0.6), (4, 0.7)])], "slow": [result(32.0, [(2, 0.7), (4, 0.9)])]}
+    lines = equal_cost(*scores_at_equal_cost(arms, "fast"))
+    assert lines[-2].split(" | ")[1:] == ["0.7000", "0.7000", "0.7000 |"]
+    assert lines[-1].split(" | ")[1:] == ["0.9000", "0.9000", "0.7000 |"]
+    # Nobody is cut down to an arm that spends next to nothing.
+    arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-3:-1] == lines[-2:]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
+
+    # Arms that differ by their exits alone share a row, whatever their learning rates.
+    assert exits_table(arms, "fast", scores_at_equal_cost(arms, "fast")[1]) == []
+    paired = {"fast@0.001": arms["fast"], "fast_exits@0.0005": arms["slow"], "tiny": arms["tiny"]}
+    *_, both, alone = exits_table(paired, "fast", scores_at_equal_cost(paired, "fast")[1])
+    assert both == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
+    assert alone == "| tiny | 0.100 |  | 0.6000 |  | 0.6000 |  |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"exit_warmup": 0.2, "exit_cooldown": 0.1}, {"dense": 0, "exits": 2}),
+        ({"exit_warmup": 0.1, "exit_cooldown": 0.6}, {"dense": 0, "exits": 1}),  # none in its middle
+        ({"exit_warmup": 0.0, "exit_cooldown": 0.0}, {"exits": 0}),
+        ({"exit_policy": "none"}, {"dense": 0}),
+    ],
+)
+def test_steps_are_timed_with_exits_and_without_as_the_run_has_them(changes, first):
+    fields = {**TINY["base"], "max_steps": 10, "output_dir": "unused", **changes}
+    config_fields, _, args, _ = parse_fields(fields)
+    trainer = SimpleNamespace(args=args, model_config=build_config(config_fields))
+    assert first_of_each(trainer) == first
+
+
+@pytest.mark.parametrize("name", [path.stem for path in Path(str(study.STUDIES)).glob("*.yaml")])
+def test_packaged_studies_make_sense(name):
+    content = study.read_study(name)
+    runs = study.read_runs(content)
+    assert len({run.name for run in runs}) == len(runs)
+    assert {run.arm.split("@")[0] for run in runs} == set(content["arms"])
+    assert all(stage.get("baseline", content["baseline"]) in stage["arms"] for stage in content["stages"].values())
+    for run in runs:
+        config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
+        build_config(config_fields)
+        assert set(run.judges) <= {"held_out", "blimp", "glue"}
+
+
+def test_a_study_is_of_one_text(tmp_path):
+    text = write_corpus(tmp_path / "text.txt")
+    for _ in range(2):
+        study.check_text(tmp_path, [str(text)])
+    write_corpus(text, seed=1)
+    with pytest.raises(UsageError, match=f"{text} is not the text that the study in {tmp_path} began with"):
+        study.check_text(tmp_path, [str(text)])
+
+
+def test_results_that_are_stored_can_still_be_read():
+    """Those of arms that a packaged study still has: their fields are legal, and give the operations that
+    were counted then, up to how regressors are counted."""
+    results = Path(study.__file__).parents[1] / "benchmarks" / "results"
+    read = 0
+    for name in ("exits", "generators", "efficiency"):
+        for run in study.read_runs(study.read_study(name)):
+            if (path := results / name / run.result_file).exists():
+                result = json.loads(path.read_text())
+                assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"], rel=0.02), path.name
+                read += 1
+    assert read > 50

@@ -1,0 +1,198 @@
+"""What goes wrong between here and the Hub: each ends in success, or in one sentence with the folder as it was."""
+
+import json
+
+import pytest
+import yaml
+
+from modeling_electra_exit.trainers.errors import PushError
+from modeling_electra_exit.trainers.runtime import checkpoints
+from modeling_electra_exit.trainers.sharing import hub as pushing
+from modeling_electra_exit.trainers.sharing.hub import shared_files
+from tests.conftest import tiny_model
+from tests.loopback_hub import Fault, LoopbackHub
+from tests.trainers.cli.test_cli import RECIPE
+from tests.trainers.sharing.test_hub import COMMANDS, TOKEN, commits_of, contents, in_a_process, run_commands
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub() as hub:
+        hub.users[TOKEN] = "alice"
+        yield hub
+
+
+@pytest.fixture
+def model(tmp_path, tokenizer):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def errors_of(done) -> list[str]:
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.split("\n") if ": error: " in line]
+
+
+def test_faults_that_pass_end_in_success(hub, model, tmp_path):
+    hub.faults = [
+        Fault("PUT", "/lfs/"),  # the connection breaks in the middle of the upload
+        Fault("PUT", "/lfs/", status=503),
+        Fault("POST", "/preupload/", status=429, headers={"Retry-After": "0"}),
+        Fault("POST", "objects/batch", status=500),
+    ]
+    assert run_commands(hub, tmp_path, ["push", str(model), "alice/mini"]) == [0]
+    assert all(fault.times == 0 for fault in hub.faults)
+    assert [commit.title for commit in commits_of(hub, "alice/mini")] == ["Upload model", "Upload model: card"]
+    uploaded = commits_of(hub, "alice/mini")[-1].files["model.safetensors"].content
+    assert uploaded == (model / "model.safetensors").read_bytes()
+
+
+def test_faults_that_stay_end_in_one_sentence_and_the_push_can_be_repeated(hub, model, tmp_path):
+    before = contents(model)
+    hub.faults = [
+        Fault("POST", "/repos/create", status=429, headers={"Retry-After": "60"}),
+        Fault("POST", "/repos/create", status=503),
+        Fault("POST", "/commit/main"),  # the connection breaks while the commit is sent
+        Fault("POST", "/commit/main", status=412),  # somebody else was faster
+    ]
+    push = ["push", str(model), "alice/mini"]
+    done = run_commands(hub, tmp_path, *[push] * 6, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2, 2, 2, 0, 0]
+    limited, out_of_order, dropped, overtaken = errors_of(done)
+    assert "the Hub takes no more requests of yours for now; push again later" in limited
+    assert "the Hub is out of order (status 503); push again later" in out_of_order
+    assert "could not push to alice/mini: " in dropped
+    assert "someone else committed to alice/mini at the same time; push again" in overtaken
+    assert contents(model) == before
+    assert len(commits_of(hub, "alice/mini")) == 2
+    assert sum(request.startswith("PUT /lfs/") for request in hub.requests) == 1, "what is there is not sent again"
+
+
+@pytest.mark.parametrize("token", ["hf_wrong", None])
+def test_a_wrong_token_or_none(hub, model, tmp_path, token):
+    before = contents(model)
+    done = run_commands(hub, tmp_path, ["push", str(model), "alice/mini"], token=token, check=False)
+    (line,) = errors_of(done)
+    assert "the Hub does not accept your token for alice/mini: log in with `hf auth login`, or set HF_TOKEN" in line
+    assert contents(model) == before
+    assert hub.repositories == {}
+
+
+# The operating system refuses every new file in the cache from the moment on that downloads begin.
+FULL_DISK = f"""
+import errno, os, sys
+
+def full(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and arguments[0].endswith(".incomplete"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), arguments[0])
+
+sys.addaudithook(full)
+{COMMANDS}
+"""
+
+
+def test_a_full_disk_in_the_cache(hub, model, tmp_path, corpus):
+    assert run_commands(hub, tmp_path, ["push", str(model), "alice/mini"]) == [0]
+    before = contents(model)
+    command = ["pretrain", "quickstart", "--train_files", str(corpus), "--output_dir", str(tmp_path / "run"),
+               "--tokenizer_name", "alice/mini"]  # fmt: skip
+    done = in_a_process(FULL_DISK, hub, tmp_path, json.dumps([command]), check=False)
+    assert json.loads(done.stdout.strip().split("\n")[-1]) == [2]
+    (line,) = errors_of(done)
+    assert "cannot load the tokenizer `alice/mini`" in line
+    assert "No space left on device" in line
+    assert not (tmp_path / "run").exists()
+    assert contents(model) == before
+
+
+# ---- What is found before anything is sent ----
+
+
+def test_a_folder_that_is_not_whole_is_refused(model):
+    (model / "exit_state.py").unlink()
+    with pytest.raises(PushError, match=r"lacks exit_state\.py; write it again with `save_pretrained`"):
+        shared_files(model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(PushError, match=r"lacks exit_state\.py, model\.safetensors;"):
+        shared_files(model)
+
+
+def test_only_what_a_stranger_needs_is_chosen(model):
+    for name in ("training_args.bin", "optimizer.pt", "run.json", "notes.txt", "my_script.py", "pytorch_model.bin"):
+        (model / name).write_text("private")
+    (model / "runs").mkdir()
+    assert set(shared_files(model)) == {
+        "config.json", "model.safetensors", "configuration_electra_exit.py", "exit_policy.py", "exit_state.py",
+        "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(pushing, "API", None)
+    for name, card, message in (
+        (r"README\.md", "my hf_abc", "Upload"),
+        ("the message of the commit", "a card", "with hf_abc"),
+    ):
+        with pytest.raises(PushError, match=f"^{name} holds your token; nothing was pushed"):
+            pushing.push_files({"a.json": b"{}"}, card, "alice/mini", message=message, token="hf_abc")
+
+
+def test_where_the_best_checkpoint_lies_is_not_told(model):
+    state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
+    (model / "trainer_state.json").write_text(json.dumps(state))
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (model / name).write_bytes(b"state")
+    checkpoint = model.with_name("checkpoint-5")
+    incomplete = model.with_name(checkpoints.INCOMPLETE) / checkpoint.name
+    incomplete.parent.mkdir()
+    checkpoints.commit(model.rename(incomplete), checkpoint)
+    (checkpoint / "training_args.bin").write_bytes(b"pickled")
+    files = pushing.training_state_files(checkpoint)
+    assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-4"
+    assert "training_args.bin" not in files
+    for name, source in files.items():  # whoever resumes from what was pushed finds it undamaged
+        (checkpoint / name).write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    assert checkpoints.damage(checkpoint) is None
+
+
+def test_a_run_that_may_not_push_is_complete_all_the_same(hub, tmp_path, corpus):
+    hub.create("bob/his")
+    recipe = {**RECIPE, "train_files": [str(corpus)], "max_steps": 2, "save_steps": 1, "push_to_hub": True,
+              "report_to": ["none"]}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    his = [
+        "pretrain",
+        "recipe.yaml",
+        "--output_dir",
+        "his",
+        "--hub_model_id",
+        "bob/his",
+        "--hub_strategy",
+        "every_save",
+    ]
+    wrong = [
+        "pretrain",
+        "recipe.yaml",
+        "--output_dir",
+        "wrong",
+        "--hub_model_id",
+        "alice/x",
+        "--hub_token",
+        "hf_wrong",
+    ]
+    done = run_commands(hub, tmp_path, his, wrong, check=False)
+    assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2]
+    refused, unknown = errors_of(done)
+    assert "your token may not write to bob/his" in refused
+    assert "The run itself is complete in his; `electra-exit push` repeats this" in refused
+    assert "your token may not write to bob/his" in done.stderr.split("Training goes on, and the next push")[0]
+    assert {"model.safetensors", "metrics.json", "README.md", "checkpoint-2"} <= {
+        path.name for path in (tmp_path / "his").iterdir()
+    }
+    assert not list((tmp_path / "his").glob(".push-*"))
+    assert "the Hub does not accept your token for alice/x" in unknown
+    assert not (tmp_path / "wrong" / "run.json").exists()

@@ -1,0 +1,45 @@
+"""`electra-exit cache-replacements`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit cache-replacements",
+        usage="electra-exit cache-replacements RECIPE --folder FOLDER [--draws N] [--field value ...]",
+        description="Sample replacements for every token of a recipe's text, several a token, with the generator that "
+        "the recipe or --generator_type names, for `electra-exit pretrain RECIPE --generator_type cached "
+        "--generator_folder FOLDER`. A recipe's other fields are flags here too; see `electra-exit pretrain --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file")
+    parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
+    parser.add_argument("--draws", type=int, default=4, help="replacements a token (default: %(default)s)")
+    args, flags = parser.parse_known_args(list(argv))
+    if args.draws < 1:
+        parser.error(f"--draws must be at least 1, got {args.draws}")
+    if args.folder.exists():
+        parser.error(f"{args.folder} exists; choose another --folder, or remove it")
+    from modeling_electra_exit.trainers.pretraining.cached_replacements import cache_replacements
+
+    from .parsing import parse
+    from .sentences import show_progress
+
+    show_progress()
+    config_fields, data_args, training_args, _ = parse([args.recipe, *flags])
+    print(describe(cache_replacements(config_fields, data_args, training_args, args.folder, args.draws)))
+    return 0
+
+
+def describe(report: dict) -> str:
+    """The cost and the size, a line a split."""
+    lines = [f"{report['draws']} replacements a token by `{report['generator_type']}`"]
+    for split, found in report["splits"].items():
+        lines.append(
+            f"  {split}: {found['tokens']:,} tokens in {found['seconds']:,.1f} s, {found['bytes'] / 1e6:,.1f} MB "
+            f"({found['bytes'] / found['tokens']:.1f} bytes a token); {found['equal_rate']:.1%} equal the original"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""`electra-exit card`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit card",
+        description="Render the model card of a run, or of a saved model, again, from what its folder records.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run was told)")
+    parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run was told of its text)")
+    arguments = parser.parse_args(list(argv))
+    if not (arguments.folder / "config.json").is_file():
+        parser.error(f"{arguments.folder} holds no model: it has no config.json")
+    from modeling_electra_exit.trainers.sharing.model_card import write_model_card
+
+    print(write_model_card(arguments.folder, language=arguments.language, license=arguments.license))
+    return 0

@@ -1,0 +1,53 @@
+"""`electra-exit evaluate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit evaluate",
+        usage="electra-exit evaluate MODEL --tasks TASK[,TASK...] [--field value ...]",
+        description="Measure a checkpoint on GLUE tasks and on BLiMP. A checkpoint without a classification head is "
+        "fine-tuned on each GLUE task first, in a folder of its own; one that has been fine-tuned on a task is "
+        "evaluated on that task as it is. BLiMP is zero-shot, by the discriminator, and trains nothing. Every other "
+        "field is one of `electra-exit finetune`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, folder or Hub id")
+    parser.add_argument(
+        "--tasks", required=True, help="separated by commas: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte and blimp"
+    )
+    parser.add_argument("--blimp", type=Path, metavar="FILE", help="BLiMP as JSON Lines, plain or .gz or .xz")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/evaluate"),
+        help="gets the fine-tuned models and evaluation.json (default: %(default)s)",
+    )  # fmt: skip
+    args, fields = parser.parse_known_args(list(argv))
+    if args.blimp is not None and not args.blimp.is_file():
+        parser.error(f"no such file: {args.blimp}")
+    from modeling_electra_exit.trainers.errors import UsageError
+    from modeling_electra_exit.trainers.finetuning.evaluation import RESULT_FILE, evaluate_tasks
+    from modeling_electra_exit.trainers.finetuning.run import spread
+    from modeling_electra_exit.trainers.runtime.files import write_json
+
+    from .parsing import FINETUNE, parse_fields
+    from .sentences import show_progress
+
+    show_progress()
+
+    def arguments(task: str) -> tuple:
+        ours = {"model": args.model, "task": task, "output_dir": str(args.output_dir / task)}
+        if given := {f"--{name}" for name in ours} & {token.split("=")[0] for token in fields}:
+            raise UsageError(f"{min(given)} has no place here; name the tasks with --tasks")
+        return parse_fields(ours, fields, FINETUNE)
+
+    results = evaluate_tasks(args.model, args.tasks.split(","), args.blimp, arguments)
+    write_json(args.output_dir / RESULT_FILE, {"model": args.model, "tasks": results})
+    print(f"\n{'task':8}{'how':13}{'metric':22}score")
+    for task, result in results.items():
+        for metric, scores in result["evaluation"].items():
+            print(f"{task:8}{result['how']:13}{metric:22}{spread(scores)}")
+    return 0

@@ -1,0 +1,23 @@
+"""`electra-exit export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="electra-exit export",
+        description="Write the discriminator and the generator of a pre-trained checkpoint as plain ELECTRA, which "
+        "loads without this package. Exit heads have no place there.",
+    )
+    parser.add_argument("checkpoint", metavar="FOLDER", help="a pre-trained checkpoint, folder or Hub id")
+    parser.add_argument("output", metavar="OUT", type=Path, help="gets a subfolder for each of the two")
+    parser.add_argument("--to", choices=["electra"], required=True, help="the architecture to write")
+    args = parser.parse_args(list(argv))
+    from modeling_electra_exit.trainers.runtime.loading import export_electra
+
+    for part, folder in export_electra(args.checkpoint, args.output).items():
+        print(f"{part}: {folder}")
+    return 0

@@ -1,0 +1,206 @@
+"""From recipes and flags to arguments: every field of a recipe is also a flag, and both go through one parser."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from modeling_electra_exit.trainers.data.arguments import DataArguments
+from modeling_electra_exit.trainers.data.reading import SOURCES
+from modeling_electra_exit.trainers.errors import UsageError, reason
+from modeling_electra_exit.trainers.finetuning.arguments import FineTuningArguments, FineTuningDataArguments
+from modeling_electra_exit.trainers.runtime.arguments import ElectraEarlyExitTrainingArguments
+
+from .flags import config_flags
+from .parser import OneLineErrors, ParserExit
+from .places import RECIPES, yaml_names
+from .quick import HELP_ALL
+from .recipes import read_yaml, recipe_arguments
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `electra-exit` that takes a recipe, and what a recipe of it may say.
+
+    Args:
+        recipes: the folder with the packaged ones.
+        data, training: dataclasses; the training arguments are a [`TrainingArguments`].
+        config_flags: the names of the fields of the model's config.
+        sources: fields of `data` of which one on the command line takes the place of all of the recipe's.
+        or_model: whether a checkpoint can stand in the place of a recipe.
+    """
+
+    name: str
+    description: str
+    recipes: Path
+    data: type
+    training: type
+    config_flags: tuple[str, ...]
+    sources: tuple[str, ...]
+    or_model: bool = False
+
+    def recipe_names(self) -> list[str]:
+        return yaml_names(self.recipes)
+
+
+PRETRAIN = Command(
+    "pretrain",
+    "Pre-train from a recipe",
+    RECIPES,
+    DataArguments,
+    ElectraEarlyExitTrainingArguments,
+    tuple(config_flags()),
+    SOURCES,
+)
+FINETUNE = Command(
+    "finetune",
+    "Fine-tune a checkpoint of ours, of ELECTRA or of BERT on a GLUE task, once a seed, from a recipe",
+    RECIPES / "finetuning",
+    FineTuningDataArguments,
+    FineTuningArguments,
+    (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "classifier_pooling",
+        "exit_policy",
+        "exit_layers",
+        "exit_loss_weight",
+        "exit_distillation_weight",
+    ),
+    ("data_dir", "train_file", "validation_file", "dataset_name"),
+    or_model=True,
+)
+
+
+class RecipeParser(OneLineErrors, HfArgumentParser):
+    """Of a command whose flags are the fields of dataclasses."""
+
+
+def read_recipe(name_or_path: str, command: Command = PRETRAIN) -> dict:
+    """The fields of a packaged recipe, by name, or of a YAML file, by path."""
+    if name_or_path in command.recipe_names():
+        text = (command.recipes / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif os.path.isfile(name_or_path):
+        text = Path(name_or_path).read_text(encoding="utf-8", errors="replace")
+    elif command.or_model:
+        return {"model": name_or_path}
+    else:
+        known = ", ".join(command.recipe_names())
+        raise UsageError(f"no recipe `{name_or_path}`: give a YAML file, or one of {known}")
+    recipe = read_yaml(text, name_or_path) or {}
+    if not isinstance(recipe, dict):
+        raise UsageError(f"{name_or_path} must map fields to values, got a {type(recipe).__name__}")
+    return recipe
+
+
+def build_parser(command: Command = PRETRAIN) -> RecipeParser:
+    """Every field of a recipe as a flag; its help is what `--help_all` prints."""
+    recipe = "RECIPE_OR_MODEL" if command.or_model else "RECIPE"
+    parser = RecipeParser(
+        [command.data, command.training],
+        prog=f"electra-exit {command.name}",
+        usage=f"electra-exit {command.name} {recipe} [--field value ...]",
+        description=f"{command.description}: {', '.join(command.recipe_names())}, or a YAML file of yours. Every "
+        "field of a recipe is also a flag here, and flags win.",
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    meaning = "name of a packaged recipe, or path of a YAML file"
+    if command.or_model:
+        meaning += "; or the checkpoint itself, with the defaults below"
+    parser.add_argument("recipe", help=meaning, metavar=recipe)
+    for action in parser._actions:
+        if action.dest == "bf16":
+            action.type = _bool_or_auto
+        # `--max-steps` works as `--max_steps` (see `_with_underscores`); showing both would double the page.
+        action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
+        if action.option_strings[:1] == [f"--no_{action.dest}"]:
+            action.help = argparse.SUPPRESS
+        elif action.help and action.default is not None and "%(default)s" not in action.help and action.option_strings:
+            action.help = f"{action.help} (default: {str(action.default).replace('%', '%%')})"
+    groups = {
+        title: parser.add_argument_group(title)
+        for title in ("model (fields of ElectraConfig)", "exits", "generator and objective")
+    }
+    flags = config_flags()
+    for name in command.config_flags:
+        groups[_group_of(name)].add_argument(f"--{name}", **flags[name])
+    parser._action_groups.sort(key=lambda group: group.title.startswith("training"))
+    return parser
+
+
+def _group_of(name: str) -> str:
+    if name.startswith("exit_") or name == "audit_fraction":
+        return "exits"
+    if name.startswith(("generator_", "discriminator_", "mlm_")):
+        return "generator and objective"
+    return "model (fields of ElectraConfig)"
+
+
+def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, object, TrainingArguments, dict]:
+    """Recipe and flags to: config fields that were given, data arguments, training arguments, all fields given."""
+    argv = list(argv)
+    if HELP_ALL & set(argv):
+        build_parser(command).print_help()
+        raise ParserExit(0)
+    return parse_fields(read_recipe(argv[0], command), argv[1:], command)
+
+
+def parse_fields(
+    recipe: dict, flags: Sequence[str] = (), command: Command = PRETRAIN
+) -> tuple[dict, object, TrainingArguments, dict]:
+    """As [`parse`], for a recipe already read."""
+    parser = build_parser(command)
+    flags = [_with_underscores(token) for token in flags]
+    if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
+        # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
+        recipe = {name: value for name, value in recipe.items() if name not in (*command.sources, "language")}
+    tokens = recipe_arguments(recipe) + flags
+    known = {option for action in parser._actions for option in action.option_strings}
+    for token in tokens:
+        if token.startswith("--") and (flag := token.split("=")[0]) not in known:
+            close = difflib.get_close_matches(flag, known, n=1)
+            raise UsageError(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else ""))
+    namespace = parser.parse_args(["RECIPE", *tokens])
+    try:
+        data_args = command.data(**_take(namespace, command.data))
+        training_args = command.training(**_take(namespace, command.training))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except (LookupError, AttributeError, OSError, RuntimeError, ArithmeticError) as error:  # the library's own checks
+        raise UsageError(f"these settings do not go together: {reason(error)}") from error
+    config_fields = {n: getattr(namespace, n) for n in command.config_flags if getattr(namespace, n) is not None}
+    given = {
+        action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)
+    }
+    return config_fields, data_args, training_args, {name: getattr(namespace, name) for name in sorted(given)}
+
+
+def _bool_or_auto(text: str) -> bool | str:
+    if text == "auto":
+        return text
+    try:
+        return string_to_bool(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be true, false or auto, got {text}") from error
+
+
+def _with_underscores(token: str) -> str:
+    """`--max-steps` and `--max_steps` are the same flag."""
+    if not token.startswith("--"):
+        return token
+    flag, equals, value = token.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _take(namespace, dataclass_type) -> dict:
+    return {
+        f.name: getattr(namespace, f.name) for f in fields(dataclass_type) if f.init and hasattr(namespace, f.name)
+    }

@@ -1,0 +1,76 @@
+"""`electra-exit pretrain`."""
+
+from collections.abc import Sequence
+
+from .quick import Page, answer
+
+
+PAGE = Page(
+    command="pretrain",
+    recipes="",
+    usage="electra-exit pretrain RECIPE [--field value ...]",
+    examples=(
+        "  electra-exit pretrain quickstart",
+        "  electra-exit pretrain electra-small --train_files my.txt --output_dir runs/mine --bf16 auto",
+    ),
+    description="Pre-train from a recipe: one of electra-base, electra-small and quickstart, or a YAML file of yours. "
+    "Every field of a recipe is also a flag, and flags win. The defaults below hold where the recipe says nothing. "
+    "--help_all lists all flags, --debug shows tracebacks. The same command continues a run that was interrupted.",
+    options={
+        "text": {
+            "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz",
+            "dataset_name NAME": "or a data set on the Hub",
+            "validation_files FILE ...": "held-out text (default: 2 % of the documents)",
+            "streaming": "tokenise while reading, in constant memory",
+            "tokenizer_name NAME": "tokenizer, a folder or a Hub name (default: a WordPiece is trained)",
+            "vocab_size N": "entries of the tokenizer that is trained (default: 30522)",
+            "max_seq_length N": "tokens a sequence (default: 128)",
+        },
+        "model": {
+            "num_hidden_layers N": "layers (default: 12)",
+            "hidden_size N": "width of the layers (default: 256)",
+            "num_attention_heads N": "attention heads (default: 4)",
+            "intermediate_size N": "width of the feed-forward blocks (default: 1024)",
+        },
+        "exits": {
+            "exit_policy POLICY": "which tokens continue past an exit layer: random, budget, threshold, or none for "
+            "no exits (default: random)",
+            "exit_layers N ...": "after how many layers tokens exit (default: a third of the depth)",
+            "exit_keep SHARE ...": "share of the tokens that continues past each exit (default: 1/8, 1/16, ...)",
+        },
+        "generator": {
+            "generator_type TYPE": "what replaces tokens: mlm, uniform, unigram, bigram, shuffle, frozen, "
+            "cached, self, or module:attribute (default: mlm)",
+            "generator_size SHARE": "width of the generator relative to the model (default: 0.25)",
+        },
+        "training": {
+            "max_steps N": "optimizer steps (default: 1000000)",
+            "per_device_train_batch_size N": "sequences a step and device (default: 8)",
+            "gradient_accumulation_steps N": "batches a step (default: 1)",
+            "optim NAME": "adamw_torch_fused, muon, or another of Transformers' (default: adamw_torch_fused)",
+            "learning_rate RATE": "peak learning rate (default: 0.0005)",
+            "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 10000)",
+            "bf16 auto": "train in bf16: true, false, or auto, where the device is fast in it (default: false)",
+            "seed N": "seed of weights, masks and exits (default: 42)",
+        },
+        "output": {
+            "output_dir FOLDER": "folder of the run (default: trainer_output)",
+            "logging_steps N": "steps between two lines of the log (default: 500)",
+            "eval_strategy steps": "evaluate every --eval_steps steps (default: no)",
+            "save_steps N": "steps between two checkpoints (default: 500)",
+            "push_to_hub": "push the finished run; --hub_model_id names the repository",
+        },
+    },
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    answer(PAGE, argv)
+    from modeling_electra_exit.trainers.pretraining.run import pretrain
+
+    from .parsing import parse
+    from .sentences import show_progress
+
+    show_progress()
+    pretrain(*parse(argv))
+    return 0

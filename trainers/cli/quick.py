@@ -1,0 +1,96 @@
+"""What can be said of a command line without torch: its help, and a recipe, flag or file that is not there.
+
+All of it is looked at again when the arguments are parsed. What is let through here too easily is refused there.
+"""
+
+import difflib
+import os
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .parser import Parser
+from .places import RECIPES, TRAINERS, package_folder, yaml_names
+
+
+# Flags whose values are local files.
+FILES = {"--train_files", "--validation_files", "--train_file", "--validation_file"}
+HELP, HELP_ALL = {"-h", "--help"}, {"--help_all", "--help-all"}
+# Where fields are declared that are flags, by package.
+DECLARED_IN = {
+    "transformers": ("training_args.py", "configuration_utils.py", "models/electra/configuration_electra.py"),
+    "modeling_electra_exit": ("configuration_electra_exit.py",),
+    "trainers": ("runtime/arguments.py", "data/arguments.py", "finetuning/arguments.py"),
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """The help of a command that takes a recipe.
+
+    Args:
+        command: its name.
+        recipes: the folder of its packaged recipes, below `recipes/`.
+        usage, description: as argparse has them.
+        examples: commands, the first things a reader sees.
+        options: title of a group -> flag with its metavar -> what it means and its default.
+        or_model: a checkpoint can stand in the place of the recipe.
+    """
+
+    command: str
+    recipes: str
+    usage: str
+    description: str
+    examples: tuple[str, ...]
+    options: dict[str, dict[str, str]]
+    or_model: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"usage: {self.usage}", "", *self.examples, "", *textwrap.wrap(self.description, 100)]
+        for title, options in self.options.items():
+            lines += ["", f"{title}:"]
+            for flag, text in options.items():
+                first, *rest = textwrap.wrap(text, 66)
+                lines += [f"  --{flag:30}  {first}", *(" " * 36 + line for line in rest)]
+        return "\n".join(lines)
+
+
+def answer(page: Page, argv: Sequence[str]) -> None:
+    """Answer a call for help, and refuse what is not there; return where neither is due.
+
+    Raises:
+        ParserExit: with status 0 for help and 2 for anything else that has been answered.
+    """
+    parser = Parser(prog=f"electra-exit {page.command}")
+    if not argv or HELP & set(argv):
+        print(page)
+        parser.exit(0 if argv else 2)
+    if HELP_ALL & set(argv):
+        return
+    names = yaml_names(RECIPES / page.recipes)
+    if argv[0].startswith("-"):
+        what = "recipe or model" if page.or_model else "recipe"
+        parser.error(f"the {what} comes first: one of {', '.join(names)}, or the path of a YAML file")
+    if not page.or_model and argv[0] not in names and not os.path.isfile(argv[0]):
+        parser.error(f"no recipe `{argv[0]}`: give a YAML file, or one of {', '.join(names)}")
+    known, flag = declared_fields(), ""
+    for token in argv[1:]:
+        if token.startswith("--"):
+            flag = token.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            if flag[2:].removeprefix("no_") not in known:
+                close = difflib.get_close_matches(flag[2:], known, n=1)
+                parser.error(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0]}`?" if close else ""))
+            token = token.partition("=")[2]
+        if flag in FILES and token and not os.path.isfile(token):
+            parser.error(f"no such file: {token}")
+
+
+def declared_fields() -> set[str]:
+    """The names declared in the classes whose fields are flags, read from their source."""
+    names = set()
+    for package, files in DECLARED_IN.items():
+        folder = TRAINERS if package == "trainers" else package_folder(package)
+        for file in files:
+            names |= set(re.findall(r"^    (\w+) *:", (folder / file).read_text(encoding="utf-8"), re.M))
+    return names

@@ -1,0 +1,1 @@
+"""From text to packed sequences of token ids."""

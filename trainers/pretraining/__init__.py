@@ -1,0 +1,1 @@
+"""Pre-training by replaced-token detection with early exits."""

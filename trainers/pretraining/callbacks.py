@@ -1,0 +1,159 @@
+"""What happens between the steps, and what the terminal shows of it."""
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from ..errors import Interrupted, Preempted
+from ..runtime.distributed import anywhere
+
+
+logger = logging.getLogger(__name__)
+
+
+def log_beside(trainer, logs: dict[str, float]) -> None:
+    """Log from a callback, and leave the step's own log line to come: the library takes any for that one."""
+    due = trainer.control.should_log
+    trainer.log(logs)
+    trainer.control.should_log = due
+
+
+class NewEpochCallback(TrainerCallback):
+    """New masks every epoch. Called before the loader starts, so that its workers see it."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.trainer.data_collator, "set_epoch"):
+            # A run resumed in the middle of an epoch begins with a fraction here.
+            self.trainer.data_collator.set_epoch(int(state.epoch or 0))
+        self.trainer.stopwatch.lap()
+
+
+class PreemptionCallback(TrainerCallback):
+    """Notices SIGTERM, by which a scheduler announces that it will end the job, and the first Ctrl-C; the Trainer acts
+    on them between steps. A second Ctrl-C ends the run at once.
+
+    Transformers' own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step too, where no run can
+    continue exactly, lets every process decide for itself, and then returns as if training were complete.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._noticed: int | None = None
+
+    def __enter__(self):
+        self._noticed, self._previous, self._process = None, {}, os.getpid()
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._notice)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number, frame):
+        if os.getpid() != self._process:
+            return  # a loader's worker, which a terminal's Ctrl-C meets too: the step still needs it
+        self._noticed = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with contextlib.suppress(OSError):  # not by print, in the middle of which the signal may have come
+                os.write(2, b"\nfinishing the step and saving; Ctrl-C again ends the run at once\n")
+
+    def requested(self) -> bool:
+        """Whether any process of the run was asked to end: all of them learn it together, at the same step."""
+        return anywhere(self._noticed is not None, self.device)
+
+    def stop(self, step: int | None) -> Preempted | Interrupted:
+        """What ends the run, of which `step` is saved. Every process has to ask."""
+        by_keyboard = anywhere(self._noticed == signal.SIGINT, self.device)
+        return Interrupted(step) if by_keyboard else Preempted(step)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """An evaluation may take minutes, and nothing of the run's state depends on it."""
+        if self.requested():
+            raise Preempted
+
+
+def outlived(callback: TrainerCallback) -> TrainerCallback:
+    """A callback that only reports, made so that no error of its own ends the run: it is named once, and the callback
+    is not called again."""
+    broken = False
+
+    def shielded(method):
+        @functools.wraps(method)
+        def call(*args, **kwargs):
+            nonlocal broken
+            if broken:
+                return None
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                broken = True
+                reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                logger.warning(f"{type(callback).__name__} reports nothing more, and training goes on: {reason}")
+                return None
+
+        return call
+
+    for name in dir(TrainerCallback):
+        if name.startswith("on_"):
+            setattr(callback, name, shielded(getattr(callback, name)))
+    return callback
+
+
+@contextlib.contextmanager
+def quiet_event_writers() -> Iterator[None]:
+    """Without the traceback that TensorBoard's thread prints of an error which its next call raises anyway."""
+    previous = threading.excepthook
+
+    def hook(args):
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            previous(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
+
+
+class OneLineProgressCallback(ProgressCallback):
+    """Transformers' progress bar, with the numbers of a step on one line of words instead of a long dictionary."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and (line := one_line(logs)):
+            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
+
+
+def one_line(logs: dict) -> str:
+    """The numbers of a training step or of an evaluation as a line of text; empty for anything else."""
+    kept = [share for name, share in logs.items() if name.startswith("kept_layer_")]
+    shown = (
+        ("loss", "loss {:.2f}"),
+        ("discriminator_loss", "discriminator {:.4f}"),
+        ("exit_loss", "exits {:.4f}"),
+        ("discriminator_auc", "ROC-AUC {:.3f}"),
+        ("generator_loss", "generator {:.3f}"),
+        ("generator_equal_rate", "equal {:.0%}"),
+        ("eval_roc_auc", "held out: ROC-AUC {:.4f}"),
+        ("eval_average_precision", "average precision {:.4f}"),
+        ("learning_rate", "lr {:.2e}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    )
+    parts = [text.format(logs[name]) for name, text in shown if name in logs]
+    if kept:
+        parts.append(f"{sum(kept) / len(kept):.0%} of tokens x layers computed")
+    return "  ".join(parts)

@@ -1,0 +1,577 @@
+"""A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from modeling_electra_exit.exit_state import all_reduce, roc_auc
+from modeling_electra_exit.modeling_electra_exit import originals
+
+from .. import metrics
+from ..data.streaming import PackedStream
+from ..errors import DivergenceError, Preempted, WriteError
+from ..generators.difficulty import Difficulty, DifficultyCallback
+from ..generators.masked_lm import MaskedLanguageModel
+from ..runtime import cpu_kernels
+from ..runtime.arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
+from ..runtime.checkpoints import commit, damage, newest_intact
+from ..runtime.distributed import anywhere, decided_once, name_as_unsharded, naming_dead_workers, switch_fsdp_on, whole
+from ..runtime.files import INCOMPLETE, naming_write_errors, tolerated
+from ..runtime.flops import active_tokens, step_flops
+from ..runtime.muon import MUON, ElectraMuon, layer_matrices
+from ..runtime.optimization import ElectraAdamW, electra_schedule
+from ..sharing.hub import PushingTrainer
+from .callbacks import (
+    NewEpochCallback,
+    PreemptionCallback,
+    outlived,
+    quiet_event_writers,
+)
+from .collator import build_collator
+from .profiling import StepProfileCallback
+
+
+logger = logging.getLogger(__name__)
+
+# A loss above this many times that of a model that knows nothing does not come back.
+EXPLODED = 100
+GENERATOR_FILE = "generator.safetensors"
+LOGGED = (
+    "discriminator_loss",
+    "exit_loss",
+    "gain_loss",
+    "generator_loss",
+    "discriminator_auc",
+    "generator_equal_rate",
+)
+
+
+# What reports to somebody: the callbacks of `report_to`, and the terminal's.
+REPORTS = (*INTEGRATION_TO_CALLBACK.values(), ProgressCallback, PrinterCallback)
+
+
+def _outlive_reports(callback) -> None:
+    if isinstance(callback, REPORTS):
+        outlived(callback)
+
+
+class ElectraTrainer(Trainer):
+    """What pre-training and fine-tuning do alike. `args` may be plain [`~transformers.TrainingArguments`]: what they
+    lack gets our defaults. So do all of them, where there are none."""
+
+    args: ElectraTrainingArguments
+    arguments_class = ElectraTrainingArguments
+
+    def __init__(self, model=None, args=None, *more, **kwargs):
+        super().__init__(model, completed(args, self.arguments_class), *more, **kwargs)
+        self._writing_checkpoint = False
+        self.preemption = PreemptionCallback(self.args.device)
+        self.add_callback(self.preemption)
+        for callback in self.callback_handler.callbacks:
+            _outlive_reports(callback)
+
+    def add_callback(self, callback):
+        super().add_callback(callback)
+        _outlive_reports(self.callback_handler.callbacks[-1])
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if (sharding := self.args.sharding()) is not None:
+            switch_fsdp_on(self.accelerator, sharding)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            name_as_unsharded(self.model)
+        return prepared
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM and on the first Ctrl-C a
+        checkpoint is written at the end of the step, and [`callbacks.Preempted`] or [`callbacks.Interrupted`] raised;
+        a second Ctrl-C ends it at once."""
+        if resume_from_checkpoint is True:
+            found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
+            resume_from_checkpoint = found or True  # the library's own message, where there is none
+        if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
+            logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
+        if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
+            step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
+            logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
+        workers = naming_dead_workers("--dataloader_num_workers")
+        with self._kernels(), self.preemption, quiet_event_writers(), workers:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            if self.preemption.requested():
+                saved = decided_once(lambda: self._checkpoint_folder(None).is_dir())
+                raise self.preemption.stop(self.state.global_step if saved else None)
+        return output
+
+    def _run_epoch(self, **kwargs):
+        """Not a step too many: the library takes one more when it resumes after the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        """Between two steps: the moment to leave when asked to. An evaluation that SIGTERM meets is not finished."""
+        with contextlib.suppress(Preempted):
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.preemption.requested():
+            self.control.should_training_stop = True
+            missing = self.args.should_save and damage(self._checkpoint_folder(trial)) is not None
+            if anywhere(missing, self.args.device):
+                self._save_checkpoint(model, trial)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self._kernels():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _kernels(self):
+        """The kernels that this device computes fastest with, as a context."""
+        return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        """ELECTRA's Adam in the place of torch's, and Muon; any other `--optim` is the user's choice and stays."""
+        if args.optim == MUON:
+            adam = {
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+                "fused": args.default_optim.endswith("fused"),
+            }
+            matrices = layer_matrices(self.model if model is None else model)
+            return ElectraMuon, {
+                "lr": args.learning_rate,
+                "matrices": matrices,
+                "momentum": args.muon_momentum,
+                **adam,
+            }
+        optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if optimizer_class is torch.optim.AdamW and not args.adam_bias_correction:
+            optimizer_class = ElectraAdamW
+        return optimizer_class, optimizer_kwargs
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """ELECTRA's own schedule, which the library does not know, too."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == ELECTRA_SCHEDULE:
+            self.lr_scheduler = electra_schedule(
+                optimizer or self.optimizer, self.args.warmup_steps, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Of all gradients: accelerate before 1.15 returns the part of this process where the model is sharded."""
+        return whole(super()._get_grad_norm(model, grad_norm))
+
+    def _get_output_dir(self, trial):
+        """While a checkpoint is being written, the place for what is not complete yet."""
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, INCOMPLETE) if self._writing_checkpoint else folder
+
+    def _checkpoint_folder(self, trial) -> Path:
+        """Where the checkpoint of this step is, or is being written."""
+        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_checkpoint(self, model, trial):
+        """A full disk costs this checkpoint and nothing else."""
+        final = self._checkpoint_folder(trial)
+        try:
+            self._write_checkpoint(model, trial, final)
+        except WriteError as error:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+            logger.error(f"{error}; the older ones are untouched, and training goes on")
+        else:
+            if self.args.push_to_hub:
+                with tolerated(f"the push of {final}"):
+                    self._push_from_checkpoint(str(final))
+            if self.args.should_save:
+                with tolerated(f"the removal of checkpoints beyond the last {self.args.save_total_limit}"):
+                    rotate_checkpoints(
+                        str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+                    )
+
+    def _write_checkpoint(self, model, trial, final: Path):
+        """Under another name, and renamed to `final` when every process has written its part."""
+        if self.args.should_save:
+            shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        failure, pushes = None, self.args.push_to_hub
+        self._writing_checkpoint, self.args.push_to_hub = True, False  # it is pushed once it has its name
+        try:
+            incomplete = self._checkpoint_folder(trial)
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
+                if self.state.best_model_checkpoint == str(incomplete):
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(incomplete / TRAINER_STATE_NAME)
+        except WriteError as error:
+            failure = error
+        finally:
+            self._writing_checkpoint, self.args.push_to_hub = False, pushes
+        if anywhere(failure is not None, self.args.device):
+            raise failure or WriteError("another process could not write its part of a checkpoint")
+        if self.args.should_save:
+            with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
+                commit(incomplete, final)
+
+    def _issue_warnings_after_load(self, load_result):
+        """A tied weight is saved under one of its names, and is not missing under the other."""
+        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
+        if state_dict is not None:  # gathered from shards, tied weights twice
+            state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
+        super()._save(output_dir, state_dict)
+        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
+        if self.args.should_save and os.path.exists(path):
+            os.remove(path)
+
+
+def completed(args: TrainingArguments | None, cls: type[ElectraTrainingArguments]) -> ElectraTrainingArguments:
+    """`args` as a `cls`: what they do not say, all of it where there are none, is the default of `cls`."""
+    if args is None or isinstance(args, cls):
+        return args or cls("tmp_trainer")
+    whole = object.__new__(cls)  # the device and the like are set up already
+    for field in fields(cls):
+        setattr(whole, field.name, field.default if field.default is not MISSING else field.default_factory())
+    vars(whole).update(vars(args))
+    return whole
+
+
+class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
+    """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
+
+    Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
+    where neither the collator nor the model does. `processing_class` is the tokenizer (left out: the collator's), by
+    which the model's config learns the ids of the tokens that must not exit. `data_collator` and `generator`
+    default to what the model's `generator_type` names ([`collator.build_collator`]), anew for each model of a
+    `model_init`, and `compute_metrics` to [`metrics.replaced_token_detection`].
+
+    Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
+    batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
+    `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
+    tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
+    `exit_auc_layer_<n>`, the ROC-AUC of its head, and `exit_recall_left_layer_<n>`, the share of the replaced tokens
+    that exited which its head told as such (at the base rate). Evaluation adds what [`difficulty.Difficulty`] measures
+    of the generator.
+    `total_flos` in `trainer_state.json` counts the operations really executed.
+    """
+
+    args: ElectraEarlyExitTrainingArguments
+    arguments_class = ElectraEarlyExitTrainingArguments
+
+    def __init__(self, model=None, args=None, data_collator=None, generator=None, **kwargs):
+        self.tokenizer = kwargs.get("processing_class") or getattr(data_collator, "tokenizer", None)
+        self._builds_collator = data_collator is None and self.tokenizer is not None
+        self._measures_detection = "compute_metrics" not in kwargs
+        self.generator = generator
+        super().__init__(model, args, data_collator, **kwargs)
+        self._adopt(self.model)
+        self.stopwatch = Stopwatch()
+        folder = self.args.reference_folder
+        reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
+        self._difficulty = Difficulty(reference, getattr(self.tokenizer, "mask_token_id", None))
+        self.add_callback(NewEpochCallback(self))
+        if self.args.profile_step is not None:
+            self.add_callback(StepProfileCallback(self, self.args.profile_step))
+        self.add_callback(DifficultyCallback())
+
+    def _hp_search_setup(self, trial):
+        """By now `train` has made a new model, where there is a `model_init`; and a trial its hyperparameters."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._adopt(self.model)
+
+    def _adopt(self, model):
+        """Make what follows from the model, and tell its config the tokenizer's special tokens.
+
+        Raises:
+            ValueError: if the tokenizer has ids that the model does not embed, or there must be one and is none.
+        """
+        config = self.accelerator.unwrap_model(model).config
+        if self.tokenizer is not None:
+            needed = max(self.tokenizer.get_vocab().values()) + 1
+            if needed > config.vocab_size:
+                raise ValueError(f"`vocab_size` is {config.vocab_size}, and the tokenizer's ids need {needed}")
+            name_special_tokens(config, self.tokenizer)
+        if self._builds_collator:
+            self.data_collator, self.generator = build_collator(config, self.train_dataset, self.tokenizer, self.args)
+        if self._measures_detection:
+            self.compute_metrics = metrics.replaced_token_detection(config)
+        self._loss_parts = defaultdict(float)
+        self._micro_steps = 0
+        self._batches = []
+        self._exits_were_active = False
+
+    # ---- Training ----
+
+    def _set_signature_columns_if_needed(self):
+        """Keep the columns that the collator's generator reads, although the model does not."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
+
+    def _get_dataloader(self, *args, is_training=False, **kwargs):
+        """`dataloader_drop_last` is about training: an evaluation is of everything. A stream has a loader of its own:
+        accelerate would leave most of what a process reads to the others."""
+        if is_training and isinstance(self.train_dataset, PackedStream):
+            return self.train_dataset.loader(self._train_batch_size, self.data_collator, self.args.mask_seed)
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def exits_active(self) -> bool:
+        """Whether tokens exit in the current training step."""
+        return self.model_config.has_exit_heads and self.args.exits_active(
+            self.state.global_step, self.state.max_steps
+        )
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens a sequence, of which the exits keep shares."""
+        return getattr(self.data_collator, "max_seq_length", None) or self.model_config.max_position_embeddings
+
+    @property
+    def model_config(self):
+        return self.accelerator.unwrap_model(self.model).config
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
+        exits_active = model.training and self.exits_active()
+        if "labels" in inputs and not inputs["labels"].numel():  # not made yet
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        masked = inputs
+        if self.generator is not None and "labels" not in inputs:
+            generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
+            progress = self.state.global_step / self.state.max_steps if model.training else 1.0
+            with self.accelerator.autocast():  # which covers the model in training alone
+                inputs = generator.corrupt(inputs, progress)
+        outputs = model(
+            **inputs,
+            exit_policy=self.model_config.exit_policy if exits_active else "none",
+            exit_loss_scale=self._exit_loss_scale() if model.training else None,
+        )
+        if model.training:
+            self._exits_were_active = exits_active  # logging comes after the step is counted
+            self._micro_steps += 1
+            self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
+            for name, value in {**outputs, **step_difficulty(outputs, inputs)}.items():
+                if name in LOGGED:
+                    self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
+            if outputs.proposals is not None:
+                text = originals(masked["input_ids"], masked["mlm_labels"])
+                keys = self.generator.keys(text, masked.get("attention_mask"))
+                self.generator.remember(*self.accelerator.gather((keys, outputs.proposals)))
+        elif "mlm_labels" in inputs:
+            beside = (inputs.get(name) for name in ("attention_mask", "token_type_ids"))
+            self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], *beside)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Stops at a loss that is no number, or that no number of further steps would mend."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._batches.append(inputs)
+        value = float(loss) * self.current_gradient_accumulation_steps
+        if not value <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
+            self._stop(f"the loss is {value:.4g}")
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Stops before a gradient that is no number reaches the weights. With fp16 that is common, and skipped."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16 and not math.isfinite(grad_norm):
+            self._stop(f"the gradients' norm is {float(grad_norm)}")
+        self._batches.clear()
+        return grad_norm
+
+    def _uninformed_loss(self) -> float:
+        """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
+        config = self.model_config
+        return config.generator_weight * math.log(config.vocab_size) + config.discriminator_weight * math.log(2)
+
+    def _stop(self, reason: str):
+        path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
+        path = path.with_suffix(".safetensors")
+        tensors = {
+            f"{n}.{name}": value
+            for n, batch in enumerate(self._batches)
+            for name, value in batch.items()
+            if value.numel()
+        }
+        with tolerated(f"the writing of {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
+        raise DivergenceError(
+            f"{reason} in step {self.state.global_step + 1}; its batch is in {path}; weights and checkpoints are as "
+            "before it. A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
+        )
+
+    def _exit_loss_scale(self) -> torch.Tensor | None:
+        """Between 0 and 1 while the exit heads' loss warms up."""
+        steps = round(self.args.exit_loss_warmup * self.state.max_steps)
+        if self.state.global_step >= steps:
+            return None
+        return torch.tensor((self.state.global_step + 1) / (steps + 1), device=self.args.device)
+
+    def floating_point_ops(self, inputs) -> float:
+        """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
+        shape = inputs["input_ids"].shape
+        beside = 0.0 if self.generator is None else self.generator.flops(*shape)
+        return step_flops(self.model_config, *shape, self.exits_active()).total + beside
+
+    def log(self, logs, start_time=None):
+        """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
+        if "loss" in logs and self._micro_steps:
+            parts = all_reduce(torch.stack(list(self._loss_parts.values())))
+            for name, total in zip(self._loss_parts, parts.tolist(), strict=True):
+                logs[name] = round(total / self._micro_steps / self.args.world_size, 4)
+            self._loss_parts.clear()
+            self._micro_steps = 0
+            logs["tokens_per_second"] = round(self.stopwatch.lap())
+            logs |= self._exit_logs()
+        super().log(logs, start_time)
+
+    def _exit_logs(self) -> dict[str, float]:
+        config, length = self.model_config, self.sequence_length
+        if not config.has_exit_heads:
+            return {}
+        counts = active_tokens(config, length, self._exits_were_active)
+        shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, n in enumerate(counts, 1)}
+        state = self.accelerator.unwrap_model(self.model).exit_state
+        measured = {"auc": state.auc, "recall_left": 1 - state.error_on_left()[:, 1]}
+        exits = {
+            f"exit_{name}_layer_{layer}": round(value, 4)
+            for name, values in measured.items()
+            for layer, value in zip(config.exit_layers, values.tolist(), strict=True)
+        }
+        return {"exits_active": float(self._exits_were_active), **shares, **exits}
+
+    def throughput(self) -> float:
+        """Tokens a second of this session's training, evaluation and saving left out. Padding counts."""
+        return self.stopwatch.total_tokens / max(self.stopwatch.total_seconds, 1e-9)
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(self, *args, **kwargs):
+        """The same corruption at every evaluation, and no trace of it in the training run's random state."""
+        self.stopwatch.lap()
+        epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            if hasattr(self.data_collator, "set_epoch"):
+                self.data_collator.set_epoch(0)
+            self._difficulty.restart()
+            try:
+                output = super().evaluation_loop(*args, **kwargs)
+                self._difficulty.sums = self.accelerator.reduce(self._difficulty.sums.to(self.args.device)).cpu()
+                prefix = kwargs.get("metric_key_prefix", "eval")
+                output.metrics.update({f"{prefix}_{k}": value for k, value in self._difficulty.measures().items()})
+                return output
+            finally:
+                if hasattr(self.data_collator, "set_epoch"):
+                    self.data_collator.set_epoch(epoch)
+                self.stopwatch.start()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Full depth for every token.
+
+        Returns:
+            The loss; the logits (batch, sequence, 1 + exits): the final head's, then each exit head's; and the labels
+            (batch, sequence): 1 replaced, 0 original, -100 padding.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        labels = outputs.rtd_labels
+        if (mask := inputs.get("attention_mask")) is not None:
+            labels = labels.masked_fill(mask == 0, -100)
+        logits = torch.stack([outputs.logits, *(outputs.exit_logits or ())], dim=-1)
+        return loss.detach(), logits.float(), labels
+
+    # ---- Saving ----
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """With the state of a generator beside the model."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.generator is not None and (state := self.generator.state_dict()):
+            save_file(state, os.path.join(output_dir, GENERATOR_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, GENERATOR_FILE)):
+            self.generator.load_state_dict(load_file(path))
+
+    def _save_checkpoint(self, model, trial):
+        """Not counted as training time."""
+        self.stopwatch.lap()
+        super()._save_checkpoint(model, trial)
+        self.stopwatch.start()
+
+
+def name_special_tokens(config, tokenizer) -> None:
+    """Set the ids of a model's [PAD], [CLS] and [SEP] to those of the tokenizer, where it has such a token."""
+    for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
+        said, asked = getattr(config, name), getattr(tokenizer, name, None)
+        if asked is None or said == asked:
+            continue
+        if said is not None:
+            logger.warning(f"`{name}` of the model is {said}, and the tokenizer's is {asked}, which is taken")
+        setattr(config, name, asked)
+
+
+def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What one training step says of its generator, without waiting for the device."""
+    labels, mask = outputs.rtd_labels, inputs.get("attention_mask")
+    if labels is None:
+        return {}
+    real = labels if mask is None else labels.masked_fill(mask == 0, -1)
+    measured = {"discriminator_auc": roc_auc(outputs.logits.detach().reshape(-1), real.reshape(-1))}
+    if (mlm_labels := inputs.get("mlm_labels")) is not None:
+        chosen = mlm_labels != -100
+        measured["generator_equal_rate"] = (chosen & (labels == 0)).sum() / chosen.sum().clamp_min(1)
+    return measured
+
+
+class Stopwatch:
+    """Time and tokens of training alone."""
+
+    def __init__(self):
+        self.tokens = 0
+        self.total_tokens = 0
+        self.total_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def start(self):
+        """Forget the time since the last lap: it was not training."""
+        self._started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Tokens a second since the last lap or start; time in which no token was trained on is not counted."""
+        seconds = time.perf_counter() - self._started if self.tokens else 0.0
+        speed = self.tokens / max(seconds, 1e-9)
+        self.total_tokens += self.tokens
+        self.total_seconds += seconds
+        self.tokens = 0
+        self.start()
+        return speed

@@ -1,0 +1,244 @@
+"""Arguments of a pre-training or fine-tuning run, beside the fields of the model's config."""
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass, field, fields
+
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+from torch.distributed.fsdp import StateDictType
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames, ParallelMode
+from transformers.utils import is_torch_bf16_gpu_available
+
+from . import cpu_kernels
+from .muon import MUON
+
+
+# The help texts that come with TrainingArguments; redefining a field's default would lose its text.
+_INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
+
+
+ELECTRA_SCHEDULE = "electra"
+# What fields of TrainingArguments must be that it does not check itself: name, words, test.
+_BOUNDS = (
+    *((name, "a number of at least 0", lambda x: 0 <= x < math.inf)
+      for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps")),
+    *((name, "a number from 0 to below 1", lambda x: 0 <= x < 1) for name in ("adam_beta1", "adam_beta2")),
+    *((name, "at least 1", lambda x: x >= 1)
+      for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                   "eval_accumulation_steps", "save_total_limit")),
+    *((name, "a number above 0", lambda x: 0 < x < math.inf)
+      for name in ("logging_steps", "save_steps", "eval_steps")),
+    *((name, "at least 0", lambda x: x >= 0) for name in ("dataloader_num_workers", "eval_delay")),
+    *((name, "from 0 to 4294967295", lambda x: 0 <= x < 2**32) for name in ("seed", "data_seed")),
+    ("num_train_epochs", "a finite number", math.isfinite),
+)  # fmt: skip
+
+
+@dataclass
+class ElectraTrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
+    google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed. `bf16` may
+    also be `"auto"`, `optim` `"muon"`, and `lr_scheduler_type` [`ELECTRA_SCHEDULE`].
+
+    Raises:
+        ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences;
+            for an unknown optimizer, Muon with what it does not go with, or sharding that cannot be.
+    """
+
+    _argument_group_name = "training (fields of transformers.TrainingArguments)"
+
+    optim: str = field(
+        default=TrainingArguments.optim,
+        metadata={
+            "help": "`muon`: Muon for the matrices of the layers, ELECTRA's Adam for everything else, at one learning "
+            "rate. Or one of transformers' OptimizerNames, of which adamw_torch[_fused] is ELECTRA's Adam."
+        },
+    )
+    muon_momentum: float = field(default=0.95, metadata={"help": "Of Muon, with `--optim muon`."})
+    adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
+    weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
+    report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in bf16 (autocast). `auto`: where the device has instructions for it; processors without "
+            "take many times as long as in fp32."
+        },
+    )
+    lr_scheduler_type: str = field(
+        default="linear",
+        metadata={
+            "help": "How the learning rate moves: one of Transformers' schedules, or `electra`, ELECTRA's own, "
+            "lr * (1 - t/T) * min(1, t/W) after t of T steps with a warm-up of W."
+        },
+    )
+    cpu_kernels: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU, train with faster matrix products and dropout than PyTorch's own, where there are any "
+            "(`trainers/runtime/cpu_kernels.py`)."
+        },
+    )
+    adam_bias_correction: bool = field(
+        default=False,
+        metadata={"help": "Correct Adam's bias. ELECTRA does not. Applies to `--optim adamw_torch[_fused]`."},
+    )
+
+    def __post_init__(self):
+        for name, bounds, holds in _BOUNDS:
+            if isinstance(value := getattr(self, name), int | float) and not holds(value):
+                raise ValueError(f"`{name}` must be {bounds}, got {value}")
+        if self.report_to is None:
+            self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+        # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 == "auto":
+            able = cpu_kernels.multiplies_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
+            self.bf16 = able and not self.fp16
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
+        self._check_optimizer()
+        # Transformers checks these two against its own names only.
+        given = {"optim": self.optim, "lr_scheduler_type": self.lr_scheduler_type}
+        own = {"optim": MUON, "lr_scheduler_type": ELECTRA_SCHEDULE}
+        ours = {name: value for name, value in given.items() if value == own[name]}
+        for name in ours:
+            setattr(self, name, getattr(TrainingArguments, name))
+        super().__post_init__()
+        for name, value in ours.items():
+            setattr(self, name, value)
+        self.sharding()
+
+    def _check_optimizer(self) -> None:
+        if self.optim not in (names := [MUON, *(name.value for name in OptimizerNames)]):
+            raise ValueError(f"`optim` must be one of {', '.join(names)}, got {self.optim}")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"`muon_momentum` must be in [0, 1), got {self.muon_momentum}")
+        if self.optim != MUON:
+            return
+        if self.adam_bias_correction:
+            raise ValueError("`adam_bias_correction` must be False with `optim` muon, got True")
+        if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError(
+                "`optim` must not be muon with DeepSpeed, which cuts matrices into vectors; use FSDP2, or adamw_torch"
+            )
+
+    def sharding(self) -> FullyShardedDataParallelPlugin | None:
+        """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` where nobody asked for it.
+
+        Raises:
+            ValueError: for FSDP in one process, of version 1, or with settings that would cost a whole model.
+        """
+        if not (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            return None
+        if self.parallel_mode != ParallelMode.DISTRIBUTED:
+            raise ValueError("`fsdp` shards a model over processes, and this is one alone: start it with torchrun")
+        asked = self.fsdp_plugin_args or {}
+        if (version := int(asked.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
+            raise ValueError(f"`fsdp_config`: `version` must be 2, got {version}")
+        plugin = FullyShardedDataParallelPlugin(**asked)
+        # A checkpoint holds a whole model; and every process loads all of a frozen generator.
+        needed = {"state_dict_type": StateDictType.FULL_STATE_DICT, "cpu_ram_efficient_loading": False}
+        for name, value in needed.items():
+            if getattr(plugin, name) != value:
+                raise ValueError(f"`fsdp_config`: `{name}` must be {value}, got {getattr(plugin, name)}")
+        return plugin
+
+
+@dataclass
+class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
+    """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
+
+    Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
+    (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` false.
+
+    Raises:
+        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
+    """
+
+    learning_rate: float = field(default=5e-4, metadata=_INHERITED["learning_rate"])
+    warmup_steps: float = field(default=10_000, metadata=_INHERITED["warmup_steps"])
+    max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave out an epoch's last sequences that do not fill a batch of all processes, other ones every "
+            "epoch. Otherwise several processes repeat sequences to fill it, and one has a smaller batch. Evaluation "
+            "leaves out none."
+        },
+    )
+    # Every parameter takes part in every step.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_INHERITED["ddp_find_unused_parameters"])
+    corpus_init: bool = field(
+        default=False,
+        metadata={
+            "help": "Start embeddings and attention from statistics of the training text instead of at random "
+            "(`trainers/pretraining/initialization.py`): small models learn millions of tokens sooner."
+        },
+    )
+    model_license: str | None = field(
+        default=None, metadata={"help": "License of the model that the card states, such as apache-2.0."}
+    )
+    profile_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Time ten steps from this one on, and log where their time went "
+            "(`trainers/pretraining/profiling.py`)."
+        },
+    )
+    exit_loss_warmup: float = field(
+        default=0.3,
+        metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
+    )
+    exit_warmup: float = field(
+        default=0.1, metadata={"help": "Share of the steps at the start that run at full depth for every token."}
+    )
+    exit_cooldown: float = field(
+        default=0.3, metadata={"help": "Share of the steps at the end that run at full depth for every token."}
+    )
+    generator_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a "
+            "run of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
+        },
+    )
+    reference_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a masked language model with the same vocabulary: evaluation reports how likely it "
+            "finds the generator's replacements."
+        },
+    )
+    generator_temperature: list[float] = field(
+        default_factory=lambda: [2.0, 1.0],
+        metadata={"help": "The temperature of generator_type `frozen` at the first step and at the last."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.profile_step is not None and self.profile_step < 1:
+            raise ValueError(f"`profile_step` must be at least 1, got {self.profile_step}")
+        for name in ("exit_warmup", "exit_cooldown", "exit_loss_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be a share between 0 and 1, got {getattr(self, name)}")
+        if self.exit_warmup + self.exit_cooldown > 1:
+            raise ValueError(
+                "`exit_warmup` and `exit_cooldown` must not exceed 1 together, "
+                f"got {self.exit_warmup} and {self.exit_cooldown}"
+            )
+
+        if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
+            raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
+
+    @property
+    def mask_seed(self) -> int:
+        """Seed of the masks: that of the data, where one is given."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def exits_active(self, step: int, max_steps: int) -> bool:
+        """Whether tokens exit in optimizer step `step` (counted from 0) of a run of `max_steps`."""
+        return round(self.exit_warmup * max_steps) <= step < max_steps - round(self.exit_cooldown * max_steps)

@@ -1,0 +1,1 @@
+"""The Hub, and the cards of models and data sets."""

@@ -1,0 +1,237 @@
+"""The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer import TRAINER_STATE_NAME
+
+from modeling_electra_exit import ElectraEarlyExitConfig
+
+from ..errors import UsageError, reason
+from ..runtime.files import read_json, tolerated
+from ..runtime.loading import read_config
+
+
+# How the replacements of each generator outside the model are described.
+REPLACEMENTS = {
+    "uniform": "random tokens, all alike",
+    "unigram": "random tokens, as frequent as in the text",
+    "bigram": "random tokens, as frequent as in the text after the token to the left",
+    "shuffle": "tokens of the same sequence that changed places",
+    "frozen": "samples of a masked language model that was trained before",
+    "cached": "sampled once beforehand and stored with the data",
+    "self": "proposed by a head on an early layer when the sequence was last read",
+}
+
+
+# Folders, files, data sets and columns may be named anything.
+ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;", "|": "&#124;"})
+
+CARD, FIGURE, METRICS = "README.md", "exit_profile.png", "metrics.json"
+# Filled in when the card is pushed; until then they tell a reader what belongs there.
+REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
+# What the Hub offers a model of each architecture for.
+PIPELINES = {
+    "ElectraEarlyExitForSequenceClassification": "text-classification",
+    "ElectraEarlyExitForTokenClassification": "token-classification",
+    "ElectraEarlyExitForQuestionAnswering": "question-answering",
+    "ElectraEarlyExitForMultipleChoice": "multiple-choice",
+}
+
+
+def write_model_card(folder: str | Path, measured: dict | None = None, **details) -> Path:
+    """Write a run's card into its folder, as `README.md`, and the figure that it shows.
+
+    Args: those of [`render_model_card`].
+    """
+    folder = Path(folder)
+    with tolerated("the figure of the model card"):
+        try:
+            draw_exit_profile(read_facts(folder, measured), folder / FIGURE)
+        except Exception:
+            (folder / FIGURE).unlink(missing_ok=True)  # half of one
+            raise
+    (folder / CARD).write_text(render_model_card(folder, measured=measured, **details), encoding="utf-8")
+    return folder / CARD
+
+
+def render_model_card(
+    folder: str | Path,
+    name: str | None = None,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    has_generator: bool = True,
+    measured: dict | None = None,
+) -> str:
+    """The card of the model in a folder, from its `config.json` and what there is of `metrics.json` and
+    `trainer_state.json`. What was not recorded is not said.
+
+    Args:
+        name: of the model. Left out: the folder's.
+        language: codes such as "en". Left out: what the run was told of its text.
+        license: of the model, such as "apache-2.0". Left out: what the run was told.
+        has_generator: whether the generator's weights are in the repository.
+        measured: what `metrics.json` will hold, where it is not written yet.
+
+    Raises:
+        UsageError: if one of these files cannot be read, or holds something else than a run writes.
+    """
+    folder = Path(folder)
+    config = read_config(str(folder))
+    with _naming_records(folder):
+        return _render(folder, config, read_facts(folder, measured), name, language, license, has_generator)
+
+
+@contextmanager
+def _naming_records(folder: Path) -> Iterator[None]:
+    """What a card is made from may have been edited, cut off or written by something else."""
+    try:
+        yield
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        recorded = [name for name in (METRICS, TRAINER_STATE_NAME) if (folder / name).is_file()]
+        files_read = " and ".join(recorded or ["config.json"])
+        raise UsageError(f"{files_read} of {folder} cannot be made a card: {reason(error)}") from error
+
+
+def _render(
+    folder: Path,
+    config: ElectraEarlyExitConfig,
+    facts: dict,
+    name: str | None,
+    language: str | list[str] | None,
+    license: str | None,
+    has_generator: bool,
+) -> str:
+    name = name or folder.resolve().name
+    data, training = facts.get("data", {}), facts.get("training", {})
+    architecture = (config.architectures or ["ElectraEarlyExitForPreTraining"])[0]
+    license = license or training.get("model_license")
+    card_data = ModelCardData(
+        language=language or data.get("language"),
+        license=license,
+        library_name="transformers",
+        pipeline_tag=PIPELINES.get(architecture, "feature-extraction"),
+        tags=["electra", "replaced-token-detection", "early-exit", "pretraining"],
+        datasets=data.get("dataset_name"),
+        model_name=name,
+        eval_results=_eval_results(facts),
+    )
+    template = files("modeling_electra_exit.model_cards").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        card_data,
+        template_str=template,
+        name=in_markdown(name),
+        config=config,
+        architecture=in_markdown(architecture),
+        pretraining=architecture == "ElectraEarlyExitForPreTraining",
+        generator=config.generator_config() if config.generator_type == "mlm" else None,
+        has_generator=has_generator,
+        replacements=REPLACEMENTS,
+        layers=_layers(facts, config),
+        license=license,
+        figure=FIGURE if (folder / FIGURE).is_file() else None,
+        repository=REPOSITORY_PLACEHOLDER,
+        commit=COMMIT_PLACEHOLDER,
+        **in_markdown(facts),
+    )
+    return f"{card}\n"
+
+
+def read_facts(folder: Path, measured: dict | None = None) -> dict:
+    """What a folder records of its run: of a finished one `metrics.json` (or what was `measured`, before that is
+    written), of one under way its last evaluation; and of both the speed of each phase.
+
+    Returns:
+        Sections by name; those that were not recorded are missing.
+    """
+    facts = dict(measured or _read_if_there(folder / METRICS))
+    state = _read_if_there(folder / TRAINER_STATE_NAME)
+    log = state.get("log_history", [])
+    if not facts and state:
+        facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
+        if evaluations := [entry for entry in log if "eval_roc_auc" in entry]:
+            facts["evaluation"] = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()}
+    speeds = {
+        phase: [entry["tokens_per_second"] for entry in log if entry.get("exits_active") == active]
+        for phase, active in (("dense", 0.0), ("exits", 1.0))
+    }
+    if all(len(measured) >= 3 for measured in speeds.values()):
+        facts["speed"] = {phase: median(measured) for phase, measured in speeds.items()}
+    return facts
+
+
+def _read_if_there(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
+def in_markdown(value):
+    """Text, or whatever holds some, as Markdown shows it: on one line, without HTML, links or cells of its own."""
+    if isinstance(value, dict):
+        return {in_markdown(name): in_markdown(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [in_markdown(held) for held in value]
+    return " ".join(value.split()).translate(ENTITIES) if isinstance(value, str) else value
+
+
+def _layers(facts: dict, config: ElectraEarlyExitConfig) -> list[dict]:
+    """One row an exit head, and the final head last."""
+    suffixes = {f"layer {layer}": f"_layer_{layer}" for layer in config.exit_layers}
+    suffixes[f"{config.num_hidden_layers} (final)"] = ""
+    names = ("roc_auc", "average_precision", "calibration_error")
+    evaluation = facts.get("evaluation", {})
+    return [
+        {"layer": layer, **{name: evaluation[f"{name}{suffix}"] for name in names}}
+        for layer, suffix in suffixes.items()
+        if evaluation.get(f"roc_auc{suffix}") is not None
+    ]
+
+
+def _eval_results(facts: dict) -> list[EvalResult] | None:
+    evaluation, data = facts.get("evaluation", {}), facts.get("data", {})
+    described = {
+        "task_type": "replaced-token-detection",
+        "task_name": "Replaced-token detection",
+        "dataset_type": data.get("dataset_name") or "text",
+        "dataset_name": data.get("name", "held-out text"),
+        "dataset_split": "validation",
+    }
+    results = [
+        EvalResult(metric_type=name, metric_name=title, metric_value=round(evaluation[name], 4), **described)
+        for name, title in (
+            ("roc_auc", "ROC-AUC"),
+            ("average_precision", "Average precision"),
+            ("recall_on_replaced", "Recall on replaced tokens"),
+            ("calibration_error", "Expected calibration error"),
+        )
+        if evaluation.get(name) is not None
+    ]
+    return results or None
+
+
+def draw_exit_profile(facts: dict, path: Path) -> None:
+    """Tokens computed by each layer, and how well each exit tells replaced tokens. Drawn where matplotlib is
+    installed and the run had exits."""
+    shares, evaluation = facts.get("kept_share", []), facts.get("evaluation", {})
+    scores = {
+        int(name.rsplit("_", 1)[1]): score for name, score in evaluation.items() if name.startswith("roc_auc_layer_")
+    }
+    if not shares or not scores or importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    scores[len(shares)] = evaluation["roc_auc"]
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    left = figure.subplots()
+    left.bar(range(1, len(shares) + 1), shares, color="C0", alpha=0.45)
+    left.set(xlabel="layer", ylabel="share of tokens computed", ylim=(0, 1.05), xticks=range(1, len(shares) + 1))
+    right = left.twinx()
+    right.plot(*zip(*sorted(scores.items()), strict=True), "o-", color="C1")
+    right.set_ylim(min(0.5, *scores.values()), 1)  # from chance, so that small differences look small
+    right.set_ylabel("held-out ROC-AUC of the head after it", color="C1")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
