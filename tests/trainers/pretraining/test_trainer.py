@@ -165,10 +165,10 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     ],
     ids=lambda fields: fields["generator_type"],
 )
-def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(tokenizer, tmp_path, generator):
-    tiny_model().save_pretrained(tmp_path / "frozen")
-    tokenizer.save_pretrained(tmp_path / "frozen")
-    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(tmp_path / "frozen")}
+def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(
+    tokenizer, tmp_path, model_folder, generator
+):
+    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(model_folder)}
     saving = {**common, "save_strategy": "steps", "save_steps": 5}
     straight = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **saving)
     straight.train()
@@ -250,10 +250,8 @@ def test_bf16_on_a_cpu(tokenizer, tmp_path, monkeypatch, caplog, able):
     assert ("--bf16 auto" in caplog.text) is not able
 
 
-def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "frozen")
-    tokenizer.save_pretrained(tmp_path / "frozen")
-    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(tmp_path / "frozen")}
+def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path, model_folder):
+    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(model_folder)}
     trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="frozen"), **arguments)
     dtypes = []
     head = trainer.generator.model._model.generator.lm_head
