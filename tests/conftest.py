@@ -21,6 +21,8 @@ from transformers import BertTokenizer
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 from modeling_electra_exit.exit_policy import SIGNALS
+from tests.fork_server import ForkServer
+from tests.loopback_hub import LoopbackHub
 
 
 torch.set_num_threads(1)
@@ -133,6 +135,15 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     return BertTokenizer().train_new_from_iterator([" ".join(WORDS)] * 20, 120, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory):
+    """A Hub, and in `processes` a server of processes whose client talks to it."""
+    with LoopbackHub() as hub:
+        hub.processes = ForkServer(hub.environment(tmp_path_factory.mktemp("hub") / "cache"))
+        yield hub
+        hub.processes.close()
 
 
 @pytest.fixture

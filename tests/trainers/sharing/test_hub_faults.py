@@ -9,16 +9,14 @@ from modeling_electra_exit.trainers.errors import PushError
 from modeling_electra_exit.trainers.runtime import checkpoints
 from modeling_electra_exit.trainers.sharing import hub as pushing
 from modeling_electra_exit.trainers.sharing.hub import shared_files
-from tests.loopback_hub import Fault, LoopbackHub
+from tests.loopback_hub import Fault
 from tests.trainers.cli.test_cli import RECIPE
-from tests.trainers.sharing.test_hub import COMMANDS, TOKEN, commits_of, contents, in_a_process, run_commands
+from tests.trainers.sharing.test_hub import COMMANDS, commits_of, contents, empty, in_a_process, run_commands
 
 
 @pytest.fixture
-def hub():
-    with LoopbackHub() as hub:
-        hub.users[TOKEN] = "alice"
-        yield hub
+def hub(loopback):
+    return empty(loopback)
 
 
 def errors_of(done) -> list[str]:

@@ -16,8 +16,7 @@ from modeling_electra_exit.trainers.sharing import leaks
 from modeling_electra_exit.trainers.sharing.hub import check_clean, push_folder, shared_files, training_state_files
 from modeling_electra_exit.trainers.sharing.model_card import render_model_card
 from modeling_electra_exit.trainers.sharing.push_dataset import push_dataset, render_dataset_card
-from tests.loopback_hub import LoopbackHub
-from tests.trainers.sharing.test_hub import in_a_process
+from tests.trainers.sharing.test_hub import empty, in_a_process
 
 
 MINE = "hf_mine"
@@ -318,7 +317,7 @@ def texts_of(name: str, content: bytes):
         yield content[8 : 8 + int.from_bytes(content[:8], "little")].decode("unicode_escape")
 
 
-def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model_folder, tokenizer):
+def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model_folder, loopback):
     home = tmp_path / "home" / "alice"
     (tmp_path / "disk" / "alice").mkdir(parents=True)
     (tmp_path / "home").symlink_to(tmp_path / "disk")
@@ -348,11 +347,11 @@ def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model_fo
     (model_folder / "exit_state.py").unlink()
     (model_folder / "exit_state.py").symlink_to(key)
 
-    with LoopbackHub() as hub:
-        hub.users[MINE] = "alice"
-        refusals = in_a_process(PERSISTENT, hub, home, str(model_folder), str(clean), token=MINE)
-        pushed = list(hub.everything_pushed())
-        heads = hub.repositories["model", "alice/seeded"].commits()
+    hub = empty(loopback)
+    hub.users = {MINE: "alice"}
+    refusals = in_a_process(PERSISTENT, hub, home, str(model_folder), str(clean), token=MINE)
+    pushed = list(hub.everything_pushed())
+    heads = hub.repositories["model", "alice/seeded"].commits()
     assert len(refusals) == 8
     assert all("nothing was pushed" in refusal and "\n" not in refusal for refusal in refusals)
     assert [commit.title for commit in heads] == ["Seeded", "Seeded: card"]
