@@ -276,7 +276,7 @@ def test_shards_have_an_index_and_leave_no_other_weights_behind(pushed, hub):
     assert not any("-of-" in name for name in whole.files)
 
 
-def test_every_such_commit_loads_and_the_generator_stays_behind_when_asked(pushed, hub, home):
+def test_every_such_commit_loads_and_no_generator_leaves_it_out(pushed, hub, home):
     classes = ["AutoModel", "AutoModelForPreTraining"]
     requests = [("alice/plain", commit.sha, classes) for commit in commits_of(hub, "alice/plain")]
     requests += [("alice/alone", commit.sha, classes) for commit in commits_of(hub, "alice/alone", "slim")]

@@ -109,7 +109,7 @@ def test_a_folder_that_is_not_whole_is_refused(model_folder):
         shared_files(model_folder)
 
 
-def test_only_what_a_stranger_needs_is_chosen(model_folder):
+def test_only_what_loading_needs_is_chosen(model_folder):
     for name in ("training_args.bin", "optimizer.pt", "run.json", "notes.txt", "my_script.py", "pytorch_model.bin"):
         (model_folder / name).write_text("private")
     (model_folder / "runs").mkdir()

@@ -44,7 +44,7 @@ def prepared(tmp_path, tokenizer):
     return tmp_path
 
 
-def test_a_stranger_reads_what_was_pushed(prepared, loopback):
+def test_what_was_pushed_is_read_without_the_plugin(prepared, loopback):
     before = contents(prepared)
     hub = empty(loopback)
     saved = ["push-dataset", "saved", "alice/saved", "--license", "cc0-1.0", "--language", "en"]
