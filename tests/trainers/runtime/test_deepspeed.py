@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from electra_exit.parsing import parse_fields
-from electra_exit.recipes import RECIPES
+from electra_exit.places import RECIPES
 from modeling_electra_exit.trainers.errors import UsageError
 from tests.trainers.runtime.test_distributed import build, record, start_two
 

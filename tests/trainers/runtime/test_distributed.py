@@ -23,7 +23,7 @@ from transformers.training_args import ParallelMode
 
 from electra_exit import main as cli
 from electra_exit.parsing import parse_fields
-from electra_exit.recipes import RECIPES
+from electra_exit.places import RECIPES
 from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.data import reading as data
 from modeling_electra_exit.trainers.data.packing import _encode

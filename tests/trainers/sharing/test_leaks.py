@@ -286,7 +286,7 @@ def test_no_html_of_a_name_reaches_a_cards_body(tmp_path, model_folder, prepared
 PERSISTENT = """
 import json, sys
 from pathlib import Path
-from modeling_electra_exit.trainers import hub
+from modeling_electra_exit.trainers.sharing import hub
 folder, restore = Path(sys.argv[1]), Path(sys.argv[2])
 refusals = []
 for _ in range(40):
