@@ -22,7 +22,7 @@ COMMANDS = """
 import json, sys
 from electra_exit import main as cli
 results = [cli.main(command) for command in json.loads(sys.argv[1])]
-assert "electra_exit.pretrain" not in sys.modules, "no command needs another"
+assert "research" not in sys.modules, "no command needs a study"
 print(json.dumps(results))
 """
 
