@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from electra_exit import main as cli
 from tests.conftest import write_corpus
+from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
 
 
@@ -115,13 +116,8 @@ def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
     sys.exit(cli.main(argv))
 
 
-# Forked from a server that has imported everything and done nothing: a fresh process without seconds of imports.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["electra_exit.main", "tests.trainers.cli.test_cli"])
-
-
 def start(case: "Case", prepare: Callable[[], None] | None = None) -> multiprocessing.Process:
-    process = _PROCESSES.Process(
+    process = PROCESSES.Process(
         target=_child, args=(["pretrain", str(case.recipe)], prepare, str(case.log)), daemon=True
     )
     process.start()

@@ -81,6 +81,8 @@ SIZES = {
 }
 CONFIG = {"cls_token_id": 2, "sep_token_id": 3}
 UNTIMED, TIMED = 3, 3  # steps of a turn; the first ones get their memory from the system
+PROCESSES = multiprocessing.get_context("spawn")  # CUDA survives no fork
+PEAK_SIZE = 2048  # of the matrices whose product is the peak
 
 
 class Case(NamedTuple):
@@ -251,8 +253,8 @@ def available(names: list[str]) -> list[str]:
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """Operations a second of a 2048 x 2048 product, the better of PyTorch's kernel and ours."""
-    left, right = torch.randn(2, 2048, 2048, device=device()).to(dtype)
+    """Operations a second of a product of two matrices, the better of PyTorch's kernel and ours."""
+    left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE, device=device()).to(dtype)
     seconds = []
     for kernels in (False, True):
         with cpu_kernels.use(kernels and device() == "cpu"):
@@ -262,7 +264,7 @@ def gemm_peak(dtype: torch.dtype) -> float:
                 if device() == "cuda":
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(seconds)
+    return 2 * PEAK_SIZE**3 / min(seconds)
 
 
 def needed_flops(name: str, case: Case) -> float | None:
@@ -275,7 +277,7 @@ def needed_flops(name: str, case: Case) -> float | None:
 
 def turn(name: str, case: Case) -> tuple[list[float], int]:
     """[`take_steps`] in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # CUDA survives no fork
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(take_steps, name, case).result()
 
 

@@ -54,7 +54,7 @@ def sample_tokens(logits: torch.Tensor, draws: int | None = None) -> torch.Tenso
     probabilities = logits.detach().float().softmax(dim=-1)
     if draws is None:
         return sample_in_proportion(probabilities)
-    return torch.stack([sample_in_proportion(probabilities) for _ in range(draws)], dim=1)
+    return torch.multinomial(probabilities, draws, replacement=True)
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

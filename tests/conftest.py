@@ -1,5 +1,6 @@
 """Tiny data and models that the tests make themselves. Nothing here may need a network, a GPU or the user's caches."""
 
+import gc
 import os
 import tempfile
 
@@ -20,9 +21,17 @@ from transformers import BertTokenizer
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 from modeling_electra_exit.exit_policy import SIGNALS
+from tests.fork_server import ForkServer
+from tests.loopback_hub import LoopbackHub
 
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    # Half a million objects of imported modules: the Trainer searches them all for garbage after every run.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config):
@@ -126,3 +135,21 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     return BertTokenizer().train_new_from_iterator([" ".join(WORDS)] * 20, 120, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory):
+    """A Hub, and in `processes` a server of processes whose client talks to it."""
+    with LoopbackHub() as hub:
+        hub.processes = ForkServer(hub.environment(tmp_path_factory.mktemp("hub") / "cache"))
+        yield hub
+        hub.processes.close()
+
+
+@pytest.fixture
+def model_folder(tmp_path, tokenizer):
+    """A model as it is saved, with its code and its tokenizer."""
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
@@ -34,12 +35,12 @@ class Blob:
     content: bytes
     is_lfs: bool = False
 
-    @property
+    @cached_property
     def sha1(self) -> str:
         """Git's name of the file, or of an LFS file's content here."""
         return hashlib.sha1(b"blob %d\0%s" % (len(self.content), self.content)).hexdigest()
 
-    @property
+    @cached_property
     def oid(self) -> str:
         """What the client compares with to tell whether a file has changed; also its ETag."""
         return hashlib.sha256(self.content).hexdigest() if self.is_lfs else self.sha1
@@ -51,11 +52,11 @@ class Commit:
     files: dict[str, Blob]
     parent: "Commit | None"
 
-    @property
+    @cached_property
     def number(self) -> int:
         return 0 if self.parent is None else self.parent.number + 1
 
-    @property
+    @cached_property
     def sha(self) -> str:
         names = sorted((path, blob.oid) for path, blob in self.files.items())
         return hashlib.sha1(repr((self.title, names, self.parent and self.parent.sha)).encode()).hexdigest()
@@ -131,12 +132,15 @@ class LoopbackHub:
     """
 
     def __init__(self):
+        self.lock = threading.Lock()
+        self.reset()
+
+    def reset(self):
         self.users: dict[str, str] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self.lock = threading.Lock()
 
     def __enter__(self) -> "LoopbackHub":
         handler = type("Handler", (_Handler,), {"hub": self})

@@ -121,7 +121,7 @@ MUTANTS = [
         POLICY,
         "torch.where(evidence.logits > 0, replaced, original)",
         "torch.where(evidence.logits > 0, original, replaced)",
-        "tests/modeling/test_exit_policy.py::test_thresholds_keep_whom_they_should_and_no_more_than_a_multiple_of_8",
+        "tests/modeling/test_exit_policy.py::test_thresholds_keep_the_right_tokens_and_no_more_than_a_multiple_of_8",
     ),
     Mutant(
         "a threshold lets protected tokens go",

@@ -172,7 +172,7 @@ def test_a_checkpoint_of_a_newer_patch_loads(tmp_path):
     AutoModel.from_pretrained(saved_by(f"{major}.{minor}.999", tmp_path))
 
 
-def test_pickled_weights_are_refused_unless_asked_for(tmp_path):
+def test_pickled_weights_are_refused_by_default(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -191,7 +191,7 @@ def test_signals_rank_by_what_they_say():
     assert order["expected_gain"] == [2, 0, 1]
 
 
-def test_thresholds_keep_whom_they_should_and_no_more_than_a_multiple_of_8():
+def test_thresholds_keep_the_right_tokens_and_no_more_than_a_multiple_of_8():
     torch.manual_seed(0)
     logits = torch.randn(3, 64) * 3
     for threshold in (0.2, [0.5, 0.1]):
@@ -215,7 +215,7 @@ def test_a_users_own_signal(monkeypatch):
     assert torch.equal(outputs.exit_layers > 2, margin <= margin.kthvalue(32, dim=1, keepdim=True).values)
 
 
-def test_a_threshold_lets_nobody_leave_who_is_unsure_or_special_and_ignores_padding():
+def test_uncertain_and_special_tokens_pass_a_threshold_and_padding_does_not_count():
     torch.manual_seed(0)
     model = tiny_model(exit_policy="threshold", exit_threshold=0.5).train()
     batch = masked_batch(padding=20)

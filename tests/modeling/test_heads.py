@@ -445,7 +445,7 @@ def test_a_batch_of_sequences_exits_as_each_alone(model_class, overrides, criter
     assert {len(states) for states in outputs.hidden_states} == {len(ids) * (3 if model_class is CHOICE else 1)}
 
 
-def test_who_left_is_not_computed():
+def test_exited_tokens_are_not_computed():
     model = head_model(SEQUENCE).eval()
     set_thresholds(model, "confidence")
     seen = states_computed(model)
@@ -467,7 +467,7 @@ def test_rows_of_padding_alone_do_no_harm(monkeypatch):
     assert outputs.logits.isfinite().all()
 
 
-def test_when_everybody_has_left_nothing_is_computed():
+def test_nothing_is_computed_once_all_have_exited():
     model = head_model(SEQUENCE, inference_exit_thresholds=[0.0, 1.0, 1.0]).eval()
     seen = states_computed(model)
     outputs = model(**batch_of(examples(SEQUENCE)), output_hidden_states=True)
@@ -481,7 +481,7 @@ NEVER = [("confidence", 1.0), ("entropy", 0.0), ("patience", 3)]
 
 @pytest.mark.parametrize(("criterion", "threshold"), [*NEVER, ("confidence", 0.999999)])
 @pytest.mark.parametrize("model_class", NATIVE)
-def test_a_threshold_that_nobody_passes_is_full_depth(model_class, criterion, threshold):
+def test_a_threshold_out_of_reach_is_full_depth(model_class, criterion, threshold):
     model = head_model(model_class, inference_exit_criterion=criterion, inference_exit_thresholds=[threshold] * 3)
     model.eval()
     batch = batch_of(examples(model_class))
@@ -498,7 +498,7 @@ def test_a_threshold_that_nobody_passes_is_full_depth(model_class, criterion, th
     [*((name, [never] * 3, [0, 0, 0]) for name, never in NEVER), ("confidence", [1.0, 0.99, 1.0], [0, 1, 0]),
      ("entropy", [0.0, 0.0, 0.01], [0, 0, 1]), ("patience", [3, 1, 3], [1, 1, 0])],
 )  # fmt: skip
-def test_a_head_that_cannot_let_anybody_go_is_not_asked(model_class, criterion, thresholds, asked):
+def test_a_head_whose_threshold_is_out_of_reach_is_not_computed(model_class, criterion, thresholds, asked):
     model = head_model(model_class, inference_exit_criterion=criterion, inference_exit_thresholds=thresholds).eval()
     calls = [0, 0, 0]
     for number, head in enumerate(model.exit_heads.heads):
@@ -756,7 +756,7 @@ def test_other_exit_layers_take_their_own_defaults(tmp_path):
 # ---- Misuse ----
 
 
-def test_a_regression_has_nothing_to_leave_by():
+def test_a_regression_has_no_exits():
     model = head_model(SEQUENCE, num_labels=1, inference_exit_thresholds=[0.5, 0.5, 0.5]).eval()
     with pytest.raises(ValueError, match="`inference_exit_thresholds` must be None"):
         model(examples(SEQUENCE)[0])

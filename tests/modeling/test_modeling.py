@@ -689,7 +689,7 @@ def test_chance_belongs_to_the_sequence_and_not_to_the_batch(exit_policy):
         assert torch.equal(alone.exit_layers[0], together.exit_layers[row])
 
 
-def test_who_is_asked_at_full_depth_depends_on_the_sequence_alone():
+def test_what_is_sampled_at_full_depth_depends_on_the_sequence_alone():
     model = tiny_model().train()
     batch = {"input_ids": masked_batch()["input_ids"], "exit_policy": "none"}
     seeds = torch.tensor([5, -7, 11, 2**60])

@@ -103,7 +103,7 @@ def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_bf16_auto_asks_the_processor(recipe, monkeypatch, able):
+def test_bf16_auto_follows_the_processor(recipe, monkeypatch, able):
     """Without instructions for it, bf16 takes many times as long as fp32: the recipes must not ask for it there."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(cpu_kernels, "multiplies_bf16", lambda: able)

@@ -22,6 +22,7 @@ from modeling_electra_exit.trainers.errors import UsageError, reason
 from modeling_electra_exit.trainers.generators.registry import build_generator
 from modeling_electra_exit.trainers.runtime.files import read_json
 from tests.conftest import tiny_config, tiny_model
+from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
 from tests.trainers.generators.test_generators import corpus_of
 
@@ -193,7 +194,7 @@ def test_a_class_an_instance_and_a_function_are_generators(tokenizer, strange, n
     assert type(made).__name__ == "Mine"
 
 
-def test_a_generator_that_leaves_trains_nothing_and_says_so(tmp_path, corpus, strange, capsys, tokenizer):
+def test_a_generator_that_exits_trains_nothing_and_says_so(tmp_path, corpus, strange, capsys, tokenizer):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     fields = {**RECIPE, "vocab_size": 120, "tokenizer_name": str(tmp_path / "tokenizer"), "train_files": [str(corpus)],
               "output_dir": str(tmp_path / "run"), "generator_type": "strange_leaves:x"}  # fmt: skip
@@ -267,7 +268,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(fol
     assert not (folders / "out").exists()
 
 
-def test_a_checkpoint_is_asked_for_no_code_of_its_own(tmp_path, capsys, monkeypatch):
+def test_code_of_a_checkpoint_is_not_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     (tmp_path / "config.json").write_text('{"model_type": "nope", "auto_map": {"AutoConfig": "a.B"}}')
     (tmp_path / "a.py").write_text("raise SystemExit(0)\n")
@@ -349,23 +350,24 @@ def test_an_ascii_terminal(tmp_path):
     assert done.stdout.startswith("line 0: caf\\xe9 \\u2026\n")
 
 
-COMMAND_LINES = """
-import json, os, sys
-from electra_exit import main as cli
-cases = json.loads(sys.argv[1])
-kept, results = os.dup(1), []
-for where, argv in cases:
-    reader, writer = os.pipe()
-    if where == "closed":
-        os.close(reader)
-    os.dup2(writer, 1)
-    os.close(writer)
-    results.append(cli.main(argv))
-    os.dup2(kept, 1)
-    if where != "closed":
-        results.append(os.read(reader, 2**16).decode())
-print(json.dumps(results))
-"""
+def command_lines(cases, folder):
+    """In a process of its own: commands whose output, in ASCII, goes into a pipe that has a reader or none."""
+    os.chdir(folder)
+    os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii")
+    kept, results = os.dup(1), []
+    for where, argv in cases:
+        reader, writer = os.pipe()
+        if where == "closed":
+            os.close(reader)
+        os.dup2(writer, 1)
+        os.close(writer)
+        results.append(cli.main(argv))
+        os.dup2(kept, 1)
+        if where != "closed":
+            results.append(os.read(reader, 2**16).decode())
+    Path("results.json").write_text(json.dumps(results))
 
 
 def test_commands_outlive_their_output(folders, tokenizer):
@@ -382,13 +384,16 @@ def test_commands_outlive_their_output(folders, tokenizer):
         ("open", ["pretrain", "recipe.yaml", "--output_dir", "ascii"]),
         ("open", ["score", "ascii", "caf\u00e9.txt"]),
     ]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", COMMAND_LINES, json.dumps(cases)], capture_output=True, text=True,
-                          check=False, cwd=folders, env=environment, timeout=400)  # fmt: skip
-    assert "Traceback" not in done.stderr
-    score, closed, ascii_status, report, second, answer = json.loads(done.stdout.strip().split("\n")[-1])
+    process = PROCESSES.Process(target=command_lines, args=(cases, folders))
+    process.start()
+    process.join(400)
+    said = (folders / "stderr.txt").read_text()
+    assert process.exitcode == 0, said
+    assert "Traceback" not in said
+    results = json.loads((folders / "results.json").read_text())
+    score, closed, ascii_status, report, second, answer = results
     assert (score, closed, ascii_status, second) == (141, 0, 0, 0)
-    assert "standard output could not be written to its end: Broken pipe" in done.stderr
+    assert "standard output could not be written to its end: Broken pipe" in said
     for name in ("closed", "ascii"):
         assert (folders / name / "metrics.json").exists()
     assert "Load it:" in report

@@ -126,7 +126,7 @@ def test_words_and_numbers_in_a_csv_are_text(checkpoint, tmp_path, capsys):
     assert all(len(score["tokens"]) > 2 for score in scores)
 
 
-def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
+def test_a_plain_electra_scores_too(tokenizer, tmp_path):
     config = {name: getattr(tiny_config(), name) for name in ("vocab_size", "embedding_size", "hidden_size",
               "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")}  # fmt: skip
     plain = ElectraForPreTraining(ElectraConfig(**config)).eval()

@@ -136,22 +136,22 @@ def test_gradient_accumulation_in_a_whole_run_reports_the_mean_loss(tokenizer, t
     assert logged[1]["loss"] == pytest.approx(logged[0]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("save_at", [3, 4])  # in the middle and at the end of an epoch of four steps
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path, save_at, workers):
+def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenizer, tmp_path, workers):
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     common = {"max_steps": 7, "exit_warmup": 0.2, "exit_cooldown": 0.2, "dataloader_num_workers": workers}
     straight = make_trainer(tokenizer, tmp_path / "a", tiny_model(**dropout), **common)
     straight.train()
-    saving = {**common, "save_strategy": "steps", "save_steps": save_at, "eval_strategy": "steps", "eval_steps": 2}
+    saving = {**common, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
     first = make_trainer(tokenizer, tmp_path / "b", tiny_model(**dropout), **saving)
     first.train()
     assert_same(weights(straight), weights(first))  # evaluation leaves no trace
-    torch.manual_seed(99)
-    second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**dropout), **common)
-    second.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{save_at}"))
-    assert_same(weights(straight), weights(second))
-    assert second.state.total_flos == straight.state.total_flos
+    for save_at in (3, 4):  # in the middle and at the end of an epoch of four steps
+        torch.manual_seed(99)
+        second = make_trainer(tokenizer, tmp_path / "b", tiny_model(**dropout), **common)
+        second.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{save_at}"))
+        assert_same(weights(straight), weights(second))
+        assert second.state.total_flos == straight.state.total_flos
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
     ],
     ids=lambda fields: fields["generator_type"],
 )
-def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(tokenizer, tmp_path, generator):
-    tiny_model().save_pretrained(tmp_path / "frozen")
-    tokenizer.save_pretrained(tmp_path / "frozen")
-    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(tmp_path / "frozen")}
+def test_an_interrupted_run_draws_the_replacements_of_an_uninterrupted_one(
+    tokenizer, tmp_path, model_folder, generator
+):
+    common = {"max_steps": 7, "dataloader_num_workers": 1, "generator_folder": str(model_folder)}
     saving = {**common, "save_strategy": "steps", "save_steps": 5}
     straight = make_trainer(tokenizer, tmp_path, tiny_model(**generator), **saving)
     straight.train()
@@ -248,10 +248,8 @@ def test_bf16_on_a_cpu(tokenizer, tmp_path, monkeypatch, caplog, able):
     assert ("--bf16 auto" in caplog.text) is not able
 
 
-def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "frozen")
-    tokenizer.save_pretrained(tmp_path / "frozen")
-    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(tmp_path / "frozen")}
+def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path, model_folder):
+    arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(model_folder)}
     trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="frozen"), **arguments)
     dtypes = []
     head = trainer.generator.model._model.generator.lm_head

@@ -1,17 +1,21 @@
 """Two real processes over gloo do what one does."""
 
+import functools
 import json
-import multiprocessing
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
+import torch.distributed.run
 import yaml
+from accelerate.commands.launch import launch_command, launch_command_parser
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForPreTraining
@@ -26,6 +30,7 @@ from modeling_electra_exit.trainers.data.packing import _encode
 from modeling_electra_exit.trainers.errors import Preempted, UsageError
 from modeling_electra_exit.trainers.runtime.distributed import whole
 from tests.conftest import tiny_model, write_corpus
+from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
 from tests.trainers.pretraining.test_trainer import make_trainer, sequences
 
@@ -131,18 +136,18 @@ def shard(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
     return results
 
 
-def serve(job, rank: int, port: int, folder: Path, *args):
+def serve(job, rank: int, port: int, environment: dict, folder: Path, *args):
     """One of two processes, as torchrun starts them."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     os.environ["ENCODED"] = str(folder / "encoded.txt")
     data._encode = note_encoding
     torch.set_num_threads(1)
     torch.save(job(rank, folder, *args), folder / f"rank-{rank}.pt")
 
 
-def start_two(job, folder: Path, tokenizer) -> tuple[Path, list[dict]]:
-    """What two processes return of a job."""
+def start_two(job, folder: Path, tokenizer, environment: Mapping[str, str] = MappingProxyType({})) -> tuple:
+    """The folder, and what two processes return of a job."""
     corpus = write_corpus(folder / "corpus.txt")
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "train_files": [str(corpus)], "output_dir": str(folder / "run"),
@@ -150,10 +155,10 @@ def start_two(job, folder: Path, tokenizer) -> tuple[Path, list[dict]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers.runtime.test_distributed"])
     processes = [
-        context.Process(target=serve, args=(job, rank, port, folder, tokenizer, str(recipe)), daemon=True)
+        PROCESSES.Process(
+            target=serve, args=(job, rank, port, dict(environment), folder, tokenizer, str(recipe)), daemon=True
+        )
         for rank in range(2)
     ]
     for process in processes:
@@ -333,6 +338,14 @@ def test_sharding_that_cannot_be_is_refused(tmp_path, monkeypatch):
     assert parse_fields({**fields, "fsdp": False})[2].sharding() is None
 
 
+def run_module(name: str, argv: list[str], rank: int, *args) -> int:
+    """`python -m name argv`; its exit status."""
+    sys.argv = [name, *argv]
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return stop.value.code
+
+
 @pytest.mark.parametrize(
     ("launch", "is_sharded"),
     [
@@ -341,14 +354,20 @@ def test_sharding_that_cannot_be_is_refused(tmp_path, monkeypatch):
     ],
     ids=["ddp", "fsdp2"],
 )
-def test_accelerate_launch_starts_two_processes(tmp_path, launch, is_sharded):
-    corpus, recipe = write_corpus(tmp_path / "corpus.txt"), tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**RECIPE, "train_files": [str(corpus)], "output_dir": str(tmp_path / "run"),
-                                      "report_to": "none", "disable_tqdm": True, "max_steps": 2}))  # fmt: skip
-    command = [*(sys.executable, "-m", "accelerate.commands.launch"), *launch]
-    command += ["--num_processes", "2", "--main_process_port", "0"]
-    command += ["-m", "electra_exit", "pretrain", str(recipe)]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+def test_accelerate_launch_starts_two_processes(tokenizer, tmp_path, monkeypatch, launch, is_sharded):
+    """In the environment that accelerate makes; the two are forked, where `torchrun` would start them anew."""
+    statuses = []
+
+    def fork(args):
+        job = functools.partial(run_module, args.training_script, args.training_script_args)
+        assert (args.nproc_per_node, args.module) == ("2", True)
+        statuses.extend(start_two(job, tmp_path, tokenizer, os.environ)[1])
+
+    monkeypatch.setattr(torch.distributed.run, "run", fork)
+    command = [*launch, "--num_processes", "2", "--main_process_port", "0"]
+    command += ["-m", "electra_exit", "pretrain", str(tmp_path / "recipe.yaml")]
+    launch_command(launch_command_parser().parse_args([*command, "--max_steps", "2"]))
+    assert statuses == [0, 0]
     measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert measured["training"]["tokens_per_step"] == 2 * 4 * 32
     # Where the weights were in shards, the checkpoint has what gathers them again.

@@ -9,25 +9,14 @@ from modeling_electra_exit.trainers.errors import PushError
 from modeling_electra_exit.trainers.runtime import checkpoints
 from modeling_electra_exit.trainers.sharing import hub as pushing
 from modeling_electra_exit.trainers.sharing.hub import shared_files
-from tests.conftest import tiny_model
-from tests.loopback_hub import Fault, LoopbackHub
+from tests.loopback_hub import Fault
 from tests.trainers.cli.test_cli import RECIPE
-from tests.trainers.sharing.test_hub import COMMANDS, TOKEN, commits_of, contents, in_a_process, run_commands
+from tests.trainers.sharing.test_hub import COMMANDS, commits_of, contents, empty, in_a_process, run_commands
 
 
 @pytest.fixture
-def hub():
-    with LoopbackHub() as hub:
-        hub.users[TOKEN] = "alice"
-        yield hub
-
-
-@pytest.fixture
-def model(tmp_path, tokenizer):
-    folder = tmp_path / "model"
-    tiny_model().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def hub(loopback):
+    return empty(loopback)
 
 
 def errors_of(done) -> list[str]:
@@ -35,29 +24,29 @@ def errors_of(done) -> list[str]:
     return [line for line in done.stderr.split("\n") if ": error: " in line]
 
 
-def test_faults_that_pass_end_in_success(hub, model, tmp_path):
+def test_faults_that_pass_end_in_success(hub, model_folder, tmp_path):
     hub.faults = [
         Fault("PUT", "/lfs/"),  # the connection breaks in the middle of the upload
         Fault("PUT", "/lfs/", status=503),
         Fault("POST", "/preupload/", status=429, headers={"Retry-After": "0"}),
         Fault("POST", "objects/batch", status=500),
     ]
-    assert run_commands(hub, tmp_path, ["push", str(model), "alice/mini"]) == [0]
+    assert run_commands(hub, tmp_path, ["push", str(model_folder), "alice/mini"]) == [0]
     assert all(fault.times == 0 for fault in hub.faults)
     assert [commit.title for commit in commits_of(hub, "alice/mini")] == ["Upload model", "Upload model: card"]
     uploaded = commits_of(hub, "alice/mini")[-1].files["model.safetensors"].content
-    assert uploaded == (model / "model.safetensors").read_bytes()
+    assert uploaded == (model_folder / "model.safetensors").read_bytes()
 
 
-def test_faults_that_stay_end_in_one_sentence_and_the_push_can_be_repeated(hub, model, tmp_path):
-    before = contents(model)
+def test_faults_that_stay_end_in_one_sentence_and_the_push_can_be_repeated(hub, model_folder, tmp_path):
+    before = contents(model_folder)
     hub.faults = [
         Fault("POST", "/repos/create", status=429, headers={"Retry-After": "60"}),
         Fault("POST", "/repos/create", status=503),
         Fault("POST", "/commit/main"),  # the connection breaks while the commit is sent
         Fault("POST", "/commit/main", status=412),  # somebody else was faster
     ]
-    push = ["push", str(model), "alice/mini"]
+    push = ["push", str(model_folder), "alice/mini"]
     done = run_commands(hub, tmp_path, *[push] * 6, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2, 2, 2, 0, 0]
@@ -66,18 +55,18 @@ def test_faults_that_stay_end_in_one_sentence_and_the_push_can_be_repeated(hub, 
     assert "the Hub is out of order (status 503); push again later" in out_of_order
     assert "could not push to alice/mini: " in dropped
     assert "someone else committed to alice/mini at the same time; push again" in overtaken
-    assert contents(model) == before
+    assert contents(model_folder) == before
     assert len(commits_of(hub, "alice/mini")) == 2
     assert sum(request.startswith("PUT /lfs/") for request in hub.requests) == 1, "what is there is not sent again"
 
 
 @pytest.mark.parametrize("token", ["hf_wrong", None])
-def test_a_wrong_token_or_none(hub, model, tmp_path, token):
-    before = contents(model)
-    done = run_commands(hub, tmp_path, ["push", str(model), "alice/mini"], token=token, check=False)
+def test_a_wrong_token_or_none(hub, model_folder, tmp_path, token):
+    before = contents(model_folder)
+    done = run_commands(hub, tmp_path, ["push", str(model_folder), "alice/mini"], token=token, check=False)
     (line,) = errors_of(done)
     assert "the Hub does not accept your token for alice/mini: log in with `hf auth login`, or set HF_TOKEN" in line
-    assert contents(model) == before
+    assert contents(model_folder) == before
     assert hub.repositories == {}
 
 
@@ -94,9 +83,9 @@ sys.addaudithook(full)
 """
 
 
-def test_a_full_disk_in_the_cache(hub, model, tmp_path, corpus):
-    assert run_commands(hub, tmp_path, ["push", str(model), "alice/mini"]) == [0]
-    before = contents(model)
+def test_a_full_disk_in_the_cache(hub, model_folder, tmp_path, corpus):
+    assert run_commands(hub, tmp_path, ["push", str(model_folder), "alice/mini"]) == [0]
+    before = contents(model_folder)
     command = ["pretrain", "quickstart", "--train_files", str(corpus), "--output_dir", str(tmp_path / "run"),
                "--tokenizer_name", "alice/mini"]  # fmt: skip
     done = in_a_process(FULL_DISK, hub, tmp_path, json.dumps([command]), check=False)
@@ -105,26 +94,26 @@ def test_a_full_disk_in_the_cache(hub, model, tmp_path, corpus):
     assert "cannot load the tokenizer `alice/mini`" in line
     assert "No space left on device" in line
     assert not (tmp_path / "run").exists()
-    assert contents(model) == before
+    assert contents(model_folder) == before
 
 
 # ---- What is found before anything is sent ----
 
 
-def test_a_folder_that_is_not_whole_is_refused(model):
-    (model / "exit_state.py").unlink()
+def test_a_folder_that_is_not_whole_is_refused(model_folder):
+    (model_folder / "exit_state.py").unlink()
     with pytest.raises(PushError, match=r"lacks exit_state\.py; write it again with `save_pretrained`"):
-        shared_files(model)
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+        shared_files(model_folder)
+    (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
     with pytest.raises(PushError, match=r"lacks exit_state\.py, model\.safetensors;"):
-        shared_files(model)
+        shared_files(model_folder)
 
 
-def test_only_what_a_stranger_needs_is_chosen(model):
+def test_only_what_loading_needs_is_chosen(model_folder):
     for name in ("training_args.bin", "optimizer.pt", "run.json", "notes.txt", "my_script.py", "pytorch_model.bin"):
-        (model / name).write_text("private")
-    (model / "runs").mkdir()
-    assert set(shared_files(model)) == {
+        (model_folder / name).write_text("private")
+    (model_folder / "runs").mkdir()
+    assert set(shared_files(model_folder)) == {
         "config.json", "model.safetensors", "configuration_electra_exit.py", "exit_policy.py", "exit_state.py",
         "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
         "tokenizer_config.json",
@@ -141,15 +130,15 @@ def test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_s
             pushing.push_files({"a.json": b"{}"}, card, "alice/mini", message=message, token="hf_abc")
 
 
-def test_where_the_best_checkpoint_lies_is_not_told(model):
+def test_where_the_best_checkpoint_lies_is_not_told(model_folder):
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
-    (model / "trainer_state.json").write_text(json.dumps(state))
+    (model_folder / "trainer_state.json").write_text(json.dumps(state))
     for name in ("optimizer.pt", "rng_state.pth"):
-        (model / name).write_bytes(b"state")
-    checkpoint = model.with_name("checkpoint-5")
-    incomplete = model.with_name(checkpoints.INCOMPLETE) / checkpoint.name
+        (model_folder / name).write_bytes(b"state")
+    checkpoint = model_folder.with_name("checkpoint-5")
+    incomplete = model_folder.with_name(checkpoints.INCOMPLETE) / checkpoint.name
     incomplete.parent.mkdir()
-    checkpoints.commit(model.rename(incomplete), checkpoint)
+    checkpoints.commit(model_folder.rename(incomplete), checkpoint)
     (checkpoint / "training_args.bin").write_bytes(b"pickled")
     files = pushing.training_state_files(checkpoint)
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] == "checkpoint-4"

@@ -16,9 +16,7 @@ from modeling_electra_exit.trainers.sharing import leaks
 from modeling_electra_exit.trainers.sharing.hub import check_clean, push_folder, shared_files, training_state_files
 from modeling_electra_exit.trainers.sharing.model_card import render_model_card
 from modeling_electra_exit.trainers.sharing.push_dataset import push_dataset, render_dataset_card
-from tests.conftest import tiny_model
-from tests.loopback_hub import LoopbackHub
-from tests.trainers.sharing.test_hub import in_a_process
+from tests.trainers.sharing.test_hub import empty, in_a_process
 
 
 MINE = "hf_mine"
@@ -126,14 +124,6 @@ def test_what_cannot_be_searched_is_not_pushed(home):
 # ---- Which files ----
 
 
-@pytest.fixture
-def model(tmp_path, tokenizer):
-    folder = tmp_path / "model"
-    tiny_model().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def edit(path: Path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -143,12 +133,12 @@ def edit(path: Path, **changes):
     ["vocab.txt", "tokenizer.json", "config.json", "model.safetensors", "exit_policy.py", "metrics.json",
      "exit_profile.png", "README.md"],
 )  # fmt: skip
-def test_a_link_in_the_place_of_a_file_is_refused(tmp_path, model, name):
+def test_a_link_in_the_place_of_a_file_is_refused(tmp_path, model_folder, name):
     (tmp_path / "id_ed25519").write_text("private")
-    (model / name).unlink(missing_ok=True)
-    (model / name).symlink_to(tmp_path / "id_ed25519")
-    with pytest.raises(PushError, match=rf"^{name} of {model} is a symbolic link; nothing was pushed"):
-        push_folder(model, "alice/mini")
+    (model_folder / name).unlink(missing_ok=True)
+    (model_folder / name).symlink_to(tmp_path / "id_ed25519")
+    with pytest.raises(PushError, match=rf"^{name} of {model_folder} is a symbolic link; nothing was pushed"):
+        push_folder(model_folder, "alice/mini")
 
 
 @pytest.mark.parametrize(
@@ -161,17 +151,17 @@ def test_a_link_in_the_place_of_a_file_is_refused(tmp_path, model, name):
         ({"model_type": ["x"]}, "holds a model of type \\['x'\\]"),
     ],
 )
-def test_code_comes_from_the_folder_alone(model, change, message):
-    edit(model / "config.json", **change)
+def test_code_comes_from_the_folder_alone(model_folder, change, message):
+    edit(model_folder / "config.json", **change)
     with pytest.raises(PushError, match=message):
-        shared_files(model)
+        shared_files(model_folder)
 
 
-def test_code_that_imports_from_elsewhere_is_refused(model):
-    with (model / "exit_state.py").open("a") as file:
+def test_code_that_imports_from_elsewhere_is_refused(model_folder):
+    with (model_folder / "exit_state.py").open("a") as file:
         file.write("\n# from ./../../secret import x\nfrom ./../../secret import x\n")
     with pytest.raises(PushError, match=r"must be modules beside its config.json, got '/../../secret'"):
-        shared_files(model)
+        shared_files(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -185,34 +175,34 @@ def test_code_that_imports_from_elsewhere_is_refused(model):
         ([], "must hold a JSON object, got \\[\\]"),
     ],
 )
-def test_weights_come_from_the_folder_alone(model, index, message):
-    (model / "model.safetensors").unlink()
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+def test_weights_come_from_the_folder_alone(model_folder, index, message):
+    (model_folder / "model.safetensors").unlink()
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(Exception, match=message) as refusal:
-        shared_files(model)
+        shared_files(model_folder)
     assert "UsageError" in {kind.__name__ for kind in type(refusal.value).mro()}
 
 
-def test_what_is_not_on_the_list_stays(model):
-    before = set(shared_files(model))
+def test_what_is_not_on_the_list_stays(model_folder):
+    before = set(shared_files(model_folder))
     for name in ("vocab.pkl", "vocab.txt.bak", "tokenizer_notes.json", "model-1.safetensors", "id_ed25519", ".env"):
-        (model / name).write_text("private")
-    (model / "link").symlink_to(model / ".env")
-    assert set(shared_files(model)) == before
+        (model_folder / name).write_text("private")
+    (model_folder / "link").symlink_to(model_folder / ".env")
+    assert set(shared_files(model_folder)) == before
 
 
-def test_of_a_checkpoint_only_what_resuming_needs(model):
+def test_of_a_checkpoint_only_what_resuming_needs(model_folder):
     for name in ("optimizer.pt", "rng_state_1.pth", "notes.txt", "training_args.bin"):
-        (model / name).write_text("x")
-    (model / "trainer_state.json").write_text("{}")
-    (model / "manifest.json").write_text(json.dumps({"optimizer.pt": {}, "notes.txt": {}, "../x": {}}))
-    files = training_state_files(model)
+        (model_folder / name).write_text("x")
+    (model_folder / "trainer_state.json").write_text("{}")
+    (model_folder / "manifest.json").write_text(json.dumps({"optimizer.pt": {}, "notes.txt": {}, "../x": {}}))
+    files = training_state_files(model_folder)
     assert {"optimizer.pt", "rng_state_1.pth"} <= files.keys()
     assert not {"notes.txt", "training_args.bin"} & files.keys()
     assert json.loads(files["manifest.json"]) == {"optimizer.pt": {}}
-    (model / "scheduler.pt").symlink_to(model / "notes.txt")
+    (model_folder / "scheduler.pt").symlink_to(model_folder / "notes.txt")
     with pytest.raises(PushError, match=r"scheduler\.pt of .* is a symbolic link"):
-        training_state_files(model)
+        training_state_files(model_folder)
 
 
 # ---- Data sets ----
@@ -268,19 +258,19 @@ def test_splits_elsewhere_links_and_columns_of_text_are_refused(tmp_path, prepar
 HOSTILE = '<img src=x onerror="alert(1)">[a](javascript:b)|`<script>`'
 
 
-def test_no_html_of_a_name_reaches_a_cards_body(tmp_path, model, prepared):
-    (model / "metrics.json").write_text(json.dumps({
+def test_no_html_of_a_name_reaches_a_cards_body(tmp_path, model_folder, prepared):
+    (model_folder / "metrics.json").write_text(json.dumps({
         "data": {"description": f"the data set {HOSTILE}", "name": HOSTILE, "dataset_name": None, "max_seq_length": 8,
                  "counts": {"train": {"documents": 1, "tokens": 2, "sequences": 3}, "validation": {"documents": 1}}},
         "training": {"steps": 1, "tokens_per_step": 1, "tokens": 1, "precision": HOSTILE, "hardware": HOSTILE,
                      "seed": HOSTILE, "exit_warmup": 0.1, "exit_cooldown": 0.1},
         "versions": {"electra-early-exit": HOSTILE, HOSTILE: "1"},
     }))  # fmt: skip
-    edit(model / "config.json", architectures=[HOSTILE])
+    edit(model_folder / "config.json", architectures=[HOSTILE])
     rows = {"train": Dataset.from_dict({HOSTILE: [[1, 2]]})}
     (tmp_path / "cache.json").write_text(json.dumps({"generator_type": HOSTILE, "draws": HOSTILE}))
     for card in (
-        render_model_card(model, name=HOSTILE),
+        render_model_card(model_folder, name=HOSTILE),
         render_dataset_card(rows, {"train": Path("train.parquet")}, tmp_path / "cache.json", f"a/{HOSTILE}", None,
                             None, None),
     ):  # fmt: skip
@@ -296,7 +286,7 @@ def test_no_html_of_a_name_reaches_a_cards_body(tmp_path, model, prepared):
 PERSISTENT = """
 import json, sys
 from pathlib import Path
-from modeling_electra_exit.trainers import hub
+from modeling_electra_exit.trainers.sharing import hub
 folder, restore = Path(sys.argv[1]), Path(sys.argv[2])
 refusals = []
 for _ in range(40):
@@ -327,39 +317,41 @@ def texts_of(name: str, content: bytes):
         yield content[8 : 8 + int.from_bytes(content[:8], "little")].decode("unicode_escape")
 
 
-def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model, tokenizer):
+def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model_folder, loopback):
     home = tmp_path / "home" / "alice"
     (tmp_path / "disk" / "alice").mkdir(parents=True)
     (tmp_path / "home").symlink_to(tmp_path / "disk")
     key = home / "id_ed25519"
     key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
-    (model / "metrics.json").write_text("{}")
-    (model / "exit_profile.png").write_bytes(picture())
-    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    (model_folder / "metrics.json").write_text("{}")
+    (model_folder / "exit_profile.png").write_bytes(picture())
+    (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
     clean = tmp_path / "clean"
     clean.mkdir()
-    for path in model.iterdir():
+    for path in model_folder.iterdir():
         (clean / path.name).write_bytes(path.read_bytes())
 
     secrets = [MINE, ANY, str(home), str(tmp_path / "disk" / "alice"), key.read_text(), "a pickle"]
-    (model / "vocab.txt").symlink_to(key)
-    (model / "vocab.pkl").write_text("a pickle")
-    edit(model / "tokenizer_config.json", note=f"{ANY}x")
-    (model / "metrics.json").write_text(json.dumps({"where": f"{home}/x"}).replace("/", "\\/"))
-    (model / "config.json").write_text(
-        (model / "config.json").read_text().replace("{", f'{{"a": "{escaped(MINE)}",', 1)
+    (model_folder / "vocab.txt").symlink_to(key)
+    (model_folder / "vocab.pkl").write_text("a pickle")
+    edit(model_folder / "tokenizer_config.json", note=f"{ANY}x")
+    (model_folder / "metrics.json").write_text(json.dumps({"where": f"{home}/x"}).replace("/", "\\/"))
+    (model_folder / "config.json").write_text(
+        (model_folder / "config.json").read_text().replace("{", f'{{"a": "{escaped(MINE)}",', 1)
     )
-    save_file(load_file(model / "model.safetensors"), model / "model.safetensors", {"format": "pt", "by": ANY})
-    (model / "exit_profile.png").write_bytes(picture(Comment=(str(tmp_path / "disk" / "alice" / "x"), "zTXt")))
-    (model / "README.md").write_text(f"{MINE}s")
-    (model / "exit_state.py").unlink()
-    (model / "exit_state.py").symlink_to(key)
+    save_file(
+        load_file(model_folder / "model.safetensors"), model_folder / "model.safetensors", {"format": "pt", "by": ANY}
+    )
+    (model_folder / "exit_profile.png").write_bytes(picture(Comment=(str(tmp_path / "disk" / "alice" / "x"), "zTXt")))
+    (model_folder / "README.md").write_text(f"{MINE}s")
+    (model_folder / "exit_state.py").unlink()
+    (model_folder / "exit_state.py").symlink_to(key)
 
-    with LoopbackHub() as hub:
-        hub.users[MINE] = "alice"
-        refusals = in_a_process(PERSISTENT, hub, home, str(model), str(clean), token=MINE)
-        pushed = list(hub.everything_pushed())
-        heads = hub.repositories["model", "alice/seeded"].commits()
+    hub = empty(loopback)
+    hub.users = {MINE: "alice"}
+    refusals = in_a_process(PERSISTENT, hub, home, str(model_folder), str(clean), token=MINE)
+    pushed = list(hub.everything_pushed())
+    heads = hub.repositories["model", "alice/seeded"].commits()
     assert len(refusals) == 8
     assert all("nothing was pushed" in refusal and "\n" not in refusal for refusal in refusals)
     assert [commit.title for commit in heads] == ["Seeded", "Seeded: card"]

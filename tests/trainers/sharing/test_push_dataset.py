@@ -7,8 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from modeling_electra_exit.trainers.errors import PushError
 from modeling_electra_exit.trainers.sharing.push_dataset import push_dataset
-from tests.loopback_hub import LoopbackHub
-from tests.trainers.sharing.test_hub import TOKEN, contents, in_a_process, run_commands
+from tests.trainers.sharing.test_hub import contents, empty, in_a_process, run_commands
 
 
 READ = """
@@ -45,27 +44,15 @@ def prepared(tmp_path, tokenizer):
     return tmp_path
 
 
-def test_a_stranger_reads_what_was_pushed(prepared):
+def test_what_was_pushed_is_read_without_the_plugin(prepared, loopback):
     before = contents(prepared)
-    with LoopbackHub() as hub:
-        hub.users[TOKEN] = "alice"
-        saved = [
-            "push-dataset",
-            "saved",
-            "alice/saved",
-            "--license",
-            "cc0-1.0",
-            "--language",
-            "en",
-            "--description",
-            "Made up.",
-        ]
-        cached = ["push-dataset", "cached", "alice/cached", "--tokenizer", "vocabulary", "--private"]
-        assert run_commands(hub, prepared, saved, cached, saved) == [0, 0, 0]
-        assert {
-            name: content for name, content in contents(prepared).items() if not name.startswith("cache/")
-        } == before
-        found = in_a_process(READ, hub, prepared, json.dumps(["alice/saved", "alice/cached"]))
+    hub = empty(loopback)
+    saved = ["push-dataset", "saved", "alice/saved", "--license", "cc0-1.0", "--language", "en"]
+    saved += ["--description", "Made up."]
+    cached = ["push-dataset", "cached", "alice/cached", "--tokenizer", "vocabulary", "--private"]
+    assert run_commands(hub, prepared, saved, cached, saved) == [0, 0, 0]
+    assert contents(prepared) == before
+    found = in_a_process(READ, hub, prepared, json.dumps(["alice/saved", "alice/cached"]))
     assert [{split: rows[split] for split in ROWS} for rows in found] == [ROWS, ROWS]
     assert [rows["text"] for rows in found] == ["[CLS] the cat [SEP]"] * 2
 
