@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from electra_exit import main as cli
 from modeling_electra_exit.trainers import DataArguments
+from modeling_electra_exit.trainers.data import packing
 from modeling_electra_exit.trainers.data import reading as data
 from modeling_electra_exit.trainers.data.packing import pack
 from modeling_electra_exit.trainers.data.preparation import load_tokenizer, prepare
@@ -450,6 +451,6 @@ def test_a_forbidden_cache_is_named_and_a_forbidden_text_is_not_taken_for_one(tm
 
 def test_a_killed_process_of_packing_is_named(tmp_path, tokenizer, monkeypatch):
     documents = Dataset.from_dict({"text": ["the cat"] * 2500})
-    monkeypatch.setattr(data, "_encode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(packing, "_encode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerError, match="was killed, perhaps because memory ran out; a smaller --num_proc"):
         pack({"train": documents}, tokenizer, 16, num_proc=2)

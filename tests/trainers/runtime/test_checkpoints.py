@@ -19,8 +19,8 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from benchmarks.faults import DAMAGES, KILLS, STATUS, TERMS, Case, LimitFileSize
 from electra_exit import main as cli
-from modeling_electra_exit.trainers.errors import Interrupted, WorkerError
-from modeling_electra_exit.trainers.runtime import checkpoints
+from modeling_electra_exit.trainers.errors import Interrupted, WorkerError, WriteError
+from modeling_electra_exit.trainers.runtime import checkpoints, files
 from tests.trainers.pretraining.test_trainer import make_trainer
 
 
@@ -113,7 +113,7 @@ def test_the_limit_counts_whole_checkpoints_and_leaves_the_only_good_one(tokeniz
     assert "checkpoint of step 8 could not be written: [Errno 28] No space left on device" in caplog.text
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-4"]
     assert checkpoints.damage(tmp_path / "checkpoint-4") is None
-    assert not (tmp_path / checkpoints.INCOMPLETE).exists()
+    assert not (tmp_path / files.INCOMPLETE).exists()
 
     # Where the newest is damaged, what is saved next is the newest, whatever the numbers say.
     DAMAGES["truncated"](tmp_path / "checkpoint-4" / "optimizer.pt")
@@ -147,7 +147,7 @@ def test_every_way_to_write_names_a_full_disk_in_one_line(writer, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(checkpoints.WriteError) as error, checkpoints.naming_write_errors("this"):
+        with pytest.raises(WriteError) as error, files.naming_write_errors("this"):
             WRITERS[writer](tmp_path / "file")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -166,7 +166,7 @@ WHOLE = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.js
 
 
 def commit_files(folder, names, content="content"):
-    incomplete = folder / checkpoints.INCOMPLETE / "checkpoint-2"
+    incomplete = folder / files.INCOMPLETE / "checkpoint-2"
     incomplete.mkdir(parents=True)
     for name in names:
         (incomplete / name).write_text(content)
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
         commit_files(tmp_path, WHOLE, content)
         assert (tmp_path / "checkpoint-2" / "model.safetensors").read_text() == content
         assert checkpoints.damage(tmp_path / "checkpoint-2") is None
-        assert not (tmp_path / checkpoints.INCOMPLETE).exists()
+        assert not (tmp_path / files.INCOMPLETE).exists()
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

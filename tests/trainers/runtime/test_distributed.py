@@ -25,7 +25,7 @@ from electra_exit import main as cli
 from electra_exit.parsing import parse_fields
 from electra_exit.places import RECIPES
 from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
-from modeling_electra_exit.trainers.data import reading as data
+from modeling_electra_exit.trainers.data import packing
 from modeling_electra_exit.trainers.data.packing import _encode
 from modeling_electra_exit.trainers.errors import Preempted, UsageError
 from modeling_electra_exit.trainers.runtime.distributed import whole
@@ -141,7 +141,7 @@ def serve(job, rank: int, port: int, environment: dict, folder: Path, *args):
     os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
                    "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     os.environ["ENCODED"] = str(folder / "encoded.txt")
-    data._encode = note_encoding
+    packing._encode = note_encoding
     torch.set_num_threads(1)
     torch.save(job(rank, folder, *args), folder / f"rank-{rank}.pt")
 

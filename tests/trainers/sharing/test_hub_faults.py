@@ -7,6 +7,7 @@ import yaml
 
 from modeling_electra_exit.trainers.errors import PushError
 from modeling_electra_exit.trainers.runtime import checkpoints
+from modeling_electra_exit.trainers.runtime.files import INCOMPLETE
 from modeling_electra_exit.trainers.sharing import hub as pushing
 from modeling_electra_exit.trainers.sharing.hub import shared_files
 from tests.loopback_hub import Fault
@@ -114,7 +115,8 @@ def test_only_what_loading_needs_is_chosen(model_folder):
         (model_folder / name).write_text("private")
     (model_folder / "runs").mkdir()
     assert set(shared_files(model_folder)) == {
-        "config.json", "model.safetensors", "configuration_electra_exit.py", "exit_policy.py", "exit_state.py",
+        "config.json", "model.safetensors", "configuration_electra_exit.py", "conversion.py", "exit_criteria.py",
+        "exit_policy.py", "exit_state.py",
         "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
         "tokenizer_config.json",
     }  # fmt: skip
@@ -136,7 +138,7 @@ def test_where_the_best_checkpoint_lies_is_not_told(model_folder):
     for name in ("optimizer.pt", "rng_state.pth"):
         (model_folder / name).write_bytes(b"state")
     checkpoint = model_folder.with_name("checkpoint-5")
-    incomplete = model_folder.with_name(checkpoints.INCOMPLETE) / checkpoint.name
+    incomplete = model_folder.with_name(INCOMPLETE) / checkpoint.name
     incomplete.parent.mkdir()
     checkpoints.commit(model_folder.rename(incomplete), checkpoint)
     (checkpoint / "training_args.bin").write_bytes(b"pickled")
