@@ -38,24 +38,24 @@ AUTO_MAP = {
 POLICY_DEFAULTS = {
     "exit_signal": "expected_gain",
     "exit_auc_floor": 0.6,
-    "audit_fraction": 0.2,
+    "exit_exploration": 0.2,
     "exit_gain_loss_weight": 0.05,
 }
 
 
 def reads(name: str, policy: str, signal: str | None) -> bool:
-    """Whether anything reads `name`, a key of [`POLICY_DEFAULTS`] or `exit_threshold`, under these settings."""
-    if name == "exit_threshold":
+    """Whether these settings make anything read `name`, a key of [`POLICY_DEFAULTS`] or `exit_entropy_threshold`."""
+    if name == "exit_entropy_threshold":
         return policy == "threshold"
     if name == "exit_gain_loss_weight":
-        return policy == "budget" and signal in (None, "expected_gain")
-    return policy == "budget"
+        return policy == "topk" and signal in (None, "expected_gain")
+    return policy == "topk"
 
 
 @strict
 class ElectraEarlyExitConfig(ElectraConfig):
     r"""
-    Configuration of an ELECTRA whose tokens may leave the encoder early. Everything [`ElectraConfig`] has, with the
+    Configuration of an ELECTRA whose tokens may exit the encoder early. Everything [`ElectraConfig`] has, with the
     same names and defaults, and the fields below.
 
     Args:
@@ -63,29 +63,29 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Where each block's LayerNorm stands: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before
             the block, with one more after the last layer, which learns sooner in small models.
         exit_policy (`str`, defaults to `"random"`):
-            Who continues past an exit layer while pre-training: `"random"` (as many tokens as `exit_keep` says, drawn
-            anew in each step; no ranking has been found to be better), `"budget"` (as many, ranked by `exit_signal`),
-            `"threshold"` (all whose entropy exceeds `exit_threshold`) or `"none"` (no exits, no exit heads: plain
-            ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is asked for.
+            Which tokens continue past an exit layer in pre-training: `"random"` (as many as `exit_capacities` says,
+            drawn anew in each step; no ranking has been found to be better), `"topk"` (as many, ranked by
+            `exit_signal`), `"threshold"` (all whose entropy exceeds `exit_entropy_threshold`) or `"none"` (no exits,
+            no exit heads: plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is passed.
 
             In the fine-tuning heads the policy only says whether there are exits: with any but `"none"`, whatever the
             model was pre-trained with, there is a task head at each exit layer, and all of them learn together, every
             token at full depth. Inference runs at full depth too unless there are `inference_exit_thresholds`.
             `from_pretrained(folder, exit_policy="none")` makes fine-tuning plain.
-        exit_signal (`str`, *optional*, `"expected_gain"` for the `"budget"` policy):
-            What the `"budget"` policy, and no other, ranks by: `"entropy"` of the exit head's prediction;
+        exit_signal (`str`, *optional*, `"expected_gain"` for the `"topk"` policy):
+            What the `"topk"` policy, and no other, ranks by: `"entropy"` of the exit head's prediction;
             `"sampled_entropy"`, sampling in proportion to it; or `"expected_gain"`, how much a small regressor,
-            trained on audit tokens, expects deeper layers to lower the loss.
+            trained on exploration tokens, expects deeper layers to lower the loss.
         exit_auc_floor (`float`, *optional*, 0.6 where it is read):
-            As long as the running ROC-AUC of an exit head is below this, the `"budget"` policy draws at random there.
+            As long as the running ROC-AUC of an exit head is below this, the `"topk"` policy draws at random there.
             0 ranks from the first step.
-        exit_threshold (`float` or `list[float]`, *optional*):
+        exit_entropy_threshold (`float` or `list[float]`, *optional*):
             Entropy in nats above which the `"threshold"` policy, and no other, lets tokens continue; two numbers are
             for tokens that the exit head calls original and replaced.
         exit_layers (`list[int]`, *optional*):
-            After how many completed layers tokens may leave, strictly increasing. Left out: once, after a third of the
+            After how many completed layers tokens may exit, strictly increasing. Left out: once, after a third of the
             depth (4 of 12).
-        exit_keep (`list[float]`, *optional*):
+        exit_capacities (`list[float]`, *optional*):
             For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
             1/8, 1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
         exit_context (`str`, defaults to `"all"`):
@@ -104,21 +104,21 @@ class ElectraEarlyExitConfig(ElectraConfig):
             where the regressors' are the larger part, the encoder learns as if its learning rate were smaller.
         exit_distillation_weight (`float`, defaults to 0.0):
             Weight, relative to the exit heads' loss, of the cross-entropy between the final head's prediction, without
-            gradient, and the exit heads': on audit tokens while pre-training, on everything labelled in the
+            gradient, and the exit heads': on exploration tokens while pre-training, on everything labelled in the
             fine-tuning heads (the squared difference in a regression).
-        audit_fraction (`float`, *optional*, 0.2 for the `"budget"` policy):
-            Share of the continuing places of a `"budget"` exit that goes to tokens drawn uniformly at random.
+        exit_exploration (`float`, *optional*, 0.2 for the `"topk"` policy):
+            Share of the continuing places of a `"topk"` exit that goes to tokens drawn uniformly at random.
         classifier_pooling (`str`, defaults to `"first"`):
             What the heads for whole sequences read, at the exits and at the end: the states of the `"first"` token, as
             in ELECTRA, or the `"mean"` over all tokens but padding. Early layers have put little into the first
             token, and checkpoints for sentence embeddings often nothing at all.
         inference_exit_criterion (`str`, defaults to `"confidence"`):
             When a sequence (classification, multiple choice, question answering) or a token (token classification)
-            leaves a fine-tuned model in evaluation mode: when its largest probability is above the threshold
+            exits a fine-tuned model in evaluation mode: when its largest probability is above the threshold
             (`"confidence"`), its entropy in nats below it (`"entropy"`), or when that many exits in a row agreed with
             the one before them (`"patience"`).
         inference_exit_thresholds (`list[float]`, *optional*):
-            One for each exit layer. At a confidence of 1 or an entropy of 0 nobody leaves. Left out: full depth. They
+            One for each exit layer. At a confidence of 1 or an entropy of 0 none exits. Left out: full depth. They
             are refused for exit heads that the model's own loss has not trained.
         inference_exit_temperatures (`list[float]`, *optional*):
             For each exit layer, what the exit head's logits are divided by in evaluation mode. Left out: 1.
@@ -178,16 +178,16 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_policy: str = "random"
     exit_signal: str | None = None
     exit_auc_floor: float | int | None = None
-    exit_threshold: float | int | list[float | int] | None = None
+    exit_entropy_threshold: float | int | list[float | int] | None = None
     exit_layers: list[int] | None = None
-    exit_keep: list[float | int] | None = None
+    exit_capacities: list[float | int] | None = None
     exit_context: str = "all"
     exit_reentry_layers: int = 1
     exit_loss_weight: float | int = 0.2
     exit_full_depth_share: float | int = 0.25
     exit_gain_loss_weight: float | int | None = None
     exit_distillation_weight: float | int = 0.0
-    audit_fraction: float | int | None = None
+    exit_exploration: float | int | None = None
     classifier_pooling: str = "first"
     inference_exit_criterion: str = "confidence"
     inference_exit_thresholds: list[float | int] | None = None
@@ -212,9 +212,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
         self.electra_exit_version = __version__
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
-        if self.exit_keep is None:
+        if self.exit_capacities is None:
             shares = [1.0 if self.exit_policy == "threshold" else 0.5 ** (i + 3) for i in range(len(self.exit_layers))]
-            self.exit_keep = shares
+            self.exit_capacities = shares
         self._fill_policy_fields()
         # Merged, not replaced: a user's own Auto classes survive re-saving.
         self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
@@ -265,11 +265,11 @@ class ElectraEarlyExitConfig(ElectraConfig):
     @property
     def has_gain_heads(self) -> bool:
         """Whether each exit has a regressor of the expected gain beside its head."""
-        return self.has_exit_heads and self.exit_policy == "budget" and self.exit_signal == "expected_gain"
+        return self.has_exit_heads and self.exit_policy == "topk" and self.exit_signal == "expected_gain"
 
     @property
     def has_inference_exits(self) -> bool:
-        """Whether a fine-tuned model lets anybody leave early in evaluation mode."""
+        """Whether a fine-tuned model exits early in evaluation mode."""
         return self.has_exit_heads and self.inference_exit_thresholds is not None
 
     def generator_config(self) -> "ElectraEarlyExitConfig":
@@ -335,10 +335,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
             f"exit_reentry_layers - 1, so that at least one layer runs on fewer tokens)",
         )
         self._check(
-            "exit_keep",
-            len(self.exit_keep) == len(self.exit_layers)
-            and all(0 < keep <= 1 for keep in self.exit_keep)
-            and list(self.exit_keep) == sorted(self.exit_keep, reverse=True),
+            "exit_capacities",
+            len(self.exit_capacities) == len(self.exit_layers)
+            and all(0 < keep <= 1 for keep in self.exit_capacities)
+            and list(self.exit_capacities) == sorted(self.exit_capacities, reverse=True),
             f"one share in (0, 1] for each of the {len(self.exit_layers)} exit layers {self.exit_layers}, not rising "
             "with depth",
         )
@@ -355,13 +355,13 @@ class ElectraEarlyExitConfig(ElectraConfig):
         for name in ("exit_loss_weight", "exit_gain_loss_weight", "exit_distillation_weight"):
             self._check(name, 0 <= (getattr(self, name) or 0) < math.inf, "at least 0 and finite")
         self._check("exit_full_depth_share", 0 < self.exit_full_depth_share <= 1, "a share in (0, 1]")
-        for name in ("audit_fraction", "exit_auc_floor"):
+        for name in ("exit_exploration", "exit_auc_floor"):
             self._check(name, 0 <= (getattr(self, name) or 0) <= 1, "between 0 and 1")
-        threshold = self.exit_threshold
+        threshold = self.exit_entropy_threshold
         given = threshold is not None
         numbers = threshold if isinstance(threshold, list) else [threshold, threshold]
         self._check(
-            "exit_threshold",
+            "exit_entropy_threshold",
             len(numbers) == 2 and all(number >= 0 for number in numbers) if given else self.exit_policy != "threshold",
             "an entropy in nats (at least 0; 0.693 is the largest there is), or two, and given for "
             "`exit_policy='threshold'`",
@@ -381,24 +381,24 @@ class ElectraEarlyExitConfig(ElectraConfig):
             self._check(name, fits, f"None or {each}, {legal_values}")
 
     def _check_exit_combinations(self):
-        for name in (*POLICY_DEFAULTS, "exit_threshold"):
+        for name in (*POLICY_DEFAULTS, "exit_entropy_threshold"):
             read = reads(name, self.exit_policy, self.exit_signal)
-            ranking = f" with `exit_signal={self.exit_signal!r}`" if self.exit_policy == "budget" else ""
+            ranking = f" with `exit_signal={self.exit_signal!r}`" if self.exit_policy == "topk" else ""
             self._check(
                 name,
                 read or getattr(self, name) is None,
                 f"left out for `exit_policy={self.exit_policy!r}`{ranking}, which does not read it",
             )
         self._check(
-            "exit_keep",
-            self.exit_policy != "threshold" or all(keep == 1 for keep in self.exit_keep),
+            "exit_capacities",
+            self.exit_policy != "threshold" or all(keep == 1 for keep in self.exit_capacities),
             "left out for `exit_policy='threshold'`, which has no capacities",
         )
-        learns_gain = self.exit_policy == "budget" and self.exit_signal == "expected_gain"
+        learns_gain = self.exit_policy == "topk" and self.exit_signal == "expected_gain"
         self._check(
-            "audit_fraction",
-            not learns_gain or self.audit_fraction > 0,
-            "above 0 for `exit_signal='expected_gain'`, whose regressor learns from audit tokens",
+            "exit_exploration",
+            not learns_gain or self.exit_exploration > 0,
+            "above 0 for `exit_signal='expected_gain'`, whose regressor learns from exploration tokens",
         )
 
     def validate_generator(self):
@@ -440,9 +440,9 @@ def without_unread(fields: dict, changes: dict) -> dict:
     if policy == "none":
         return fields
     signal = fields.get("exit_signal")
-    unread = {name for name in (*POLICY_DEFAULTS, "exit_threshold") if not reads(name, policy, signal)}
+    unread = {name for name in (*POLICY_DEFAULTS, "exit_entropy_threshold") if not reads(name, policy, signal)}
     if policy == "threshold":
-        unread.add("exit_keep")
+        unread.add("exit_capacities")
     return {name: value for name, value in fields.items() if name not in unread or name in changes}
 
 
@@ -451,7 +451,7 @@ def _minor(version: str) -> tuple[int, ...]:
 
 
 # Fields with one entry an exit layer.
-_PER_EXIT = ("exit_keep", "inference_exit_thresholds", "inference_exit_temperatures")
+_PER_EXIT = ("exit_capacities", "inference_exit_thresholds", "inference_exit_temperatures")
 
 
 def _follow(fields: dict, changes: dict) -> dict:

@@ -40,7 +40,7 @@ class ConfidenceRule:
         """
         return confidence(logits) > self.thresholds[number]
 
-    def asks(self, number: int) -> bool:
+    def needs_head(self, number: int) -> bool:
         """Whether the head of exit `number` matters. It is not computed where it does not."""
         return self.thresholds[number] < 1
 
@@ -51,7 +51,7 @@ class EntropyRule(ConfidenceRule):
     def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         return prediction_entropy(logits) < self.thresholds[number]
 
-    def asks(self, number: int) -> bool:
+    def needs_head(self, number: int) -> bool:
         return self.thresholds[number] > 0
 
 
@@ -78,7 +78,7 @@ class PatienceRule(ConfidenceRule):
         self.agreements = self.agreements.index_put(place, agreements)
         return agreements >= self.thresholds[number]
 
-    def asks(self, number: int) -> bool:
+    def needs_head(self, number: int) -> bool:
         # The first exit has nothing to agree with, and a head's prediction counts at the exits that follow.
         return any(later >= self.thresholds[later] for later in range(number, len(self.thresholds)))
 

@@ -1,4 +1,4 @@
-"""Who continues and who exits: pure tensor functions, free of parameters, labels and model state.
+"""Which tokens continue and which exit: pure tensor functions, free of parameters, labels and model state.
 
 Nothing that ranks tokens ever sees a label. A token that is kept *because* it was wrong would tell the deep layers its
 label, so a policy may look at what the model predicts ([`Evidence`]) and at random numbers, and at nothing else.
@@ -100,11 +100,11 @@ def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
 
 
 def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
-    """Those continue whom deeper layers are expected to help most; the irreducibly uncertain leave with the easy."""
+    """Tokens continue that deeper layers are expected to help most; the irreducibly uncertain exit with the easy."""
     return evidence.gain.float()
 
 
-# How the "budget" policy ranks tokens: name -> function(Evidence) -> scores (batch, tokens), larger means "continue".
+# How the "topk" policy ranks tokens: name -> function(Evidence) -> scores (batch, tokens), larger means "continue".
 SIGNALS: dict[str, Callable[[Evidence], torch.Tensor]] = {
     "entropy": entropy_signal,
     "sampled_entropy": sampled_entropy_signal,
@@ -123,7 +123,7 @@ class Ranking(NamedTuple):
     num_kept: int
 
 
-def budget_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
+def topk_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
     """As many as the capacity says, ranked by `config.exit_signal`."""
     return Ranking(SIGNALS[config.exit_signal](evidence), num_kept)
 
@@ -135,9 +135,9 @@ def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
 
 
 def entropy_excess(evidence: Evidence, config) -> torch.Tensor:
-    """How far the entropy is above `config.exit_threshold`: one number, or one each for tokens called original and
-    replaced."""
-    threshold = config.exit_threshold
+    """How far the entropy is above `config.exit_entropy_threshold`: one number, or one each for tokens called original
+    and replaced."""
+    threshold = config.exit_entropy_threshold
     original, replaced = threshold if isinstance(threshold, list | tuple) else (threshold, threshold)
     return binary_entropy(evidence.logits) - torch.where(evidence.logits > 0, replaced, original)
 
@@ -166,7 +166,7 @@ def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
 # The policies that drop tokens: name -> function(Evidence, num_kept that the capacity allows, config) -> Ranking.
 # "none" is legal in a config too and never gets here.
 POLICIES: dict[str, Callable[..., Ranking]] = {
-    "budget": budget_policy,
+    "topk": topk_policy,
     "random": random_policy,
     "threshold": threshold_policy,
 }
@@ -215,12 +215,12 @@ class Selection(NamedTuple):
 
     order (`torch.LongTensor` of shape `(batch, tokens)`): a permutation of the candidates: those that continue first,
         then those that exit, each group in the order of the text.
-    audit (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random,
+    exploration (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random,
         whatever their score: a uniform sample of the candidates that are neither protected nor padding.
     """
 
     order: torch.Tensor
-    audit: torch.Tensor
+    exploration: torch.Tensor
 
 
 def select(
@@ -228,22 +228,22 @@ def select(
     num_kept: int,
     protected: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
-    audit_fraction: float = 0.0,
-    lottery: torch.Tensor | None = None,
+    exploration: float = 0.0,
+    exploration_noise: torch.Tensor | None = None,
 ) -> Selection:
     """Choose the `num_kept` tokens of every row that continue.
 
-    Protected tokens come first, then the audit sample, then the highest scores; padding comes last, and continues only
-    where a row has fewer real tokens than places (shapes stay static).
+    Protected tokens come first, then the exploration sample, then the highest scores. Padding comes last, and
+    continues only where a row has fewer real tokens than places (shapes stay static).
 
     Args:
         scores (`torch.Tensor` of shape `(batch, tokens)`): finite; larger means "continue".
         num_kept (`int`): between 1 and `tokens`.
         protected (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must continue.
         padding (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must exit first.
-        audit_fraction (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
-        lottery (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] that draws the
-            audit sample. Left out: from torch's generator.
+        exploration (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
+        exploration_noise (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] that
+            draws the exploration sample. Left out: from torch's generator.
 
     Raises:
         ValueError: if `num_kept` is not between 1 and the number of tokens.
@@ -254,19 +254,19 @@ def select(
     protected, padding, candidates = _masks(scores, protected, padding)
     scores = scores.float().masked_fill(padding, -torch.inf).masked_fill(protected, torch.inf)
 
-    # Never more audit tokens than protected ones leave places for: who among them fits would not be chance.
+    # Never more exploration tokens than protected ones leave places for: which of them fits would not be chance.
     places = (num_kept - protected.sum(dim=1, keepdim=True)).clamp_min(0)
-    num_audit = places.clamp_max(round(audit_fraction * num_kept))
-    audited = torch.zeros_like(candidates)
-    if audit_fraction > 0:
-        lottery = torch.rand_like(scores) if lottery is None else lottery
-        audited = candidates & _largest(lottery.masked_fill(~candidates, -1.0), num_audit)
-    # Protected tokens outrank the audit sample, which outranks every other score.
-    ranked = scores.masked_fill(audited, torch.finfo(torch.float32).max)
+    num_explored = places.clamp_max(round(exploration * num_kept))
+    explored = torch.zeros_like(candidates)
+    if exploration > 0:
+        exploration_noise = torch.rand_like(scores) if exploration_noise is None else exploration_noise
+        explored = candidates & _largest(exploration_noise.masked_fill(~candidates, -1.0), num_explored)
+    # Protected tokens outrank the exploration sample, which outranks every other score.
+    ranked = scores.masked_fill(explored, torch.finfo(torch.float32).max)
     kept = _largest(ranked, num_kept)
     # A stable sort of "exits" puts those that continue first and leaves both groups in the order of the text.
     order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
-    return Selection(order, audited.gather(1, order[:, :num_kept]))
+    return Selection(order, explored.gather(1, order[:, :num_kept]))
 
 
 def draw(
@@ -282,11 +282,11 @@ def draw(
         num_kept, protected, padding: as in [`select`].
 
     Returns:
-        [`Selection`] whose audit tokens are all that were drawn: they are a uniform sample already.
+        [`Selection`] whose exploration tokens are all that were drawn: they are a uniform sample already.
     """
     selection = select(noise, num_kept, protected, padding)
     drawn = _masks(noise, protected, padding)[2].gather(1, selection.order[:, :num_kept])
-    return selection._replace(audit=drawn)
+    return selection._replace(exploration=drawn)
 
 
 def _masks(scores, protected, padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -118,7 +118,7 @@ class ElectraEarlyExitState(nn.Module):
     def _exit_statistics(self, logits, positions, selection, labels) -> torch.Tensor:
         """Of one exit, (6,): AUC and 1 (summed over processes they give the mean), and `left`, flattened."""
         here = labels.gather(1, positions)
-        kept = selection.order[:, : selection.audit.shape[1]]
+        kept = selection.order[:, : selection.exploration.shape[1]]
         left = torch.ones_like(here, dtype=torch.bool).scatter(1, kept, False)
         auc = roc_auc(logits.reshape(-1), here.reshape(-1))
         errors = class_errors(logits, here, left, self.replaced_rate)

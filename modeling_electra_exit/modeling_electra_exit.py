@@ -210,7 +210,7 @@ class Exits:
         for an exit that is not used. For "certain_sequences" they also take the `token_mask` of those states.
     gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
     state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
-    leaves (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, the items that
+    finished (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, the items that
         reached it (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to a mask of
         those that exit.
     rows_per_item (`int`): rows of the batch that exit together, such as the choices of a question.
@@ -223,7 +223,7 @@ class Exits:
     heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
-    leaves: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+    finished: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     rows_per_item: int = 1
     noise_seeds: torch.Tensor | None = None
     original_ids: torch.Tensor | None = None
@@ -233,10 +233,10 @@ class Exits:
         """The exit layers that are used."""
         return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
-    def noise(self, number: int, length: int, audit: bool = False) -> torch.Tensor | None:
-        """Uniform noise (batch, length) for the policy, or for the audit sample, at exit `number`, from the seeds of
-        the sequences; without seeds there is none, and both draw from torch's generator."""
-        return None if self.noise_seeds is None else row_noise(self.noise_seeds, 2 + 2 * number + audit, length)
+    def noise(self, number: int, length: int, exploration: bool = False) -> torch.Tensor | None:
+        """Uniform noise (batch, length) for the policy, or for the exploration sample, at exit `number`, from the
+        seeds of the sequences; without seeds there is none, and both draw from torch's generator."""
+        return None if self.noise_seeds is None else row_noise(self.noise_seeds, 2 + 2 * number + exploration, length)
 
     def full_depth_sample(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Positions (batch, sampled) of the tokens that the heads read in a pass at full depth; `None` for all. The
@@ -550,16 +550,18 @@ class ElectraEarlyExitEncoder(nn.Module):
         if policy == "threshold" and not self.training:
             self._exit_exactly(tokens, trace, number, ~above_threshold(evidence, config))
             return
-        num_kept = min(capacity(config.exit_keep[number], tokens.order.shape[1]), positions.shape[1])
+        num_kept = min(capacity(config.exit_capacities[number], tokens.order.shape[1]), positions.shape[1])
         scores, num_kept = POLICIES[policy](evidence, num_kept, config)
         masks = {"protected": evidence.protected, "padding": evidence.padding}
         if policy == "random":
             selection = draw(scores, num_kept, **masks)
-        elif policy == "budget":
+        elif policy == "topk":
             if config.exit_auc_floor > 0 and exits.state is not None:
                 scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
-            lottery = exits.noise(number, positions.shape[1], audit=True)
-            selection = select(scores, num_kept, **masks, audit_fraction=config.audit_fraction, lottery=lottery)
+            exploration_noise = exits.noise(number, positions.shape[1], exploration=True)
+            selection = select(
+                scores, num_kept, **masks, exploration=config.exit_exploration, exploration_noise=exploration_noise
+            )
         else:
             selection = select(scores, num_kept, **masks)  # a threshold has no capacity to explore with
         trace.selections.append(selection)
@@ -576,20 +578,20 @@ class ElectraEarlyExitEncoder(nn.Module):
         else:
             token_mask, batch.layers_since_exit = None, 0
             logits = exits.heads[number](self.norm(batch.active))
-        if self._exit_exactly(batch, trace, number, exits.leaves(number, logits, items, token_mask)):
+        if self._exit_exactly(batch, trace, number, exits.finished(number, logits, items, token_mask)):
             trace.answers[self.config.exit_layers[number]] = (items, logits)
 
     def _exit_exactly(
-        self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, leaves: torch.Tensor
+        self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, finished: torch.Tensor
     ) -> bool:
-        """Let exactly those items exit that `leaves`, of the shape of `batch.items`, names; whether there are any."""
+        """Let exactly the items exit that `finished`, of the shape of `batch.items`, marks; whether there are any."""
         real, dim = batch.real(), batch.items.dim() - 1
         # Waits for the device, and is all that an exit costs where no item exits.
-        if not in_graph() and not (leaves if real is None else leaves & real).any():
+        if not in_graph() and not (finished if real is None else finished & real).any():
             return False
         left_at = trace.exit_layers.gather(dim, batch.items)
         there = left_at == len(self.layer)
-        continues = there & ~leaves if real is None else there & ~leaves & real
+        continues = there & ~finished if real is None else there & ~finished & real
         left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
         trace.exit_layers = trace.exit_layers.scatter(dim, batch.items, left_at)
         batch.keep(continues)
@@ -669,10 +671,10 @@ def replace_tokens(
     return corrupted, (corrupted != text).long()
 
 
-def audit_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` (batch, candidates) over the audit tokens."""
-    continued = values.gather(1, selection.order[:, : selection.audit.shape[1]])
-    return (continued * selection.audit).sum() / selection.audit.sum().clamp_min(1)
+def exploration_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` (batch, candidates) over the exploration tokens."""
+    continued = values.gather(1, selection.order[:, : selection.exploration.shape[1]])
+    return (continued * selection.exploration).sum() / selection.exploration.sum().clamp_min(1)
 
 
 def mean_over_real(values: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
@@ -696,8 +698,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
     exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
     exit_answers (dict): what those that left a fine-tuned model were told; see [`ExitTrace`].
-    exit_selections (tuple of [`Selection`]): who continued at each exit, where places were handed out.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences leave): layers
+    exit_selections (tuple of [`Selection`]): which tokens continued at each exit, where the policy has capacities.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences exit): layers
         completed when each left.
     """
 
@@ -828,7 +830,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
-            exit_policy (`str`, *optional*): who leaves at `config.exit_layers`: `"none"` (the default here), or one of
+            exit_policy (`str`, *optional*): what exits at `config.exit_layers`: `"none"` (the default here), or one of
                 the policies the config knows.
             exits ([`Exits`], *optional*): the exits' heads. Needed for any policy but `"none"`.
             exit_layer (`int`, *optional*): stop after this many layers: a shallower and cheaper `last_hidden_state`.
@@ -899,7 +901,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
                 f"`exit_policy={exit_policy!r}` needs `exits`, and a model whose config says "
                 "`exit_policy='none'` has none"
             )
-        rule = {"budget": "exit_signal", "threshold": "exit_threshold"}.get(exit_policy)
+        rule = {"topk": "exit_signal", "threshold": "exit_entropy_threshold"}.get(exit_policy)
         if rule is not None and getattr(self.config, rule) is None:
             raise ValueError(
                 f"`exit_policy={exit_policy!r}` needs `config.{rule}`, got None; give both to the config or to "
@@ -1169,7 +1171,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
 
     def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
         """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also
-        learns the final head's answers on the audit tokens."""
+        learns the final head's answers on the exploration tokens."""
         losses, weight = [], self.config.exit_distillation_weight
         for number, (logits, positions) in enumerate(zip(outputs.exit_logits, outputs.exit_positions, strict=True)):
             mask = None if token_mask is None else token_mask.gather(1, positions)
@@ -1179,16 +1181,16 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             loss = mean_over_real(token_losses(logits, labels.gather(1, positions)), mask)
             if outputs.exit_selections is not None and weight > 0:
                 teacher = final_logits.detach().gather(1, positions).sigmoid()
-                loss = loss + weight * audit_mean(outputs.exit_selections[number], token_losses(logits, teacher))
+                loss = loss + weight * exploration_mean(outputs.exit_selections[number], token_losses(logits, teacher))
             losses.append(loss)
         return torch.stack(losses).mean()
 
     def _gain_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
-        """Squared error of the predicted gains, the mean over the exits: on audit tokens alone, and at full depth, on
-        the sample that the heads read.
+        """Squared error of the predicted gains, the mean over the exits: on exploration tokens alone, and at full
+        depth, on the sample that the heads read.
 
         The gain of a token is the exit head's loss less the final head's, in nats. It is a target and nothing else:
-        the regressor's input is detached, and no gradient leaves through the losses.
+        the regressor's input is detached, and no gradient flows back through the losses.
         """
         losses = []
         for number, (logits, gains) in enumerate(zip(outputs.exit_logits, outputs.exit_gains, strict=True)):
@@ -1197,7 +1199,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             gain = token_losses(logits, here) - token_losses(final_logits.gather(1, positions), here)
             errors = (gains.float() - gain.detach()).square()
             if outputs.exit_selections is not None:
-                losses.append(audit_mean(outputs.exit_selections[number], errors))
+                losses.append(exploration_mean(outputs.exit_selections[number], errors))
             else:
                 mask = None if token_mask is None else token_mask.gather(1, positions)
                 losses.append(mean_over_real(errors, mask))

@@ -368,13 +368,15 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         """The exits as the config's criterion takes them."""
         config, thresholds = self.config, self.config.inference_exit_thresholds
         rule = CRITERIA[config.inference_exit_criterion](thresholds)
-        asked = [rule.asks(number) for number in range(len(config.exit_layers))]
+        asked = [rule.needs_head(number) for number in range(len(config.exit_layers))]
         layers = [layer for layer, takes_part in zip(config.exit_layers, asked, strict=True) if takes_part]
         self.check_trained(layers, "inference_exit_thresholds", thresholds)
         heads = self._exit_answers(token_mask, choices)
         return Exits(
             [head if takes_part else None for head, takes_part in zip(heads, asked, strict=True)],
-            leaves=lambda number, logits, items, token_mask: rule(number, self.predictions(logits, token_mask), items),
+            finished=lambda number, logits, items, token_mask: rule(
+                number, self.predictions(logits, token_mask), items
+            ),
             rows_per_item=choices or 1,
         )
 

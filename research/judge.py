@@ -15,7 +15,7 @@ from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
 
 
 BATCH = 128
-# What of a corrupted batch the model is asked about.
+# What of a corrupted batch the model reads.
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 

@@ -160,7 +160,7 @@ COSTS = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": 
 
 def scores_at_equal_cost(arms: dict[str, list[dict]], baseline: str) -> tuple[dict, dict]:
     """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end.
-    Arms of less than half of the baseline's operations aside: nobody is cut down to those.
+    Arms of less than half of the baseline's operations aside: no arm is cut down to those.
 
     Returns:
         The budgets by the keys of `COSTS`, and for each of these the scores of each arm's runs; both empty where a

@@ -62,7 +62,7 @@ def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
 
 
 def _steps(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:
-    """Training steps as [`~transformers.Trainer.train`] makes them, one each time it is asked."""
+    """Training steps as [`~transformers.Trainer.train`] makes them, one for each call."""
     trainer.state.max_steps = trainer.args.max_steps
     trainer.current_gradient_accumulation_steps = 1
     trainer.create_optimizer()

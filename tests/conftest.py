@@ -53,19 +53,19 @@ def tiny_config(**overrides) -> ElectraEarlyExitConfig:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.2,
         "generator_size": 0.5,
-        "exit_policy": "budget",
+        "exit_policy": "topk",
         "pad_token_id": 0,
         "cls_token_id": 2,
         "sep_token_id": 3,
     }
-    if overrides.get("exit_policy", "budget") == "budget":
+    if overrides.get("exit_policy", "topk") == "topk":
         settings |= {"exit_signal": "sampled_entropy", "exit_auc_floor": 0.0}
     fields = {**settings, **overrides}
     depth = fields["num_hidden_layers"]
     last = depth - fields.get("exit_reentry_layers", 1) - 1
     fields.setdefault("exit_layers", sorted({at for at in (depth // 3, 2 * depth // 3) if 1 <= at <= last}))
     if fields["exit_policy"] != "threshold":
-        fields.setdefault("exit_keep", [0.5 ** (i + 1) for i in range(len(fields["exit_layers"]))])
+        fields.setdefault("exit_capacities", [0.5 ** (i + 1) for i in range(len(fields["exit_layers"]))])
     return ElectraEarlyExitConfig(**fields)
 
 
@@ -77,8 +77,8 @@ def tiny_model(**overrides) -> ElectraEarlyExitForPreTraining:
 # Every rule by which tokens exit in pre-training, with the fields that it reads.
 EXIT_RULES = [
     {"exit_policy": "random"},
-    {"exit_policy": "threshold", "exit_threshold": 0.3},
-    *({"exit_policy": "budget", "exit_signal": signal} for signal in SIGNALS),
+    {"exit_policy": "threshold", "exit_entropy_threshold": 0.3},
+    *({"exit_policy": "topk", "exit_signal": signal} for signal in SIGNALS),
 ]
 
 

@@ -78,7 +78,7 @@ MUTANTS = [
         "`random` draws half of its places, and the exit head's logits fill the others",
         MODEL,
         "selection = draw(scores, num_kept, **masks)",
-        "selection = select(evidence.logits, num_kept, **masks, audit_fraction=0.5, lottery=scores)",
+        "selection = select(evidence.logits, num_kept, **masks, exploration=0.5, exploration_noise=scores)",
         "tests/test_defaults.py::test_chance_does_not_look_at_the_predictions",
     ),
     Mutant(
@@ -197,15 +197,15 @@ MUTANTS = [
     Mutant(
         "exits share the noise of the generator",
         MODEL,
-        "row_noise(self.noise_seeds, 2 + 2 * number + audit, length)",
-        "row_noise(self.noise_seeds, 2 * number + audit, length)",
+        "row_noise(self.noise_seeds, 2 + 2 * number + exploration, length)",
+        "row_noise(self.noise_seeds, 2 * number + exploration, length)",
         "tests/modeling/test_modeling.py::test_no_two_draws_of_a_step_share_their_noise",
     ),
     Mutant(
         "an exit shares its noise with the next",
         MODEL,
-        "row_noise(self.noise_seeds, 2 + 2 * number + audit, length)",
-        "row_noise(self.noise_seeds, 2 + number + audit, length)",
+        "row_noise(self.noise_seeds, 2 + 2 * number + exploration, length)",
+        "row_noise(self.noise_seeds, 2 + number + exploration, length)",
         "tests/modeling/test_modeling.py::test_no_two_draws_of_a_step_share_their_noise",
     ),
     Mutant(

@@ -50,7 +50,7 @@ def text(rows: int, length: int, separators: int) -> torch.Tensor:
 
 def test_the_defaults_are_those_of_the_docs():
     config = ElectraEarlyExitConfig()
-    assert (config.exit_policy, config.exit_layers, config.exit_keep) == ("random", [4], [0.125])
+    assert (config.exit_policy, config.exit_layers, config.exit_capacities) == ("random", [4], [0.125])
     assert (config.generator_type, config.generator_weight, config.discriminator_weight) == ("mlm", 1.0, 50.0)
     assert (config.exit_reentry_layers, config.exit_context, config.mlm_probability) == (1, "all", 0.15)
 
@@ -69,7 +69,7 @@ def test_every_position_is_as_likely_to_continue_as_any_other(length, separators
     counts = (outputs.exit_layers > model.config.exit_layers[0]).sum(0)
     special = (ids[0] == CLS) | (ids[0] == SEP)
     assert (counts[special] == rows).all()
-    drawn = capacity(model.config.exit_keep[0], length) - int(special.sum())
+    drawn = capacity(model.config.exit_capacities[0], length) - int(special.sum())
     candidates = length - int(special.sum())
     assert counts[~special].sum() == rows * drawn
     expected = rows * drawn / candidates

@@ -10,7 +10,7 @@ from tests.conftest import tiny_config
 
 def test_defaults_for_twelve_layers_are_those_of_the_design():
     config = ElectraEarlyExitConfig()
-    assert (config.exit_layers, config.exit_keep) == ([4], [0.125])
+    assert (config.exit_layers, config.exit_capacities) == ([4], [0.125])
     assert (config.generator_size, config.discriminator_weight, config.mlm_probability) == (0.25, 50.0, 0.15)
     plain, ours = ElectraConfig().to_dict(), config.to_dict()
     assert [name for name in plain if name != "model_type" and ours[name] != plain[name]] == []
@@ -20,11 +20,11 @@ def test_defaults_for_twelve_layers_are_those_of_the_design():
 def test_default_exit_layers_leave_a_layer_to_save(depth, layers):
     config = ElectraEarlyExitConfig(num_hidden_layers=depth)
     assert config.exit_layers == layers
-    assert len(config.exit_keep) == len(layers)
+    assert len(config.exit_capacities) == len(layers)
 
 
 def test_round_trip_through_json_and_auto_config(tmp_path):
-    config = tiny_config(exit_layers=[1, 3], exit_keep=[0.75, 0.5], exit_context="first")
+    config = tiny_config(exit_layers=[1, 3], exit_capacities=[0.75, 0.5], exit_context="first")
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "electra_early_exit"
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -53,28 +53,28 @@ def test_overrides_while_loading_are_checked(tmp_path):
     with pytest.raises(StrictDataclassError):
         AutoConfig.from_pretrained(tmp_path, exit_layers=[4, 2])
     config, unused = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=4, other=1, return_unused_kwargs=True)
-    assert (config.num_hidden_layers, config.exit_layers, config.exit_keep) == (4, [2], [0.5])
+    assert (config.num_hidden_layers, config.exit_layers, config.exit_capacities) == (4, [2], [0.5])
     assert unused == {"other": 1}
 
 
 # (fields, what the message must say: the field, the value, and a legal value)
 INVALID = [
     ({"classifier_pooling": "max"}, ["classifier_pooling", "'max'", "'first', 'mean'"]),
-    ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'budget'", "'random'", "'none'"]),
+    ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'topk'", "'random'", "'none'"]),
     ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
     ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),
     ({"exit_layers": [4, 2]}, ["exit_layers", "[4, 2]", "strictly increasing", "between 1 and 4"]),
-    ({"exit_layers": [5], "exit_keep": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
+    ({"exit_layers": [5], "exit_capacities": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
     ({"exit_layers": [0, 2]}, ["exit_layers", "[0, 2]"]),
-    ({"exit_keep": [0.5]}, ["exit_keep", "[0.5]", "each of the 2 exit layers"]),
-    ({"exit_keep": [0.25, 0.5]}, ["exit_keep", "[0.25, 0.5]", "not rising"]),
-    ({"exit_keep": [1.5, 0.5]}, ["exit_keep", "(0, 1]"]),
-    ({"exit_keep": [0.5, 0]}, ["exit_keep", "(0, 1]"]),
+    ({"exit_capacities": [0.5]}, ["exit_capacities", "[0.5]", "each of the 2 exit layers"]),
+    ({"exit_capacities": [0.25, 0.5]}, ["exit_capacities", "[0.25, 0.5]", "not rising"]),
+    ({"exit_capacities": [1.5, 0.5]}, ["exit_capacities", "(0, 1]"]),
+    ({"exit_capacities": [0.5, 0]}, ["exit_capacities", "(0, 1]"]),
     ({"exit_reentry_layers": 6}, ["exit_reentry_layers", "6", "between 0 and num_hidden_layers - 1"]),
     ({"exit_loss_weight": -1.0}, ["exit_loss_weight", "-1.0", "at least 0"]),
     ({"exit_gain_loss_weight": -1.0}, ["exit_gain_loss_weight", "-1.0", "at least 0"]),
     ({"exit_full_depth_share": 0.0}, ["exit_full_depth_share", "0.0", "(0, 1]"]),
-    ({"audit_fraction": 1.2}, ["audit_fraction", "1.2", "between 0 and 1"]),
+    ({"exit_exploration": 1.2}, ["exit_exploration", "1.2", "between 0 and 1"]),
     ({"generator_type": "gpt"}, ["generator_type", "'gpt'", "'mlm'", "`module:attribute`"]),
     ({"generator_type": "my_module:"}, ["generator_type", "'my_module:'"]),
     ({"generator_type": "self", "generator_head_layer": 3}, ["generator_head_layer", "3", "between 1 and 2"]),
@@ -103,14 +103,20 @@ INVALID = [
         for name, value in (
             ("exit_signal", "expected_gain"),
             ("exit_auc_floor", 0.6),
-            ("audit_fraction", 0.2),
+            ("exit_exploration", 0.2),
             ("exit_gain_loss_weight", 0.05),
-            ("exit_threshold", 0.3),
+            ("exit_entropy_threshold", 0.3),
         )
     ),
-    ({"exit_policy": "threshold", "exit_threshold": 0.3, "exit_signal": "entropy"}, ["exit_signal", "left out"]),
-    ({"exit_policy": "threshold", "exit_threshold": 0.3, "exit_keep": [0.5, 0.5]}, ["exit_keep", "no capacities"]),
-    ({"exit_threshold": 0.3}, ["exit_threshold", "0.3", "left out for `exit_policy='budget'`"]),
+    (
+        {"exit_policy": "threshold", "exit_entropy_threshold": 0.3, "exit_signal": "entropy"},
+        ["exit_signal", "left out"],
+    ),
+    (
+        {"exit_policy": "threshold", "exit_entropy_threshold": 0.3, "exit_capacities": [0.5, 0.5]},
+        ["exit_capacities", "no capacities"],
+    ),
+    ({"exit_entropy_threshold": 0.3}, ["exit_entropy_threshold", "0.3", "left out for `exit_policy='topk'`"]),
     ({"exit_signal": "entropy", "exit_gain_loss_weight": 1.0}, ["exit_gain_loss_weight", "`exit_signal='entropy'`"]),
 ]
 
@@ -124,22 +130,22 @@ def test_invalid_fields_are_named_with_value_and_legal_values(fields, fragments)
 
 
 def test_what_the_policy_reads_is_filled_in_and_nothing_else():
-    rules = ("exit_signal", "exit_auc_floor", "audit_fraction", "exit_gain_loss_weight")
+    rules = ("exit_signal", "exit_auc_floor", "exit_exploration", "exit_gain_loss_weight")
 
     def read(**fields):
         return [getattr(ElectraEarlyExitConfig(**fields), name) for name in rules]
 
     assert read() == [None] * 4
-    assert read(exit_policy="budget") == ["expected_gain", 0.6, 0.2, 0.05]
-    assert read(exit_policy="budget", exit_signal="entropy") == ["entropy", 0.6, 0.2, None]
+    assert read(exit_policy="topk") == ["expected_gain", 0.6, 0.2, 0.05]
+    assert read(exit_policy="topk", exit_signal="entropy") == ["entropy", 0.6, 0.2, None]
     assert read(exit_policy="none", exit_signal="entropy") == ["entropy", None, None, None]
 
 
-def test_another_policy_may_be_asked_for(tmp_path):
+def test_another_policy_can_be_loaded(tmp_path):
     tiny_config(exit_signal="entropy").save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path, exit_policy="random")
-    assert (config.exit_signal, config.audit_fraction, config.exit_keep) == (None, None, [0.5, 0.25])
-    config = AutoConfig.from_pretrained(tmp_path, exit_policy="threshold", exit_threshold=0.3)
-    assert (config.exit_signal, config.exit_keep) == (None, [1.0, 1.0])
+    assert (config.exit_signal, config.exit_exploration, config.exit_capacities) == (None, None, [0.5, 0.25])
+    config = AutoConfig.from_pretrained(tmp_path, exit_policy="threshold", exit_entropy_threshold=0.3)
+    assert (config.exit_signal, config.exit_capacities) == (None, [1.0, 1.0])
     with pytest.raises(StrictDataclassError):
         AutoConfig.from_pretrained(tmp_path, exit_policy="random", exit_signal="entropy")

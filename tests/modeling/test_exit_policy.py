@@ -22,7 +22,7 @@ from tests.conftest import EXIT_RULES, masked_batch, rule_name, tiny_config, tin
 
 
 def reference_select(scores, num_kept, protected, padding):
-    """Plain loops, no audit: the kept positions of each row, as sets."""
+    """Plain loops, no exploration: the kept positions of each row, as sets."""
     kept = []
     for row in range(scores.shape[0]):
         rank = sorted(
@@ -54,13 +54,13 @@ def test_select_matches_plain_loops(seed, num_kept):
         rest = selection.order[row, num_kept:].tolist()
         assert rest == sorted(rest)
         assert sorted(kept + rest) == list(range(40))
-    assert not selection.audit.any()
+    assert not selection.exploration.any()
 
 
 def test_protected_tokens_continue_and_padding_exits_first():
     scores, protected, padding = random_masks(8, 64, 0)
-    for audit_fraction in (0.0, 0.3, 1.0):
-        kept = select(scores, 32, protected, padding, audit_fraction).order[:, :32]
+    for exploration in (0.0, 0.3, 1.0):
+        kept = select(scores, 32, protected, padding, exploration).order[:, :32]
         stays = torch.zeros_like(protected).scatter(1, kept, True)
         assert stays[protected].all()
         real = (~padding).sum(1)
@@ -76,31 +76,31 @@ def test_audit_tokens_are_a_uniform_sample_of_all_candidates():
     torch.manual_seed(0)
     scores = torch.arange(48.0).expand(4000, -1)  # the scores keep the last ones
     protected = (torch.arange(48) == 7).expand(4000, -1)
-    selection = select(scores, 16, protected, audit_fraction=0.25)
+    selection = select(scores, 16, protected, exploration=0.25)
     kept = selection.order[:, :16]
-    assert selection.audit.sum(1).eq(4).all()
-    counts = torch.bincount(kept[selection.audit], minlength=48)
+    assert selection.exploration.sum(1).eq(4).all()
+    counts = torch.bincount(kept[selection.exploration], minlength=48)
     assert counts[7] == 0
     expected = 4000 * 4 / 47
     others = torch.arange(48) != 7
     chi_square = ((counts[others] - expected) ** 2 / expected).sum()
     assert chi_square < 81.4  # 46 degrees of freedom, p = 0.001
-    # The eleven other free places go to the best scores that the lottery did not draw.
-    chosen = kept[~selection.audit].view(4000, -1)
+    # The eleven other free places go to the best scores that the exploration_noise did not draw.
+    chosen = kept[~selection.exploration].view(4000, -1)
     assert (chosen == 7).any(1).all()
     for row in range(50):
-        drawn = set(kept[row][selection.audit[row]].tolist())
+        drawn = set(kept[row][selection.exploration[row]].tolist())
         best = [t for t in range(47, -1, -1) if t not in drawn and t != 7][:11]
         assert set(chosen[row].tolist()) - {7} == set(best)
 
 
-def test_an_audit_sample_that_protected_tokens_leave_too_few_places_for_is_uniform_too():
+def test_an_exploration_sample_beside_many_protected_tokens_is_uniform_too():
     torch.manual_seed(0)
     protected = (torch.arange(40) % 10 == 3).expand(4000, -1)
-    selection = select(torch.arange(40.0).expand(4000, -1), 8, protected, audit_fraction=1.0)
+    selection = select(torch.arange(40.0).expand(4000, -1), 8, protected, exploration=1.0)
     kept = selection.order[:, :8]
-    assert selection.audit.sum(1).eq(4).all()
-    counts = torch.bincount(kept[selection.audit], minlength=40)[~protected[0]]
+    assert selection.exploration.sum(1).eq(4).all()
+    counts = torch.bincount(kept[selection.exploration], minlength=40)[~protected[0]]
     expected = 4000 * 4 / 36
     assert ((counts - expected) ** 2 / expected).sum() < 66.6  # 35 degrees of freedom, p = 0.001
 
@@ -110,9 +110,9 @@ def test_equal_scores_count_in_the_order_of_the_text(monkeypatch):
     monkeypatch.setattr(torch, "topk", None)
     monkeypatch.setattr(torch.Tensor, "topk", None)
     padding = (torch.arange(24) >= 20).expand(2, -1)
-    for audit_fraction in (0.0, 1.0):
+    for exploration in (0.0, 1.0):
         selection = select(
-            torch.zeros(2, 24), 8, padding=padding, audit_fraction=audit_fraction, lottery=torch.full((2, 24), 0.5)
+            torch.zeros(2, 24), 8, padding=padding, exploration=exploration, exploration_noise=torch.full((2, 24), 0.5)
         )
         assert selection.order[:, :8].tolist() == [list(range(8))] * 2
     assert draw(torch.full((1, 24), 0.5), 8).order[0, :8].tolist() == list(range(8))
@@ -126,10 +126,10 @@ def test_padding_is_not_protected_even_where_it_has_the_id_of_a_special_token():
 
 def test_audit_places_for_more_than_there_are_candidates():
     padding = (torch.arange(32) >= 10).expand(2, -1)
-    selection = select(torch.randn(2, 32), 16, padding=padding, audit_fraction=1.0)
+    selection = select(torch.randn(2, 32), 16, padding=padding, exploration=1.0)
     kept = selection.order[:, :16]
     assert (kept < 10).sum(1).eq(10).all()
-    assert torch.equal(selection.audit, kept < 10)  # padding that fills the places is no audit token
+    assert torch.equal(selection.exploration, kept < 10)  # padding that fills the places is no exploration token
 
 
 def test_entropy_is_exact_and_finite():
@@ -195,7 +195,7 @@ def test_thresholds_keep_the_right_tokens_and_no_more_than_a_multiple_of_8():
     torch.manual_seed(0)
     logits = torch.randn(3, 64) * 3
     for threshold in (0.2, [0.5, 0.1]):
-        config = tiny_config(exit_policy="threshold", exit_threshold=threshold)
+        config = tiny_config(exit_policy="threshold", exit_entropy_threshold=threshold)
         original, replaced = threshold if isinstance(threshold, list) else (threshold, threshold)
         wanted = binary_entropy(logits) > torch.where(logits > 0, replaced, original)
         ranking = POLICIES["threshold"](Evidence(logits), 1, config)
@@ -208,7 +208,7 @@ def test_thresholds_keep_the_right_tokens_and_no_more_than_a_multiple_of_8():
 
 def test_a_users_own_signal(monkeypatch):
     monkeypatch.setitem(SIGNALS, "margin", lambda evidence: -evidence.logits.abs())
-    model = tiny_model(exit_signal="margin", audit_fraction=0.0).train()
+    model = tiny_model(exit_signal="margin", exit_exploration=0.0).train()
     batch = masked_batch()
     outputs = model(batch["input_ids"], labels=(batch["input_ids"] % 7 == 0).long())
     margin = outputs.exit_logits[0].abs().masked_fill((batch["input_ids"] == 2) | (batch["input_ids"] == 3), -1)
@@ -217,7 +217,7 @@ def test_a_users_own_signal(monkeypatch):
 
 def test_uncertain_and_special_tokens_pass_a_threshold_and_padding_does_not_count():
     torch.manual_seed(0)
-    model = tiny_model(exit_policy="threshold", exit_threshold=0.5).train()
+    model = tiny_model(exit_policy="threshold", exit_entropy_threshold=0.5).train()
     batch = masked_batch(padding=20)
     outputs = model(batch["input_ids"], attention_mask=batch["attention_mask"])
     real = batch["attention_mask"] == 1
@@ -228,7 +228,7 @@ def test_uncertain_and_special_tokens_pass_a_threshold_and_padding_does_not_coun
 
 
 def test_special_tokens_continue_past_every_threshold():
-    model = tiny_model(exit_policy="threshold", exit_threshold=0.6931).eval()
+    model = tiny_model(exit_policy="threshold", exit_entropy_threshold=0.6931).eval()
     batch = masked_batch(padding=20)
     del batch["mlm_labels"]
     real = batch["attention_mask"] == 1

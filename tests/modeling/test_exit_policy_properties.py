@@ -22,11 +22,11 @@ def candidates(draw):
 
 @settings(deadline=None)
 @given(candidates(), st.floats(0, 1))
-def test_a_selection_is_a_permutation_that_keeps_its_promises(given, audit_fraction):
+def test_a_selection_is_a_permutation_that_keeps_its_promises(given, exploration):
     scores, num_kept, protected, padding = given
-    selection = select(scores, num_kept, protected, padding, audit_fraction)
+    selection = select(scores, num_kept, protected, padding, exploration)
     assert selection.order.shape == scores.shape
-    assert selection.audit.shape == (len(scores), num_kept)
+    assert selection.exploration.shape == (len(scores), num_kept)
     assert torch.equal(selection.order.sort(dim=1).values, torch.arange(scores.shape[1]).expand_as(scores))
     kept = torch.zeros_like(padding).scatter(1, selection.order[:, :num_kept], True)
     for row in range(len(scores)):
@@ -34,7 +34,7 @@ def test_a_selection_is_a_permutation_that_keeps_its_promises(given, audit_fract
         assert int((kept[row] & padding[row]).sum()) == max(0, num_kept - real)
         assert int((kept[row] & protected[row]).sum()) == min(must, num_kept)
     chosen = protected.gather(1, selection.order[:, :num_kept]) | padding.gather(1, selection.order[:, :num_kept])
-    assert not (selection.audit & chosen).any()
+    assert not (selection.exploration & chosen).any()
 
 
 @settings(deadline=None)
@@ -49,7 +49,7 @@ def test_a_capacity_is_between_one_token_and_all(keep, length):
 @pytest.mark.parametrize("length", [1, 2, 9])
 @pytest.mark.parametrize("keep", [[1e-9, 1e-9], [1, 1]])
 def test_the_smallest_batches_train(rule, length, keep):
-    capacities = {} if rule["exit_policy"] == "threshold" else {"exit_keep": keep}
+    capacities = {} if rule["exit_policy"] == "threshold" else {"exit_capacities": keep}
     model = tiny_model(**rule, **capacities).train()
     ids = torch.full((1, length), 3)  # nothing but special tokens
     labels = torch.full_like(ids, -100)

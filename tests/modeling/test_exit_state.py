@@ -60,7 +60,7 @@ def test_one_step_of_statistics_matches_plain_loops():
                 if label < 0:
                     continue
                 wrong = (torch.sigmoid(logits[row, candidate]) > prior).long().item() != label
-                if place >= selection.audit.shape[1]:
+                if place >= selection.exploration.shape[1]:
                     left[label] += torch.tensor([wrong, 1.0])
         assert torch.equal(model.exit_state.left[number], left)
     rate = (labels == 1).sum() / (labels >= 0).sum()

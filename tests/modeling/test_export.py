@@ -86,7 +86,7 @@ def test_a_full_graph_answers_as_the_model(model_class, criterion, overrides):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_of_the_discriminator_answers_as_the_model():
-    model = tiny_model(exit_policy="threshold", exit_threshold=[0.47, 0.67], num_hidden_layers=4).eval()
+    model = tiny_model(exit_policy="threshold", exit_entropy_threshold=[0.47, 0.67], num_hidden_layers=4).eval()
     eager = Answers(model, exit_policy="threshold").eval()
     inputs = batches(TOKEN)
     traced = torch.jit.trace(eager, tuple(inputs[0].values()))

@@ -316,7 +316,7 @@ def test_training_never_exits():
 
 
 def test_a_pre_training_checkpoint_runs_at_full_depth_until_thresholds_are_set(tmp_path):
-    tiny_model(exit_policy="threshold", exit_threshold=0.5).save_pretrained(tmp_path)
+    tiny_model(exit_policy="threshold", exit_entropy_threshold=0.5).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert len(model.exit_heads.heads) == 2
     batch = batch_of(examples(SEQUENCE))
@@ -328,7 +328,7 @@ def test_a_pre_training_checkpoint_runs_at_full_depth_until_thresholds_are_set(t
 # ---- Inference: sequences ----
 
 
-def leaves_alone(config, number, logits, history) -> bool:
+def exits_alone(config, number, logits, history) -> bool:
     """The exit criteria, by hand, for the logits (predictions, classes) of one item."""
     threshold = config.inference_exit_thresholds[number]
     probabilities = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.float().tolist()]
@@ -372,7 +372,7 @@ def sequence_alone(model, ids):
                 logits = logits / config.inference_exit_temperatures[number]
             logits = logits.view(1, -1) if model_class is CHOICE else logits
             multi_label = config.problem_type == "multi_label_classification"
-            if leaves_alone(config, number, predictions_of(model_class, logits, multi_label), history):
+            if exits_alone(config, number, predictions_of(model_class, logits, multi_label), history):
                 return logits, index + 1
     states = model.electra.encoder.norm(states)
     logits = model.final_head(states.mean(dim=1, keepdim=True) if config.classifier_pooling == "mean" else states)
@@ -631,7 +631,7 @@ def test_a_batch_of_tokens_exits_as_each_text_alone(criterion, context, attentio
         def decide(number, states, said=said, histories=histories):
             said[model.config.exit_layers[number]] = logits = model.exit_heads.heads[number](states)
             return torch.tensor(
-                [leaves_alone(model.config, number, logits[i : i + 1], histories[i]) for i in range(len(logits))]
+                [exits_alone(model.config, number, logits[i : i + 1], histories[i]) for i in range(len(logits))]
             )
 
         states, left_at = tokens_alone(model, each, decide, reentry=0)
@@ -649,7 +649,7 @@ def test_a_batch_of_tokens_exits_as_each_text_alone(criterion, context, attentio
 @pytest.mark.parametrize("reentry", [0, 1])
 def test_detection_with_a_threshold_exits_as_each_text_alone(context, reentry):
     model = tiny_model(
-        exit_policy="threshold", exit_threshold=[0.47, 0.67], exit_context=context, exit_reentry_layers=reentry
+        exit_policy="threshold", exit_entropy_threshold=[0.47, 0.67], exit_context=context, exit_reentry_layers=reentry
     ).eval()
     ids = examples(TOKEN)
     for each in ids:
@@ -686,7 +686,7 @@ def test_hidden_states_of_exits_in_training_have_full_length():
     model = tiny_model().train()
     torch.manual_seed(1)
     outputs = model.electra(
-        masked_batch()["input_ids"], exit_policy="budget", exits=model.exits(), output_hidden_states=True
+        masked_batch()["input_ids"], exit_policy="topk", exits=model.exits(), output_hidden_states=True
     )
     for index in range(1, 6):
         gone = outputs.exit_layers < index
@@ -724,7 +724,7 @@ def test_exit_layer_of_a_head_answers_with_that_exits_head():
 
 @pytest.mark.parametrize(("layers", "exits"), [(5, [1, 2]), (4, [1, 2]), (3, [1]), (1, [])])
 def test_fewer_layers_load_without_noise(tmp_path, caplog, layers, exits):
-    source = head_model(SEQUENCE, inference_exit_thresholds=[0.9, 0.8, 0.7], exit_keep=[0.5, 0.5, 0.25]).eval()
+    source = head_model(SEQUENCE, inference_exit_thresholds=[0.9, 0.8, 0.7], exit_capacities=[0.5, 0.5, 0.25]).eval()
     source.save_pretrained(tmp_path)
     logger = logging.getLogger("transformers")
     transformers.utils.logging.set_verbosity_warning()
@@ -750,7 +750,7 @@ def test_fewer_layers_load_without_noise(tmp_path, caplog, layers, exits):
 def test_other_exit_layers_take_their_own_defaults(tmp_path):
     head_model(SEQUENCE, inference_exit_thresholds=[0.9, 0.8, 0.7]).save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, exit_layers=[3], num_labels=3)
-    assert (model.config.exit_keep, model.config.inference_exit_thresholds) == ([0.125], None)
+    assert (model.config.exit_capacities, model.config.inference_exit_thresholds) == ([0.125], None)
 
 
 # ---- Misuse ----

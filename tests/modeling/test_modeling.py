@@ -73,7 +73,7 @@ def test_activations_are_not_kept_for_the_gradients(norm_position):
 
 
 def test_exits_off_in_evaluation_mode(tmp_path):
-    model = tiny_model(exit_policy="budget").eval()
+    model = tiny_model(exit_policy="topk").eval()
     ids = masked_batch()["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain_electra(model, tmp_path)(ids).logits, atol=1e-6, rtol=1e-6)
@@ -181,7 +181,7 @@ def test_a_batch_in_which_nothing_can_be_masked_has_a_finite_loss():
 # ---- Exits ----
 
 
-@pytest.mark.parametrize("policy", ["budget", "random"])
+@pytest.mark.parametrize("policy", ["topk", "random"])
 def test_every_trainable_parameter_moves(policy):
     model = tiny_model(exit_policy=policy).train()
     before = copy.deepcopy(dict(model.named_parameters()))
@@ -202,7 +202,7 @@ def survivors(model, batch, **kwargs):
 
 @pytest.mark.parametrize("rule", EXIT_RULES, ids=rule_name)
 def test_labels_never_reach_routing(rule):
-    floor = {"exit_auc_floor": 0.4} if rule["exit_policy"] == "budget" else {}
+    floor = {"exit_auc_floor": 0.4} if rule["exit_policy"] == "topk" else {}
     model = tiny_model(**rule, **floor).train()
     ids = masked_batch()["input_ids"]
     labels = (ids % 5 == 0).long()
@@ -228,11 +228,11 @@ def test_original_tokens_never_reach_routing_in_the_joint_objective():
 @pytest.mark.parametrize("padding", [0, 20])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_keeping_everything_is_full_depth(context, padding, attention):
-    model = tiny_model(exit_keep=[1.0, 1.0], exit_context=context).eval()
+    model = tiny_model(exit_capacities=[1.0, 1.0], exit_context=context).eval()
     model.set_attn_implementation(attention)
     batch = {k: v for k, v in masked_batch(padding=padding).items() if k != "mlm_labels"}
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch, exit_policy="budget").logits, model(**batch).logits)
+        torch.testing.assert_close(model(**batch, exit_policy="topk").logits, model(**batch).logits)
 
 
 def test_gains_are_learned_from_audit_tokens_alone_and_touch_nothing_else(monkeypatch):
@@ -252,7 +252,7 @@ def test_gains_are_learned_from_audit_tokens_alone_and_touch_nothing_else(monkey
             expected = []
             for number, selection in enumerate(outputs.exit_selections):
                 errors = []
-                for row, place in selection.audit.nonzero().tolist():
+                for row, place in selection.exploration.nonzero().tolist():
                     candidate = selection.order[row, place]
                     position = outputs.exit_positions[number][row, candidate]
                     label = labels[row, position].float()
@@ -327,7 +327,7 @@ def test_distillation_teaches_the_exit_heads_and_not_the_final_head():
 
 
 def test_below_the_auc_floor_chance_decides():
-    model = tiny_model(exit_signal="entropy", exit_auc_floor=0.6, audit_fraction=0.0).train()
+    model = tiny_model(exit_signal="entropy", exit_auc_floor=0.6, exit_exploration=0.0).train()
     batch = {"input_ids": masked_batch()["input_ids"]}
     kept = {}
     for auc in (0.55, 0.65):
@@ -341,7 +341,7 @@ def test_below_the_auc_floor_chance_decides():
 
 
 def test_exit_loss_scale():
-    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).train()
+    model = tiny_model(exit_signal="entropy", exit_exploration=0.0).train()
     ids = masked_batch()["input_ids"]
     outputs = model(ids, labels=(ids % 5 == 0).long(), exit_loss_scale=torch.tensor(0.25))
     expected = outputs.discriminator_loss + 0.25 * model.config.exit_loss_weight * outputs.exit_loss
@@ -449,7 +449,7 @@ PADDING = {
 def test_gathered_survivors_equal_masked_full_computation(context, padding, reentry, attention, norm):
     model = tiny_model(
         exit_layers=[1, 3],
-        exit_keep=[0.5, 0.25],
+        exit_capacities=[0.5, 0.25],
         exit_context=context,
         exit_reentry_layers=reentry,
         norm_position=norm,
@@ -460,7 +460,7 @@ def test_gathered_survivors_equal_masked_full_computation(context, padding, reen
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         batch["attention_mask"][1:, PADDING[padding]] = 0
     with torch.no_grad():
-        outputs = model.electra(**batch, exit_policy="budget", exits=model.exits())
+        outputs = model.electra(**batch, exit_policy="topk", exits=model.exits())
         expected = reference_encoder(model, batch, outputs)
     torch.testing.assert_close(outputs.last_hidden_state, expected, atol=1e-5, rtol=1e-5)
 
@@ -486,7 +486,7 @@ def test_special_tokens_never_exit_and_padding_does_first():
 
 
 def test_attention_backends_agree_with_exits():
-    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).train()
+    model = tiny_model(exit_signal="entropy", exit_exploration=0.0).train()
     results = []
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
@@ -497,9 +497,9 @@ def test_attention_backends_agree_with_exits():
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["none", "budget"])
+@pytest.mark.parametrize("policy", ["none", "topk"])
 def test_what_stands_in_the_padding_does_not_matter(policy):
-    model = tiny_model(exit_signal="entropy", audit_fraction=0.0).eval()
+    model = tiny_model(exit_signal="entropy", exit_exploration=0.0).eval()
     batch = masked_batch(padding=20)
     del batch["mlm_labels"]
     noisy = batch["input_ids"].where(batch["attention_mask"] == 1, torch.tensor(77))
@@ -561,10 +561,10 @@ def test_to_and_from_electra_lose_nothing(tmp_path):
     back = ElectraEarlyExitForPreTraining.from_electra(
         folders["discriminator"],
         folders["generator"],
-        exit_policy="budget",
+        exit_policy="topk",
         exit_signal="sampled_entropy",
         exit_layers=[2, 4],
-        exit_keep=[0.5, 0.25],
+        exit_capacities=[0.5, 0.25],
     )
     assert back.config.model_type == "electra_early_exit"
     ours, theirs = model.state_dict(), back.state_dict()
@@ -663,7 +663,7 @@ def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_po
     [
         ({}, {"labels": torch.zeros(4, 64)}, "exclude each other"),
         ({"generator_type": "none"}, {}, "generator_type='none'"),
-        ({"exit_policy": "none"}, {"exit_policy": "budget"}, "needs `exits`"),
+        ({"exit_policy": "none"}, {"exit_policy": "topk"}, "needs `exits`"),
         ({}, {"exit_policy": "greedy"}, "one of"),
         ({}, {"inputs_embeds": torch.zeros(4, 64, 16)}, "exactly one of"),
         ({}, {"attention_mask": torch.ones(4, 1, 64, 64)}, r"shape \(batch, sequence\)"),
@@ -674,7 +674,7 @@ def test_misuse_is_refused_in_words(overrides, inputs, message):
         tiny_model(**overrides).train()(**{**masked_batch(), **inputs})
 
 
-@pytest.mark.parametrize("exit_policy", ["budget", "random"])
+@pytest.mark.parametrize("exit_policy", ["topk", "random"])
 def test_chance_belongs_to_the_sequence_and_not_to_the_batch(exit_policy):
     model = tiny_model(exit_policy=exit_policy).train()
     batch = {**masked_batch(), "noise_seeds": torch.tensor([5, -7, 11, 2**60])}
@@ -723,7 +723,7 @@ def test_a_resized_vocabulary_trains_and_loads(settings, size, tmp_path):
 
 
 def test_no_two_draws_of_a_step_share_their_noise(monkeypatch):
-    """A sequence's seed gives the generator, every exit's policy and every exit's audit sample a stream each."""
+    """A sequence's seed gives the generator, every exit's policy and every exit's exploration sample a stream each."""
     streams = []
 
     def recording(seeds, stream, length):

@@ -46,7 +46,7 @@ TINY = {
     "arms": {
         "dense": {"exit_policy": "none"},
         "random": {"exit_policy": "random"},
-        "random.tight": {"exit_policy": "random", "exit_keep": [0.25, 0.25]},
+        "random.tight": {"exit_policy": "random", "exit_capacities": [0.25, 0.25]},
     },
     "stages": {
         "short": {"fields": {"max_steps": 3}, "judges": ["held_out"], "seeds": [0], "arms": ["dense"]},

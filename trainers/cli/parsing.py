@@ -137,7 +137,7 @@ def build_parser(command: Command = PRETRAIN) -> RecipeParser:
 
 
 def _group_of(name: str) -> str:
-    if name.startswith("exit_") or name == "audit_fraction":
+    if name.startswith("exit_") or name == "exit_exploration":
         return "exits"
     if name.startswith(("generator_", "discriminator_", "mlm_")):
         return "generator and objective"

@@ -36,7 +36,7 @@ PAGE = Page(
             "exit_policy POLICY": "which tokens continue past an exit layer: random, budget, threshold, or none for "
             "no exits (default: random)",
             "exit_layers N ...": "after how many layers tokens exit (default: a third of the depth)",
-            "exit_keep SHARE ...": "share of the tokens that continues past each exit (default: 1/8, 1/16, ...)",
+            "exit_capacities SHARE ...": "share of the tokens that continues past each exit (default: 1/8, 1/16, ...)",
         },
         "generator": {
             "generator_type TYPE": "what replaces tokens: mlm, uniform, unigram, bigram, shuffle, frozen, "

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--text_column", default="text", help="the column that holds the text (default: text)")
     parser.add_argument("--output", type=Path, help="write there instead of to the terminal")
     text = "tokens whose entropy at an exit, in nats, is at most this stay with its answer (left out: full depth)"
-    parser.add_argument("--exit_threshold", type=float, help=text)
+    parser.add_argument("--exit_entropy_threshold", type=float, help=text)
     args = parser.parse_args(list(argv))
     if args.output and args.output.exists() and os.path.exists(args.file) and args.output.samefile(args.file):
         parser.error(f"--output {args.output} is the input itself; name another file")
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     show_progress()
     rows = read_files([args.file], "line", text_columns=[args.text_column])
     check_text(rows.features, args.text_column, args.file, "; choose one with --text_column")
-    scorer = Scorer(args.checkpoint, args.exit_threshold)
+    scorer = Scorer(args.checkpoint, args.exit_entropy_threshold)
     tokens, start = 0, time.perf_counter()
     # Surrogates without a partner have no bytes in UTF-8; written as escapes they are JSON, too.
     to_file = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}

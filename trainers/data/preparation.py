@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import DataError, first_line
-from ..runtime.distributed import decided_once
+from ..runtime.distributed import run_on_main_and_broadcast
 from .arguments import DataArguments
 from .packing import pack
 from .reading import load_documents
@@ -52,11 +52,11 @@ def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrain
     with PartialState().local_main_process_first():
         documents = load_documents(args)
     # Sent to the others: one trained anew would be the same, but take as long again.
-    tokenizer = decided_once(lambda: load_tokenizer(args, vocab_size, documents["train"]))
+    tokenizer = run_on_main_and_broadcast(lambda: load_tokenizer(args, vocab_size, documents["train"]))
     how = (args.segments, args.data_split_seed)
     stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length, *how) if args.streaming else None
     if stream is not None:
-        decided_once(stream.check_known)
+        run_on_main_and_broadcast(stream.check_known)
     with PartialState().local_main_process_first():
         packed, counts = pack(documents, tokenizer, args.max_seq_length, args.num_proc, *how)
     if stream is not None:

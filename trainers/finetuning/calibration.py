@@ -73,7 +73,7 @@ class Calibration:
     drop_bound (`float`): upper bound of their difference on other examples of the kind, see [`drop_bound`].
     depth (`float`): layers that an item takes, the mean, as a share of all.
     full_examples_per_second, examples_per_second (`float`): medians of passes over the first batches, in turn.
-    curve (`list[Point]`): from full depth to everybody leaving at the first exit, predicted from the full depth's
+    curve (`list[Point]`): from full depth to all items exiting at the first exit, predicted from the full depth's
         logits. For tokens that is an approximation, since those that stay see frozen neighbours; `accuracy` is not.
     """
 
@@ -219,7 +219,7 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def certainties(criterion: str, exits: list[torch.Tensor]) -> np.ndarray:
-    """How certain each exit is of each item, larger is surer, (exits, items): an item leaves above the exit's cut."""
+    """How certain each exit is of each item, larger is surer, (exits, items): an item exits above the exit's cut."""
     if criterion == "confidence":
         return torch.stack([confidence(logits) for logits in exits]).numpy()
     if criterion == "entropy":
@@ -232,12 +232,12 @@ def certainties(criterion: str, exits: list[torch.Tensor]) -> np.ndarray:
 
 
 def threshold_of(criterion: str, cut: float) -> float:
-    """The config's threshold that lets those leave whose certainty is above `cut`."""
+    """The config's threshold at which items exit whose certainty is above `cut`."""
     return {"confidence": cut, "entropy": abs(cut), "patience": cut + 1}[criterion]
 
 
 def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
-    """The cuts worth trying, from where nobody ever leaves to where all do that can."""
+    """The cuts worth trying, from where no item exits to where all exit that can."""
     if criterion == "patience":
         return np.arange(certainty.max() + 1, -1, -1)
     never = {"confidence": 1.0, "entropy": 0.0}[criterion]
@@ -246,9 +246,9 @@ def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
 
 
 def outcome(certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, cuts: Sequence[float]):
-    """The answers (items,), and the mean depth, where items leave at the first exit that is certain above its cut."""
-    leaves = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
-    exit_taken = leaves.argmax(axis=0)
+    """The answers (items,), and the mean depth, where items exit at the first exit that is certain above its cut."""
+    exits = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
+    exit_taken = exits.argmax(axis=0)
     return right[exit_taken, np.arange(right.shape[1])], float(depths[exit_taken].mean())
 
 
@@ -550,7 +550,7 @@ def draw_curve(found: Calibration, path: Path) -> None:
     figure, plot = pyplot.subplots(figsize=(5.5, 4.2), layout="constrained")
     plot.plot([p.depth for p in found.curve], [p.accuracy for p in found.curve], ".-", label=found.criterion)
     alone = [layer / found.num_hidden_layers for layer in found.exit_layers]
-    plot.plot(alone, found.exit_accuracy, "x", label="everybody leaves at an exit")
+    plot.plot(alone, found.exit_accuracy, "x", label="all items exit at one exit")
     plot.plot(found.depth, found.accuracy, "o", fillstyle="none", markersize=10, label="chosen")
     plot.axhline(found.full_accuracy, color="k", linewidth=1, linestyle=":", label="full depth")
     plot.set(xlabel="mean share of the layers", ylabel="accuracy on the held-out examples")

@@ -24,7 +24,7 @@ from ..pretraining.callbacks import OneLineProgressCallback
 from ..pretraining.trainer import ElectraTrainer
 from ..runtime.checkpoints import newest_intact
 from ..runtime.cpu_kernels import suit_attention
-from ..runtime.distributed import decided_once
+from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, read_json, write_json
 from ..runtime.loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
 from ..runtime.optimization import decay_by_layer
@@ -77,7 +77,7 @@ def finetune(
         check_start(data_args, config_fields)
         tokenizer = read_tokenizer(data_args.model)
         examples = load_examples(data_args)
-        decided_once(lambda: record.begin(before, folder))
+        run_on_main_and_broadcast(lambda: record.begin(before, folder))
         results = [
             finetune_seed(seed, examples, tokenizer, data_args, training_args, config_fields)
             for seed in training_args.seeds
@@ -92,7 +92,7 @@ def finetune(
             },
         }
         # At the very end: its presence says that the run is finished.
-        decided_once(lambda: write_json(folder / METRICS_FILE, summary))
+        run_on_main_and_broadcast(lambda: write_json(folder / METRICS_FILE, summary))
     return summary
 
 
@@ -106,7 +106,9 @@ def finetune_seed(
 ) -> dict:
     """What `metrics.json` in the folder of one seed says, after fine-tuning with it unless that is done."""
     path = Path(training_args.output_dir) / f"seed-{seed}" / METRICS_FILE
-    if (result := decided_once(lambda: read_json(path, "evaluation") if path.exists() else None)) is not None:
+    if (
+        result := run_on_main_and_broadcast(lambda: read_json(path, "evaluation") if path.exists() else None)
+    ) is not None:
         return result
     args = copy.copy(training_args)
     args.seed, args.output_dir = seed, str(path.parent)
@@ -123,7 +125,7 @@ def finetune_seed(
         "steps": trainer.state.global_step,
     }
     logger.info(f"seed {seed}: " + "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items()))
-    decided_once(lambda: write_json(path, result))  # last: its presence says that this seed is done
+    run_on_main_and_broadcast(lambda: write_json(path, result))  # last: its presence says that this seed is done
     return result
 
 
@@ -166,7 +168,7 @@ def train_classifier(
         train = concatenate_datasets([train, train.map(lambda row: {first: row[second], second: row[first]})])
     args.num_train_epochs = args.num_train_epochs or task.epochs
     trainer = build_trainer(model, tokenizer, data_args, args, {"train": train, "validation": examples["validation"]})
-    trainer.train(resume_from_checkpoint=decided_once(lambda: newest_intact(Path(args.output_dir))))
+    trainer.train(resume_from_checkpoint=run_on_main_and_broadcast(lambda: newest_intact(Path(args.output_dir))))
     return trainer
 
 

@@ -39,27 +39,27 @@ class Score:
 
 
 class Scorer:
-    """A pre-trained checkpoint, asked.
+    """Scores texts with a pre-trained checkpoint.
 
     Args:
         checkpoint (`str`): a folder or Hub id; ours, or an ELECTRA discriminator.
-        exit_threshold (`float`, *optional*): tokens about which an exit head's entropy, in nats, is at most this leave
-            there with its answer. Left out: full depth.
+        exit_entropy_threshold (`float`, *optional*): tokens exit where the exit head's entropy, in nats, is at most
+            this, with its answer. Left out: full depth.
 
     Raises:
-        UsageError: if there is no such checkpoint, it holds no discriminator, or it has no exits to leave by.
+        UsageError: if there is no such checkpoint, it holds no discriminator, or it has no exits.
     """
 
-    def __init__(self, checkpoint: str, exit_threshold: float | None = None):
+    def __init__(self, checkpoint: str, exit_entropy_threshold: float | None = None):
         config = read_config(checkpoint)
         if not architecture(config).endswith("ForPreTraining"):
             raise UsageError(f"{checkpoint} must hold a pre-trained discriminator, got {architecture(config)}")
         overrides = {}
-        if exit_threshold is not None:
-            overrides = {"exit_policy": "threshold", "exit_threshold": exit_threshold}
+        if exit_entropy_threshold is not None:
+            overrides = {"exit_policy": "threshold", "exit_entropy_threshold": exit_entropy_threshold}
         if overrides and not (config.model_type == OURS and config.has_exit_heads):
-            raise UsageError(f"--exit_threshold needs exit heads, and {checkpoint} has none")
-        self.policy = "none" if exit_threshold is None else "threshold"
+            raise UsageError(f"--exit_entropy_threshold needs exit heads, and {checkpoint} has none")
+        self.policy = "none" if exit_entropy_threshold is None else "threshold"
         self.tokenizer: PreTrainedTokenizerBase = read_tokenizer(checkpoint)
         self.model = load_for(ElectraEarlyExitForPreTraining, checkpoint, **overrides).eval()
         self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

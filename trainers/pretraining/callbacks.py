@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..errors import Interrupted, Preempted
-from ..runtime.distributed import anywhere
+from ..runtime.distributed import any_rank
 
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class PreemptionCallback(TrainerCallback):
                 os.write(2, b"\nfinishing the step and saving; Ctrl-C again ends the run at once\n")
 
     def requested(self) -> bool:
-        """Whether any process of the run was asked to end: all of them learn it together, at the same step."""
-        return anywhere(self._noticed is not None, self.device)
+        """Whether any process of the run was told to end: all of them learn it at the same step."""
+        return any_rank(self._noticed is not None, self.device)
 
     def stop(self, step: int | None) -> Preempted | Interrupted:
         """What ends the run, of which `step` is saved. Every process has to ask."""
-        by_keyboard = anywhere(self._noticed == signal.SIGINT, self.device)
+        by_keyboard = any_rank(self._noticed == signal.SIGINT, self.device)
         return Interrupted(step) if by_keyboard else Preempted(step)
 
     def on_prediction_step(self, args, state, control, **kwargs):

@@ -28,7 +28,7 @@ from ..errors import PushError, UsageError, config_reason
 from ..generators.cached import attach_replacements
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from ..runtime.cpu_kernels import suit_attention
-from ..runtime.distributed import decided_once
+from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, tolerated, write_json
 from ..runtime.flops import (
     StepFlops,
@@ -70,7 +70,7 @@ def pretrain(
     with opened(training_args, given, lambda: _inputs(data_args, training_args)) as (record, before, checkpoint):
         trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated)
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
-        decided_once(lambda: record.begin(before, folder))
+        run_on_main_and_broadcast(lambda: record.begin(before, folder))
         train(trainer, checkpoint, data_report, held_out)
         if show and trainer.is_world_process_zero():
             with tolerated("the report"):
@@ -110,8 +110,8 @@ def prepare_run(config_fields: dict, data_args: DataArguments):
             f"--segments two needs two token types: `type_vocab_size` must be at least 2, got {config.type_vocab_size}"
         )
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
-    asked = config_fields.get("vocab_size") if data_args.tokenizer_name else None
-    return build_config(config_fields, **_vocabulary_fields(tokenizer, asked)), packed, tokenizer, counts
+    wanted = config_fields.get("vocab_size") if data_args.tokenizer_name else None
+    return build_config(config_fields, **_vocabulary_fields(tokenizer, wanted)), packed, tokenizer, counts
 
 
 def build_trainer(
@@ -184,13 +184,15 @@ def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
         raise UsageError(config_reason(error)) from error
 
 
-def _vocabulary_fields(tokenizer, asked: int | None) -> dict:
-    """What the tokenizer decides in the config; a size `asked` for beside a given tokenizer must hold its ids."""
+def _vocabulary_fields(tokenizer, wanted: int | None) -> dict:
+    """What the tokenizer decides in the config; a size `wanted` beside a given tokenizer must hold its ids."""
     needed = vocabulary_size(tokenizer)
-    if asked is not None and asked < needed:
-        raise UsageError(f"--vocab_size {asked} is smaller than the tokenizer's ids need ({needed}); raise or omit it")
+    if wanted is not None and wanted < needed:
+        raise UsageError(
+            f"--vocab_size {wanted} is smaller than the tokenizer's ids need ({needed}); raise or omit it"
+        )
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
-    return {"vocab_size": asked or needed, **special}
+    return {"vocab_size": wanted or needed, **special}
 
 
 def _describe_source(args: DataArguments) -> str:

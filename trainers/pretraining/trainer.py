@@ -29,7 +29,14 @@ from ..generators.masked_lm import MaskedLanguageModel
 from ..runtime import cpu_kernels
 from ..runtime.arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from ..runtime.checkpoints import commit, damage, newest_intact
-from ..runtime.distributed import anywhere, decided_once, name_as_unsharded, naming_dead_workers, switch_fsdp_on, whole
+from ..runtime.distributed import (
+    any_rank,
+    full_tensor,
+    name_as_unsharded,
+    naming_dead_workers,
+    run_on_main_and_broadcast,
+    switch_fsdp_on,
+)
 from ..runtime.files import INCOMPLETE, naming_write_errors, tolerated
 from ..runtime.flops import active_tokens, step_flops
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
@@ -105,7 +112,7 @@ class ElectraTrainer(Trainer):
         checkpoint is written at the end of the step, and [`callbacks.Preempted`] or [`callbacks.Interrupted`] raised;
         a second Ctrl-C ends it at once."""
         if resume_from_checkpoint is True:
-            found = decided_once(lambda: newest_intact(Path(self.args.output_dir)))
+            found = run_on_main_and_broadcast(lambda: newest_intact(Path(self.args.output_dir)))
             resume_from_checkpoint = found or True  # the library's own message, where there is none
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
             logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
@@ -116,7 +123,7 @@ class ElectraTrainer(Trainer):
         with self._kernels(), self.preemption, quiet_event_writers(), workers:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():
-                saved = decided_once(lambda: self._checkpoint_folder(None).is_dir())
+                saved = run_on_main_and_broadcast(lambda: self._checkpoint_folder(None).is_dir())
                 raise self.preemption.stop(self.state.global_step if saved else None)
         return output
 
@@ -126,13 +133,13 @@ class ElectraTrainer(Trainer):
             super()._run_epoch(**kwargs)
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        """Between two steps: the moment to leave when asked to. An evaluation that SIGTERM meets is not finished."""
+        """Between two steps: the moment to end when told to. An evaluation that SIGTERM meets is not finished."""
         with contextlib.suppress(Preempted):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self.preemption.requested():
             self.control.should_training_stop = True
             missing = self.args.should_save and damage(self._checkpoint_folder(trial)) is not None
-            if anywhere(missing, self.args.device):
+            if any_rank(missing, self.args.device):
                 self._save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args, **kwargs):
@@ -174,7 +181,7 @@ class ElectraTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Of all gradients: accelerate before 1.15 returns the part of this process where the model is sharded."""
-        return whole(super()._get_grad_norm(model, grad_norm))
+        return full_tensor(super()._get_grad_norm(model, grad_norm))
 
     def _get_output_dir(self, trial):
         """While a checkpoint is being written, the place for what is not complete yet."""
@@ -222,7 +229,7 @@ class ElectraTrainer(Trainer):
             failure = error
         finally:
             self._writing_checkpoint, self.args.push_to_hub = False, pushes
-        if anywhere(failure is not None, self.args.device):
+        if any_rank(failure is not None, self.args.device):
             raise failure or WriteError("another process could not write its part of a checkpoint")
         if self.args.should_save:
             with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
@@ -532,12 +539,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 def name_special_tokens(config, tokenizer) -> None:
     """Set the ids of a model's [PAD], [CLS] and [SEP] to those of the tokenizer, where it has such a token."""
     for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
-        said, asked = getattr(config, name), getattr(tokenizer, name, None)
-        if asked is None or said == asked:
+        before, own = getattr(config, name), getattr(tokenizer, name, None)
+        if own is None or before == own:
             continue
-        if said is not None:
-            logger.warning(f"`{name}` of the model is {said}, and the tokenizer's is {asked}, which is taken")
-        setattr(config, name, asked)
+        if before is not None:
+            logger.warning(f"`{name}` of the model is {before}, and the tokenizer's is {own}, which is taken")
+        setattr(config, name, own)
 
 
 def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -127,7 +127,7 @@ class ElectraTrainingArguments(TrainingArguments):
             )
 
     def sharding(self) -> FullyShardedDataParallelPlugin | None:
-        """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` where nobody asked for it.
+        """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` without FSDP.
 
         Raises:
             ValueError: for FSDP in one process, of version 1, or with settings that would cost a whole model.
@@ -136,10 +136,10 @@ class ElectraTrainingArguments(TrainingArguments):
             return None
         if self.parallel_mode != ParallelMode.DISTRIBUTED:
             raise ValueError("`fsdp` shards a model over processes, and this is one alone: start it with torchrun")
-        asked = self.fsdp_plugin_args or {}
-        if (version := int(asked.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
+        settings = self.fsdp_plugin_args or {}
+        if (version := int(settings.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
             raise ValueError(f"`fsdp_config`: `version` must be 2, got {version}")
-        plugin = FullyShardedDataParallelPlugin(**asked)
+        plugin = FullyShardedDataParallelPlugin(**settings)
         # A checkpoint holds a whole model; and every process loads all of a frozen generator.
         needed = {"state_dict_type": StateDictType.FULL_STATE_DICT, "cpu_ram_efficient_loading": False}
         for name, value in needed.items():

@@ -15,13 +15,13 @@ from modeling_electra_exit.exit_state import all_reduce
 from ..errors import WorkerError
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in any process of the run. Every process has to ask."""
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set in any process of the run. Every process has to call it."""
     return bool(all_reduce(torch.tensor(float(flag), device=device)))
 
 
-def decided_once(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns, or raises, in the main process, in every process of the run. Every process has to ask.
+def run_on_main_and_broadcast(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns, or raises, in the main process, in every process of the run. All of them have to call it.
 
     So that processes cannot find a folder in different states, and nothing is done twice.
     """
@@ -78,7 +78,7 @@ def switch_fsdp_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlu
 
 def name_as_unsharded(model: torch.nn.Module) -> None:
     """Give a model sharded by FSDP2 its name back: torch derives a class of its own from the model's, and saving
-    would ship the code of torch in the place of the model's and name a class in it that nobody can load."""
+    would ship the code of torch in the place of the model's and name a class in it that cannot be loaded."""
     sharded, original = type(model), type(model).__bases__[-1]
     sharded.__name__, sharded.__qualname__, sharded.__module__ = (
         original.__name__,
@@ -87,8 +87,8 @@ def name_as_unsharded(model: torch.nn.Module) -> None:
     )
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a parameter or a gradient, wherever its shards are. Every process has to ask."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a parameter or a gradient, wherever its shards are. Every process has to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -46,7 +46,7 @@ class StepFlops:
 def active_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool) -> list[int]:
     """Tokens of a sequence that each layer computes, one number a layer."""
     active, counts = sequence_length, []
-    exits = zip(config.exit_layers, config.exit_keep, strict=True)
+    exits = zip(config.exit_layers, config.exit_capacities, strict=True)
     keep = dict(exits) if exits_active and config.has_exit_heads else {}
     for layer in range(config.num_hidden_layers):
         if layer == config.num_hidden_layers - config.exit_reentry_layers:
@@ -70,7 +70,7 @@ def context_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_a
 def asked_tokens(
     config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool, training: bool
 ) -> list[int]:
-    """Tokens of a sequence that each exit's head is asked about, one number an exit."""
+    """Tokens of a sequence that each exit's head reads, one number an exit."""
     if not config.has_exit_heads:
         return []
     if training and not exits_active:

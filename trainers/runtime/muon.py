@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from . import cpu_kernels
-from .distributed import sharded_as, whole
+from .distributed import full_tensor, sharded_as
 from .optimization import ElectraAdamW
 
 
@@ -89,7 +89,7 @@ class ElectraMuon(ElectraAdamW):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                directions.append(whole(parameter.grad.lerp(state["momentum_buffer"], momentum)))
+                directions.append(full_tensor(parameter.grad.lerp(state["momentum_buffer"], momentum)))
             updates = orthogonalize(torch.stack(directions))
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - lr * group["weight_decay"])

@@ -21,7 +21,7 @@ from modeling_electra_exit import __version__
 
 from ..errors import DataError, UsageError, first_line
 from .checkpoints import damage, newest_intact
-from .distributed import decided_once
+from .distributed import run_on_main_and_broadcast
 from .files import INCOMPLETE, read_json, write_json
 
 
@@ -122,7 +122,7 @@ def fingerprints(
     files: Iterable[str], models: Iterable[str | None] = (), dataset: tuple[str, str | None] | None = None
 ) -> dict[str, str]:
     """What identifies the content of everything that a run reads. The same content gives the same fingerprint,
-    whenever it was written. "missing" stands for what is not there, which is for the one who reads it to say.
+    whenever it was written. "missing" stands for what is not there, which its reader reports.
 
     Files are read as a whole, at some gigabytes a second: far less time than tokenising them takes.
 
@@ -233,7 +233,7 @@ def held(folder: Path) -> Iterator[None]:
 def opened(
     args: TrainingArguments, given: dict, inputs: Callable[[], dict[str, str]]
 ) -> Iterator[tuple[RunRecord, RunRecord | None, str | None]]:
-    """Hold the folder of a run that begins or continues. Every process has to ask; the main one does it.
+    """Hold the folder of a run that begins or continues. Every process has to call it; the main one does it.
 
     Args:
         given: the arguments, by name.
@@ -251,7 +251,7 @@ def opened(
             record = RunRecord(given, inputs(), args.world_size)
             return record, *check_output_folder(args, record)
 
-        yield decided_once(begin)
+        yield run_on_main_and_broadcast(begin)
 
 
 def check_output_folder(args: TrainingArguments, record: RunRecord) -> tuple[RunRecord | None, str | None]:

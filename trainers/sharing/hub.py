@@ -153,7 +153,7 @@ def training_state_files(checkpoint: Path) -> dict[str, Path | bytes]:
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     manifest = {name: entry for name, entry in read_json(checkpoint / MANIFEST).items() if name in files}
     if best := state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = Path(best).name  # where it lies on this machine is nobody's business
+        state["best_model_checkpoint"] = Path(best).name  # without the path on this machine
         content = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
         manifest[TRAINER_STATE_NAME] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         files[TRAINER_STATE_NAME] = content

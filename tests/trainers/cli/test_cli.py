@@ -34,7 +34,7 @@ RECIPE = {
     "intermediate_size": 64,
     "generator_size": 0.5,
     "exit_layers": [1, 2],
-    "exit_keep": [0.5, 0.5],
+    "exit_capacities": [0.5, 0.5],
     "validation_fraction": 0.2,
     "max_steps": 4,
     "per_device_train_batch_size": 4,
@@ -94,10 +94,10 @@ def test_the_whole_path(recipe, tmp_path, capsys):
 
 def test_flags_win_over_the_recipe_and_dashes_are_underscores(recipe):
     path = recipe()
-    config, data, training, _ = parsing.parse([path, "--max-steps", "7", "--exit_keep", "0.9", "0.5", "--bf16"])
+    config, data, training, _ = parsing.parse([path, "--max-steps", "7", "--exit_capacities", "0.9", "0.5", "--bf16"])
     assert training.max_steps == 7
     assert training.bf16
-    assert config["exit_keep"] == [0.9, 0.5]
+    assert config["exit_capacities"] == [0.9, 0.5]
     assert config["hidden_size"] == 32
     assert data.max_seq_length == 32
 
@@ -235,7 +235,7 @@ MISTAKES = [
     (
         {},
         ["--exit_policy", "greedy"],
-        "`exit_policy` must be one of 'none', 'budget', 'random', 'threshold', got 'greedy'",
+        "`exit_policy` must be one of 'none', 'topk', 'random', 'threshold', got 'greedy'",
     ),
     ({}, ["--exit_layers", "3", "1"], "`exit_layers` must be strictly increasing"),
     ({}, ["--exit_warmup", "2"], "`exit_warmup` must be a share between 0 and 1, got 2.0"),

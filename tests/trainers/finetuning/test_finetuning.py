@@ -211,7 +211,7 @@ def test_similarities_are_learned_as_shares_of_the_largest(tokenizer, glue):
 def test_learning_rates_a_layer(tmp_path):
     """google-research/electra: lr * decay ** (n + 2 - depth); LayerNorms and biases do not decay."""
     model = ElectraEarlyExitForSequenceClassification(tiny_config(norm_position="pre", num_hidden_layers=4,
-                                                                  exit_layers=[2], exit_keep=[0.5]))  # fmt: skip
+                                                                  exit_layers=[2], exit_capacities=[0.5]))  # fmt: skip
     args = FineTuningArguments(str(tmp_path), learning_rate=1.0, layerwise_lr_decay=0.5, use_cpu=True, report_to=[])
     optimizer = finetuning.FineTuningTrainer(model, args).create_optimizer()
     assert type(optimizer) is ElectraAdamW

@@ -105,7 +105,7 @@ def test_a_file_becomes_json_lines(checkpoint, tmp_path, capsys):
     assert entries[0].keys() == {"tokens", "replaced", "pseudo_log_likelihood"}
     error = capsys.readouterr().err
     assert "3 texts, 11 tokens" in error
-    assert cli.main(["score", checkpoint, str(tmp_path / "text.txt"), "--exit_threshold", "0.68"]) == 0
+    assert cli.main(["score", checkpoint, str(tmp_path / "text.txt"), "--exit_entropy_threshold", "0.68"]) == 0
     assert "exit_layers" in json.loads(capsys.readouterr().out.splitlines()[0])
 
 
@@ -144,8 +144,11 @@ def test_a_plain_electra_scores_too(tokenizer, tmp_path):
         (["{folder}/model", "{folder}/none.txt"], "no such file: "),
         (["{folder}/none", "{folder}/text.txt"], "no model in "),
         (["{folder}/classifier", "{folder}/text.txt"], "must hold a pre-trained discriminator, got Electra"),
-        (["{folder}/dense", "{folder}/text.txt", "--exit_threshold", "0.5"], "--exit_threshold needs exit heads"),
-        (["{folder}/model", "{folder}/text.txt", "--exit_threshold", "-1"], "exit_threshold"),
+        (
+            ["{folder}/dense", "{folder}/text.txt", "--exit_entropy_threshold", "0.5"],
+            "--exit_entropy_threshold needs exit heads",
+        ),
+        (["{folder}/model", "{folder}/text.txt", "--exit_entropy_threshold", "-1"], "exit_entropy_threshold"),
         (["{folder}/model", "{folder}/text.txt", "--text_column", "body"], "must have the column `body`, got text"),
         (["{folder}/model", "{folder}/numbers.jsonl"], "the column `text` of {folder}/numbers.jsonl must hold text"),
     ],

@@ -60,8 +60,8 @@ number = st.one_of(st.integers(-2, 40), st.floats(allow_nan=True), st.none(), st
 value = st.one_of(number, st.lists(number, max_size=3))
 plausible = {
     "vocab_size": 30, "embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "intermediate_size": 16, "max_position_embeddings": 16, "exit_layers": [1], "exit_keep": [0.5], "pad_token_id": 0,
-    "generator_size": 0.5,
+    "intermediate_size": 16, "max_position_embeddings": 16, "exit_layers": [1], "exit_capacities": [0.5],
+    "pad_token_id": 0, "generator_size": 0.5,
 }  # fmt: skip
 # Ours and ELECTRA's own; what every config of the library inherits is the library's.
 names = st.sampled_from(

@@ -28,7 +28,7 @@ from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.data import packing
 from modeling_electra_exit.trainers.data.packing import _encode
 from modeling_electra_exit.trainers.errors import Preempted, UsageError
-from modeling_electra_exit.trainers.runtime.distributed import whole
+from modeling_electra_exit.trainers.runtime.distributed import full_tensor
 from tests.conftest import tiny_model, write_corpus
 from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
@@ -59,10 +59,10 @@ def build(tokenizer, folder, batch_size, **settings):
 
 def record(trainer) -> dict:
     return {
-        "state": {name: whole(value).clone() for name, value in trainer.model.state_dict().items()},
+        "state": {name: full_tensor(value).clone() for name, value in trainer.model.state_dict().items()},
         "log": trainer.state.log_history,
         "seen": trainer.seen,
-        "keep": trainer.model.config.exit_keep,
+        "keep": trainer.model.config.exit_capacities,
         "flos": trainer.state.total_flos,
     }
 

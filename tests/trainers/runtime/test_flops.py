@@ -25,7 +25,7 @@ def counted(model, batch, policy, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("policy", ["none", "budget"])
+@pytest.mark.parametrize("policy", ["none", "topk"])
 @pytest.mark.parametrize("context", ["all", "first", "none"])
 @pytest.mark.parametrize("reentry", [0, 1])
 def test_equals_what_torch_counts(training, policy, context, reentry):
@@ -42,7 +42,7 @@ def test_equals_what_torch_counts(training, policy, context, reentry):
         {"exit_signal": "expected_gain"},
         {"exit_signal": "expected_gain", "exit_full_depth_share": 1.0},
         {"norm_position": "pre"},
-        {"exit_policy": "random", "exit_layers": [1, 2, 4], "exit_keep": [0.5, 0.25, 0.125]},
+        {"exit_policy": "random", "exit_layers": [1, 2, 4], "exit_capacities": [0.5, 0.25, 0.125]},
         {"exit_distillation_weight": 1.0},
     ],
 )
@@ -83,7 +83,7 @@ def test_the_head_of_the_self_generator_is_counted():
 def test_share_of_the_design():
     """0.70 of dense block FLOPs with context "all" and 0.64 with "none", for ELECTRA-Small at length 512 or less, and
     0.57 with the one exit that is there by default."""
-    two = {"exit_layers": [4, 8], "exit_keep": [0.5, 0.25]}
+    two = {"exit_layers": [4, 8], "exit_capacities": [0.5, 0.25]}
     for fields, share in ((two, 0.70), (two | {"exit_context": "none"}, 0.64), ({}, 0.57)):
         config = ElectraEarlyExitConfig(**fields)
         executed = step_flops(config, 1, 128, True).blocks / step_flops(config, 1, 128, False).blocks
@@ -91,7 +91,7 @@ def test_share_of_the_design():
 
 
 def test_active_tokens_and_kept_share():
-    config = ElectraEarlyExitConfig(exit_layers=[4, 8], exit_keep=[0.5, 0.25])
+    config = ElectraEarlyExitConfig(exit_layers=[4, 8], exit_capacities=[0.5, 0.25])
     assert active_tokens(config, 128, True) == [128] * 4 + [64] * 4 + [32] * 3 + [128]
     assert active_tokens(config, 128, False) == [128] * 12
     assert active_tokens(ElectraEarlyExitConfig(exit_policy="none"), 128, True) == [128] * 12

@@ -137,7 +137,7 @@ def test_a_matrix_of_another_shape_is_refused():
 
 def test_learning_rates_a_layer(tmp_path):
     model = ElectraEarlyExitForSequenceClassification(
-        tiny_config(num_hidden_layers=4, exit_layers=[2], exit_keep=[0.5])
+        tiny_config(num_hidden_layers=4, exit_layers=[2], exit_capacities=[0.5])
     )
     args = FineTuningArguments(
         str(tmp_path), learning_rate=1.0, layerwise_lr_decay=0.5, use_cpu=True, report_to=[], optim="muon"

@@ -138,8 +138,8 @@ def test_shows_the_exit_profile(tmp_path):
 
 def test_says_after_which_layers_tokens_exit(tmp_path):
     (tmp_path / "two").mkdir()
-    assert "| after layer 2; " in card(tmp_path, exit_layers=[2], exit_keep=[0.125])
-    assert "| after layers 1, 2; " in card(tmp_path / "two", exit_layers=[1, 2], exit_keep=[0.5, 0.25])
+    assert "| after layer 2; " in card(tmp_path, exit_layers=[2], exit_capacities=[0.125])
+    assert "| after layers 1, 2; " in card(tmp_path / "two", exit_layers=[1, 2], exit_capacities=[0.5, 0.25])
 
 
 def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
