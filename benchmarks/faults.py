@@ -40,6 +40,7 @@ RUN = {
     "save_total_limit": 2,
     "eval_strategy": "steps",
     "eval_steps": 4,
+    "exit_policy": "topk",
     "exit_auc_floor": 0.3,
     "disable_tqdm": True,
 }

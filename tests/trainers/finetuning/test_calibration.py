@@ -404,5 +404,7 @@ def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
     assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
     assert "no model in" in capsys.readouterr().err
     ElectraEarlyExitForMultipleChoice(tiny_config()).save_pretrained(tmp_path)
-    assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
+    examples = tmp_path / "x.jsonl"
+    examples.write_text('{"text": "a cat", "label": 0}\n')
+    assert cli.main(["calibrate", str(tmp_path), str(examples)]) == 2
     assert "holds ElectraEarlyExitForMultipleChoice; give" in capsys.readouterr().err

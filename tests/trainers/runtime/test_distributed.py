@@ -62,7 +62,6 @@ def record(trainer) -> dict:
         "state": {name: full_tensor(value).clone() for name, value in trainer.model.state_dict().items()},
         "log": trainer.state.log_history,
         "seen": trainer.seen,
-        "keep": trainer.model.config.exit_capacities,
         "flos": trainer.state.total_flos,
     }
 
@@ -198,7 +197,6 @@ def test_two_processes_of_four_do_what_one_of_eight_does(two, tokenizer, tmp_pat
     for name, value in one["state"].items():
         if name != "exit_state.auc":  # the mean of the processes' own: ranks do not add up
             torch.testing.assert_close(first["straight"]["state"][name], value, atol=1e-5, rtol=1e-4)
-    assert first["straight"]["keep"] == one["keep"] != [0.5, 0.25]
     assert first["straight"]["flos"] == pytest.approx(one["flos"])
     for name in ("eval_roc_auc", "eval_average_precision", "eval_replaced_rate"):
         assert first["evaluation"][name] == pytest.approx(evaluation[name], abs=1e-3)
@@ -230,7 +228,6 @@ def test_a_run_of_two_resumes_exactly(two):
     _, (first, _) = two
     for name, value in first["straight"]["state"].items():
         assert torch.equal(value, first["resumed"]["state"][name]), name
-    assert first["straight"]["keep"] == first["resumed"]["keep"]
     assert first["straight"]["flos"] == first["resumed"]["flos"]
 
 
@@ -269,7 +266,6 @@ def test_shards_train_as_whole_models_do(two, sharded):
         assert logged(first["straight"], name) == pytest.approx(logged(whole_run["straight"], name), rel=1e-4), name
     for name, value in whole_run["straight"]["state"].items():
         torch.testing.assert_close(first["straight"]["state"][name], value, atol=1e-5, rtol=1e-4, msg=name)
-    assert first["straight"]["keep"] == whole_run["straight"]["keep"]
     assert first["evaluation"]["eval_roc_auc"] == pytest.approx(whole_run["evaluation"]["eval_roc_auc"], abs=1e-3)
     for name in ("straight", "resumed"):
         for key, value in first[name]["state"].items():
@@ -280,7 +276,6 @@ def test_a_run_of_shards_resumes_exactly(sharded):
     _, (first, _) = sharded
     for name, value in first["straight"]["state"].items():
         assert torch.equal(value, first["resumed"]["state"][name]), name
-    assert first["straight"]["keep"] == first["resumed"]["keep"]
 
 
 def test_a_checkpoint_of_shards_is_a_whole_model_with_its_code(sharded, two):

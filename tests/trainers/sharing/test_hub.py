@@ -86,7 +86,8 @@ def files_of(commit) -> set[str]:
 
 
 MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-CODE = {"configuration_electra_exit.py", "exit_policy.py", "exit_state.py", "generator_head.py",
+CODE = {"configuration_electra_exit.py", "conversion.py", "exit_criteria.py", "exit_policy.py", "exit_state.py",
+        "generator_head.py",
         "modeling_electra_exit.py", "modeling_heads.py"}  # fmt: skip
 STATE = {"manifest.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
