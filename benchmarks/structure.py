@@ -1,6 +1,6 @@
 """How easy the code is to move into: files, imports, functions, lines, fields, flags, and how soon `--help` answers.
 
-    python -m benchmarks.structure [--json benchmarks/results/structure.json]
+    python -m benchmarks.structure --folder /tmp/structure [--json benchmarks/results/structure.json]
 
 Lines are those of all Python files, comments and docstrings among them. A chain of imports is the longest path from
 one file of ours to another. `pretrain to loss` counts the files of ours that a step of a pre-training passes through,

@@ -34,7 +34,7 @@ AUTO_MAP = {
 }
 
 
-# What the fields that belong to some policies alone are where they are read and left out.
+# Defaults of fields that only some policies read, filled in where the policy reads the field and it was left out.
 POLICY_DEFAULTS = {
     "exit_signal": "expected_gain",
     "exit_auc_floor": 0.6,

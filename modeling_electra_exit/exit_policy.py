@@ -37,8 +37,8 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
 def row_noise(seeds: torch.Tensor, stream: int, length: int) -> torch.Tensor:
     """Uniform noise that is a function of the row's seed and of nothing else.
 
-    So a sequence meets the same chance in whatever batch, on whatever process and device it is computed. The numbers
-    are the outputs of SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at as many counters.
+    The noise of a sequence is therefore the same in every batch and process and on every device. The numbers are the
+    outputs of SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at as many counters.
 
     Args:
         seeds (`torch.LongTensor` of shape `(batch,)`).
@@ -94,13 +94,13 @@ def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
 
     The k largest of `log w + g`, with independent standard Gumbel noise `g`, are a sample of k items drawn one after
     the other with probabilities proportional to the weights w of those that remain (the Gumbel-top-k trick, Kool et
-    al., 2019, arXiv 1903.06059). Every token keeps some chance to continue, so that deep layers are starved of none.
+    al., 2019, arXiv 1903.06059). Every token may continue, so deep layers are trained on all kinds of tokens.
     """
     return binary_entropy(evidence.logits).clamp_min(1e-9).log() + gumbel(evidence.uniform())
 
 
 def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
-    """Tokens continue that deeper layers are expected to help most; the irreducibly uncertain exit with the easy."""
+    """Keep the tokens whose loss deeper layers are predicted to lower most; easy and hopeless ones exit."""
     return evidence.gain.float()
 
 

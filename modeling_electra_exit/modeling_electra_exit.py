@@ -529,7 +529,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         trace.logits.append(exits.heads[number](normed))
         trace.positions.append(tokens.items if sample is None else sample)
         if exits.gain_heads is not None and gains:
-            # Detached: the regressor watches the encoder and must not bend it.
+            # Detached: the regressor's loss sends no gradient into the encoder.
             trace.gains.append(exits.gain_heads[number](normed.detach()))
 
     def _exit_by_policy(
@@ -697,7 +697,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
         without a policy, of the sample that heads learn from (`config.exit_full_depth_share`).
     exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
     exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
-    exit_answers (dict): what those that left a fine-tuned model were told; see [`ExitTrace`].
+    exit_answers (dict): by exit layer, the items that exited a fine-tuned model there, and their logits; see
+        [`ExitTrace`].
     exit_selections (tuple of [`Selection`]): which tokens continued at each exit, where the policy has capacities.
     exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences exit): layers
         completed when each left.
@@ -997,9 +998,9 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
                 Empty ones, `(batch, 0)`, are none.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked
-                positions, -100 everywhere else. Starts the joint objective, unless `labels` say that a generator
-                outside the model has done its part. A keyword that the signature does not show: from there a Trainer
-                infers which labels every batch must have to be evaluated.
+                positions, -100 everywhere else. Starts the joint objective. With `labels` too, the batch is
+                corrupted already, and the model's generator does not run. It comes through `**kwargs`, because Trainer
+                takes every argument of labels in the signature for one that evaluation needs.
             exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
@@ -1128,8 +1129,8 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What the generator `"self"` does with the states (batch, sequence, hidden) of its layer.
 
-        It learns the originals of the tokens that were chosen for this visit, whatever they became: so it learns not
-        to trust the token it sees, and can propose at places that hold the original.
+        It is trained to predict the original at every position chosen for this visit, also where the input was left
+        unchanged. It can therefore not copy its input, and proposes well at positions that hold the original.
 
         Returns:
             The mean cross-entropy at `mlm_labels != -100`, and samples (batch, sequence) at `proposal_mask`, -100

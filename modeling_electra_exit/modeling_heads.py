@@ -198,8 +198,8 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         if untrained := sorted(set(layers) & set(self.exit_heads.untrained())):
             raise ValueError(
                 f"`{field}` must not use exit heads that are untrained, here those after layers {untrained}, got "
-                f"{value!r}: a head is trained where the model computes the loss, from `labels`, and not where "
-                "somebody else does (label smoothing, `compute_loss_func`), or with frozen or other exit layers"
+                f"{value!r}: a head is trained when the model computes the loss from `labels`, not with label "
+                "smoothing or `compute_loss_func`, not when it is frozen, and not after `exit_layers` was changed"
             )
 
     def _record_training(self, number: int, logits: torch.Tensor):

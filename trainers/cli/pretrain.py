@@ -33,7 +33,7 @@ PAGE = Page(
             "intermediate_size N": "width of the feed-forward blocks (default: 1024)",
         },
         "exits": {
-            "exit_policy POLICY": "which tokens continue past an exit layer: random, budget, threshold, or none for "
+            "exit_policy POLICY": "which tokens continue past an exit layer: random, topk, threshold, or none for "
             "no exits (default: random)",
             "exit_layers N ...": "after how many layers tokens exit (default: a third of the depth)",
             "exit_capacities SHARE ...": "share of the tokens that continues past each exit (default: 1/8, 1/16, ...)",

@@ -18,8 +18,8 @@ def add_where_arguments(parser: argparse.ArgumentParser) -> None:
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit push",
-        description="Push a run or a saved model to the Hub: config, weights, code, tokenizer and card, and nothing "
-        "else. Pushing again is safe.",
+        description="Push a run or a saved model to the Hub: config, weights, code, tokenizer, card, measurements and "
+        "the picture of the exits, and nothing else. Pushing again is safe.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="folder of a run, of a checkpoint or of a saved model")
     add_where_arguments(parser)

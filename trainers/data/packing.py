@@ -9,15 +9,18 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
+import xxhash
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Sequence as SequenceFeature
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
 from ..runtime.distributed import naming_dead_workers
+from . import tokenization
 from .reading import naming_cache_errors
 from .sequences import count_tokens, id_dtype, token_counts
 from .tokenization import pieces, script_of, vocabulary_size
@@ -27,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 SEGMENTS = ("two", "one")
+# The cache of `datasets` knows a call by the function's name and arguments. Without this argument, sequences that an
+# earlier version packed would be taken for those of this one.
+CODE = "".join(xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) for file in (__file__, tokenization.__file__))
 # google-research/electra, `build_pretraining_dataset.py`: a tenth of the examples has one segment, and one in twenty a
 # random length, from this many tokens of text up.
 ONE_SEGMENT_SHARE, SHORT_SHARE, SHORTEST = 0.1, 0.05, 5
@@ -146,7 +152,7 @@ def pack(
         DataError: if a split holds no tokens, or hardly any that the tokenizer knows, or `max_seq_length` leaves no
             room between the special tokens.
     """
-    settings = _settings(tokenizer, max_seq_length, segments, seed)
+    settings = _settings(tokenizer, max_seq_length, segments, seed) | {"code": CODE}
     packed, counts = DatasetDict(), {}
     for name, split in documents.items():
         workers = min(num_proc or os.cpu_count(), max(1, len(split) // PACKED_TOGETHER))
@@ -231,7 +237,7 @@ def packed_features(tokenizer: PreTrainedTokenizerBase, segments: str = "two") -
 
 
 def _pack_batch(
-    batch: dict[str, list], tokenizer, max_seq_length: int, segments: str, seed: int
+    batch: dict[str, list], tokenizer, max_seq_length: int, segments: str, seed: int, code: str = ""
 ) -> dict[str, list[np.ndarray]]:
     texts = [text for text in batch["text"] if text and not text.isspace()]
     # Only where a segment may begin does it matter where a line does.

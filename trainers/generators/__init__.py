@@ -1,6 +1,6 @@
 """Generators: what replaces the tokens that the discriminator has to find. `generator_type` in the config names one.
 
-Where they run follows from what they need. `mlm` and `self` need the weights in training and are part of the model.
+Where they run follows from what they need. `mlm` is part of the model, and so is the head that proposes for `self`.
 Those that need the text alone run in the collator, so in loader workers where there are some ([`Replacements`]).
 Another neural model runs in the training step, on the training device ([`StepGenerator`]).
 

@@ -21,7 +21,7 @@ from .neural import Frozen, SelfProposals
 from .statistical import Bigram, Shuffle, uniform, unigram
 
 
-# The part of the model that some generators are; `none` is the user's own corruption.
+# Types for which nothing is built here: `mlm` runs inside the model, `none` expects corrupted batches.
 IN_MODEL = ("mlm", "none")
 
 
@@ -94,7 +94,7 @@ def import_generator(name: str) -> Replacements | StepGenerator | Callable:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
         legal = ", ".join(map(repr, GENERATOR_TYPES))
-        raise UsageError(f"generator_type {name!r}: {error}; give one of {legal}, or `module:function`") from error
+        raise UsageError(f"generator_type {name!r}: {error}; give one of {legal}, or `module:attribute`") from error
     if isinstance(found, INTERFACE) or (isinstance(found, type) and issubclass(found, INTERFACE)):
         return found
     if not (inspect.isfunction(found) and list(inspect.signature(found).parameters) == ["context"]):

@@ -420,6 +420,3 @@ class PushingTrainer(Trainer):
 def _warn_of_failure(job: Future) -> None:
     if (error := job.exception()) is not None:
         logger.warning(f"{error}. Training goes on, and the next push holds all of this")
-
-
-# ---- electra-exit push ----

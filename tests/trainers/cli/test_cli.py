@@ -16,6 +16,8 @@ from electra_exit.parsing import build_parser
 from electra_exit.places import RECIPES, yaml_names
 from electra_exit.pretrain import PAGE
 from modeling_electra_exit import ElectraEarlyExitConfig, __version__
+from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
+from modeling_electra_exit.exit_policy import POLICIES
 from modeling_electra_exit.trainers.pretraining import run as pretraining
 from modeling_electra_exit.trainers.runtime import checkpoints, cpu_kernels
 from tests.conftest import write_corpus
@@ -189,6 +191,8 @@ def test_the_help_names_real_flags_with_their_real_defaults():
         if stated and default not in (None, []) and not isinstance(default, list):
             assert stated[1] == (str(default).lower() if isinstance(default, bool) else str(default)), name
     assert all(recipe in PAGE.description for recipe in yaml_names(RECIPES))
+    for name, values in (("exit_policy", POLICIES), ("generator_type", {*GENERATOR_TYPES} - {"none"})):
+        assert all(re.search(rf"\b{value}\b", options[name]) for value in values)
 
 
 def test_every_command_has_its_module():

@@ -398,6 +398,15 @@ def test_a_run_with_a_vocabulary_with_holes_or_a_python_tokenizer(corpus, tmp_pa
     assert "Load it:" in capsys.readouterr().out
 
 
+def test_text_is_packed_again_by_other_code(corpus, tokenizer, monkeypatch):
+    documents = load_documents(DataArguments(train_files=[str(corpus)]))
+    (packed, _), (cached, _) = pack(documents, tokenizer, 16), pack(documents, tokenizer, 16)
+    monkeypatch.setattr(packing, "CODE", "another version's")
+    (again, _) = pack(documents, tokenizer, 16)
+    assert packed["train"]._fingerprint == cached["train"]._fingerprint != again["train"]._fingerprint
+    assert packed["train"][:] == again["train"][:]
+
+
 def test_a_damaged_cache_is_named_and_made_again(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     path = write_corpus(tmp_path / "text.txt")
