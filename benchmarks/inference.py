@@ -21,9 +21,11 @@ import torch
 from steps import device, records
 from transformers import DataCollatorWithPadding
 
+from electra_exit.columns import add_column_arguments
 from modeling_electra_exit.trainers import calibrate_exits
 from modeling_electra_exit.trainers.errors import DataError, UsageError
-from modeling_electra_exit.trainers.finetuning.calibration import classifies_words, load_classifier, load_examples
+from modeling_electra_exit.trainers.finetuning.calibration import load_classifier, load_examples
+from modeling_electra_exit.trainers.finetuning.tasks import Columns, task_of
 
 
 RULES = {
@@ -104,8 +106,7 @@ def main():
     parser.add_argument("folder", type=Path, help="a fine-tuned sequence classifier with exits, and its tokenizer")
     parser.add_argument("examples", type=Path, help="labelled texts as JSON Lines, not those trained on")
     parser.add_argument("--calibration", type=Path, help="more of the same kind, to pick the thresholds by")
-    parser.add_argument("--text_columns", nargs="+", help="one or two (default: all columns of strings)")
-    parser.add_argument("--label_column", default="label")
+    add_column_arguments(parser)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--max_accuracy_drop", type=float, default=0.005)
     parser.add_argument("--repeats", type=int, default=5)
@@ -114,10 +115,11 @@ def main():
     args = parser.parse_args()
     try:
         model, tokenizer = load_classifier(args.folder)
-        if classifies_words(model.config):
-            raise UsageError(f"{args.folder} classifies words; give a classifier of texts")
+        if (kind := task_of(model.config).kind) != "classification":
+            raise UsageError(f"{args.folder} must do classification, got {kind}")
+        columns = Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
         calibration, measured = (
-            load_examples(path, tokenizer, model.config, args.text_columns, args.label_column)
+            load_examples(path, tokenizer, model.config, columns)
             for path in (args.calibration or args.examples, args.examples)
         )
     except (UsageError, DataError) as error:

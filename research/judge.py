@@ -8,8 +8,9 @@ from transformers import AutoModelForPreTraining, AutoTokenizer
 
 from modeling_electra_exit.trainers import metrics
 from modeling_electra_exit.trainers.finetuning.arguments import FineTuningArguments, FineTuningDataArguments
-from modeling_electra_exit.trainers.finetuning.run import evaluate, load_examples, train_classifier
-from modeling_electra_exit.trainers.finetuning.tasks import TASKS
+from modeling_electra_exit.trainers.finetuning.examples import read_examples
+from modeling_electra_exit.trainers.finetuning.run import encode_splits, evaluate, train
+from modeling_electra_exit.trainers.finetuning.starting import Start
 from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection
 from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
 
@@ -58,9 +59,8 @@ def judge_glue(
         glue (`Path`): holds `<task>/train.jsonl` and `<task>/validation.jsonl` with the columns of `glue` on the Hub.
         max_examples (`int`, *optional*): train on this many examples, drawn with `seed`.
     """
-    task = TASKS[task_name]
     data_args = FineTuningDataArguments(
-        str(folder), task_name, str(glue), max_train_examples=max_examples, both_orders=False
+        str(folder), task=task_name, data_dir=str(glue), max_train_examples=max_examples, both_orders=False
     )
     args = FineTuningArguments(
         output_dir=str(folder / "fine-tuning"),
@@ -80,6 +80,9 @@ def judge_glue(
     # Without exit heads, whatever the pre-training had: all arms of a study are fine-tuned alike.
     plain = {"exit_policy": "none"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    trainer = train_classifier(load_examples(data_args), tokenizer, data_args, args, plain)
+    examples = read_examples(data_args)
+    task, start = examples.task, Start(str(folder), examples.task, plain)
+    encoded = encode_splits(examples, tokenizer, start.model, data_args)
+    trainer = train(start, encoded, task, tokenizer, data_args, args)
     main = task.metrics[0]
     return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}

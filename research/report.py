@@ -14,10 +14,9 @@ from textwrap import fill
 import numpy as np
 
 from electra_exit.parsing import parse_fields
+from modeling_electra_exit.trainers.finetuning.tasks import TASKS
 from modeling_electra_exit.trainers.pretraining.run import build_config
 from modeling_electra_exit.trainers.runtime.flops import step_flops
-
-from .judge import TASKS
 
 
 # Arms called `rule`, `rule.tight` and `rule.generous` are one rule at several budgets.

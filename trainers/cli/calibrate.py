@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from .columns import add_column_arguments
 from .parser import Parser
 
 
@@ -17,25 +18,29 @@ def run(argv: Sequence[str]) -> int:
         parser.error(f"--max_accuracy_drop must be above 0 and below 1, got {args.max_accuracy_drop}")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the figure needs matplotlib: pip install 'electra-early-exit[study]'")
-    if not (args.folder / "config.json").exists():
-        parser.error(f"no model in {args.folder}: it has no config.json")
     if not os.path.isfile(args.examples):
         parser.error(f"no such file: {args.examples}")
+    if not any((args.folder / name).is_file() for name in ("config.json", "metrics.json")):
+        parser.error(f"{args.folder} holds no model: it has no config.json")
     from modeling_electra_exit.trainers.errors import UsageError
     from modeling_electra_exit.trainers.finetuning.calibration import (
         calibrate_exits,
-        collator_for,
         draw_curve,
         load_classifier,
         load_examples,
         summary,
     )
+    from modeling_electra_exit.trainers.finetuning.encoding import collator_for
+    from modeling_electra_exit.trainers.finetuning.tasks import Columns, task_of
 
     model, tokenizer = load_classifier(args.folder)
-    examples = load_examples(args.examples, tokenizer, model.config, args.text_columns, args.label_column)
+    task, columns = task_of(model.config), Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
+    if task.is_regression:
+        raise UsageError(f"{args.folder} predicts numbers, which have no certainty to exit by; use it at full depth")
+    examples = load_examples(args.examples, tokenizer, model.config, columns)
     try:
         found = calibrate_exits(
-            model, examples, args.max_accuracy_drop, args.criterion, collator_for(model, tokenizer), args.batch_size
+            model, examples, args.max_accuracy_drop, args.criterion, collator_for(task, tokenizer), args.batch_size
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -54,7 +59,7 @@ def calibrate_parser() -> Parser:
         "it. Take examples like those that the model will meet, and none that it was trained on.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
-    parser.add_argument("examples", type=Path, help="held-out examples: a .jsonl, .json, .csv or .parquet file")
+    parser.add_argument("examples", type=Path, help="held-out examples, a file as `finetune` reads it")
     parser.add_argument(
         "--max_accuracy_drop", type=float, default=0.005,
         help="what the drop in accuracy, absolute, may be by a bound with 95 %% confidence; 0.005 takes at least 600 "
@@ -63,14 +68,6 @@ def calibrate_parser() -> Parser:
     parser.add_argument(
         "--criterion", choices=["confidence", "entropy", "patience"], default="confidence", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--text_columns", nargs="+", help="one or two of strings, or one of lists of words (default: all there are)"
-    )
-    parser.add_argument(
-        "--label_column",
-        default="label",
-        help="numbers or names; for words a list of them, for several labels a list of names, or of a 0 or 1 for each "
-        "label (default: %(default)s)",
-    )
+    add_column_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=32, help="default: %(default)s")
     return parser

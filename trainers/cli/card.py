@@ -15,9 +15,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run was told)")
     parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run was told of its text)")
     arguments = parser.parse_args(list(argv))
-    if not (arguments.folder / "config.json").is_file():
+    if not any((arguments.folder / name).is_file() for name in ("config.json", "metrics.json")):
         parser.error(f"{arguments.folder} holds no model: it has no config.json")
+    from modeling_electra_exit.trainers.runtime.loading import lacks_model
     from modeling_electra_exit.trainers.sharing.model_card import write_model_card
 
+    if lack := lacks_model(arguments.folder):
+        parser.error(lack)
     print(write_model_card(arguments.folder, language=arguments.language, license=arguments.license))
     return 0

@@ -9,16 +9,18 @@ from .parser import Parser
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit evaluate",
-        usage="electra-exit evaluate MODEL --tasks TASK[,TASK...] [--field value ...]",
-        description="Measure a checkpoint on GLUE tasks and on BLiMP. A checkpoint without a classification head is "
-        "fine-tuned on each GLUE task first, in a folder of its own; one that has been fine-tuned on a task is "
-        "evaluated on that task as it is. BLiMP is zero-shot, by the discriminator, and trains nothing. Every other "
-        "field is one of `electra-exit finetune`.",
+        usage="electra-exit evaluate MODEL [--tasks TASK[,TASK...]] [--validation_file FILE] [--field value ...]",
+        description="Measure a checkpoint: one that is fine-tuned on a task of yours, on the examples of a file; any, "
+        "on GLUE tasks and on BLiMP. A checkpoint without a classification head is fine-tuned on each GLUE task "
+        "first, in a folder of its own; one that has been fine-tuned on a task is evaluated on that task as it is. "
+        "BLiMP is zero-shot, by the discriminator, and trains nothing. Every other field is one of "
+        "`electra-exit finetune`.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, folder or Hub id")
     parser.add_argument(
-        "--tasks", required=True, help="separated by commas: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte and blimp"
+        "--tasks",
+        help="separated by commas: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte and blimp (default: MODEL's own task)",
     )
     parser.add_argument("--blimp", type=Path, metavar="FILE", help="BLiMP as JSON Lines, plain or .gz or .xz")
     parser.add_argument(
@@ -29,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     if args.blimp is not None and not args.blimp.is_file():
         parser.error(f"no such file: {args.blimp}")
     from modeling_electra_exit.trainers.errors import UsageError
-    from modeling_electra_exit.trainers.finetuning.evaluation import RESULT_FILE, evaluate_tasks
+    from modeling_electra_exit.trainers.finetuning.evaluation import RESULT_FILE, evaluate_own_task, evaluate_tasks
     from modeling_electra_exit.trainers.finetuning.run import spread
     from modeling_electra_exit.trainers.runtime.files import write_json
 
@@ -44,10 +46,15 @@ def run(argv: Sequence[str]) -> int:
             raise UsageError(f"{min(given)} has no place here; name the tasks with --tasks")
         return parse_fields(ours, fields, FINETUNE)
 
-    results = evaluate_tasks(args.model, args.tasks.split(","), args.blimp, arguments)
+    if args.tasks is None:
+        ours = {"model": args.model, "output_dir": str(args.output_dir)}
+        results = evaluate_own_task(parse_fields(ours, fields, FINETUNE))
+    else:
+        results = evaluate_tasks(args.model, args.tasks.split(","), args.blimp, arguments)
     write_json(args.output_dir / RESULT_FILE, {"model": args.model, "tasks": results})
-    print(f"\n{'task':8}{'how':13}{'metric':22}score")
+    width = max(8, *(len(task) + 2 for task in results))
+    print(f"\n{'task':{width}}{'how':13}{'metric':22}score")
     for task, result in results.items():
         for metric, scores in result["evaluation"].items():
-            print(f"{task:8}{result['how']:13}{metric:22}{spread(scores)}")
+            print(f"{task:{width}}{result['how']:13}{metric:22}{spread(scores)}")
     return 0

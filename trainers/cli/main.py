@@ -20,10 +20,10 @@ from .parser import Parser, ParserExit
 COMMANDS = {
     "pretrain": "pre-train a model from a recipe",
     "cache-replacements": "sample replacements once, for --generator_type cached",
-    "finetune": "fine-tune a checkpoint on a GLUE task",
+    "finetune": "fine-tune a checkpoint on a task of yours, or of GLUE",
     "calibrate": "pick the thresholds of a fine-tuned model's exits",
-    "evaluate": "measure a checkpoint on GLUE tasks and BLiMP",
-    "score": "say of each token of a text how likely it is a replacement",
+    "evaluate": "measure a checkpoint on its own task, GLUE tasks and BLiMP",
+    "score": "say what a checkpoint makes of texts: labels, tags, or tokens replaced",
     "export": "write a checkpoint as plain ELECTRA",
     "push": "push a run or a saved model to the Hub",
     "push-dataset": "push prepared data and its tokenizer",

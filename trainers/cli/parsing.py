@@ -59,7 +59,7 @@ PRETRAIN = Command(
 )
 FINETUNE = Command(
     "finetune",
-    "Fine-tune a checkpoint of ours, of ELECTRA or of BERT on a GLUE task, once a seed, from a recipe",
+    "Fine-tune a checkpoint of ours, of ELECTRA or of BERT, once a seed, on a task of yours or of GLUE, from a recipe",
     RECIPES / "finetuning",
     FineTuningDataArguments,
     FineTuningArguments,

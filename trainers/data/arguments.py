@@ -17,7 +17,7 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_files: list[str] | None = field(
         default=None,
-        metadata={"help": "Local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; one kind a run."},
+        metadata={"help": "Local .txt, .jsonl, .csv, .tsv or .parquet files, plain, .gz or .xz; one kind a run."},
     )
     validation_files: list[str] | None = field(
         default=None, metadata={"help": "Held-out files of the same kind. Left out: documents are held out."}

@@ -1,9 +1,12 @@
 """From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
 
+import csv
 import errno
 import glob
+import gzip
 import importlib.util
 import logging
+import lzma
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +30,12 @@ from .arguments import DataArguments
 logger = logging.getLogger(__name__)
 
 # File name endings and the `datasets` loader that reads them; a compression suffix may follow.
-LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-COMPRESSIONS = (".gz", ".xz")
+LOADERS = {
+    ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"
+}  # fmt: skip
+COMPRESSIONS = {".gz": gzip.open, ".xz": lzma.open}
+# What may stand between the columns of a .csv file; of several that may be meant, the first.
+SEPARATORS = ",;\t"
 # The arguments that name the text; exactly one must be given.
 SOURCES = ("demo_corpus", "dataset_name", "train_files")
 
@@ -156,8 +163,15 @@ def read_files(
     if len(set(kinds.values())) > 1:
         raise DataError(f"all files of a split must be of one kind, got {kinds}")
     (loader,) = set(kinds.values())
-    cells = {"converters": dict.fromkeys(text_columns, str), "keep_default_na": False, "na_values": [""]}
-    options = {"text": {"sample_by": sample_by}, "csv": cells}.get(loader, {})
+    options = {}
+    if loader == "text":
+        options = {"sample_by": sample_by}
+    elif loader == "csv":
+        headers = {path: csv_header(path)[0] for path in paths}
+        if len(set(headers.values())) > 1:
+            raise DataError(f"all files of a split must have the same separator, got {headers}")
+        options = {"sep": headers[paths[0]], "converters": dict.fromkeys(text_columns, str), "keep_default_na": False,
+                   "na_values": [""]}  # fmt: skip
     try:
         absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library takes paths for patterns
         with naming_cache_errors():
@@ -169,6 +183,27 @@ def read_files(
         if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
             raise DataError(f"there is no text in {', '.join(paths)}") from error
         raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
+
+
+def opened_text(path: str):
+    """A text file in UTF-8, compressed or not, that can be read line by line, without a byte order mark."""
+    opener = next((opener for ending, opener in COMPRESSIONS.items() if path.endswith(ending)), open)
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def csv_header(path: str) -> tuple[str, list[str]]:
+    """The separator of a .csv or .tsv file, which is the one by which its header has most columns, and these.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with opened_text(path) as file:
+            first = file.readline()
+            rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
+    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
+        raise DataError(f"cannot read {path} as csv: {first_line(error)}") from error
+    return max(rows.items(), key=lambda row: len(row[1]))
 
 
 def check_text(features: Features, column: str, where: str, hint: str = "") -> None:

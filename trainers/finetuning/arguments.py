@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..runtime.arguments import _INHERITED, ELECTRA_SCHEDULE, ElectraTrainingArguments
-from .tasks import TASKS
+from .tasks import KINDS, TASKS
 
 
 @dataclass
@@ -22,11 +22,15 @@ class FineTuningArguments(ElectraTrainingArguments):
         default=ELECTRA_SCHEDULE, metadata=ElectraTrainingArguments.__dataclass_fields__["lr_scheduler_type"].metadata
     )
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Passes over the data. Left out: 10 for rte and stsb, 3 for other tasks."}
+        default=None,
+        metadata={
+            "help": "Passes over the data. Left out: 10 for rte, stsb and fewer than 6,000 examples of yours; else 3."
+        },
     )
     per_device_train_batch_size: int = field(default=32, metadata=_INHERITED["per_device_train_batch_size"])
     per_device_eval_batch_size: int = field(default=128, metadata=_INHERITED["per_device_eval_batch_size"])
     save_strategy: str = field(default="no", metadata=_INHERITED["save_strategy"])
+    logging_steps: float = field(default=0.1, metadata=_INHERITED["logging_steps"])
     layerwise_lr_decay: float = field(
         default=0.8,
         metadata={"help": "What a layer's learning rate is of that of the layer above it. 1: all learn alike."},
@@ -48,23 +52,57 @@ class FineTuningArguments(ElectraTrainingArguments):
 
 @dataclass
 class FineTuningDataArguments:
-    """What is fine-tuned on which task, and where its examples come from: `data_dir`, two files, or else the Hub."""
+    """What is fine-tuned on which task, and where its examples come from: files, `data_dir`, or else the Hub."""
 
     _argument_group_name = "data"
 
     model: str | None = field(
         default=None, metadata={"help": "The checkpoint to start from, folder or Hub id: ours, an ELECTRA or a BERT."}
     )
-    task: str | None = field(default=None, metadata={"help": f"The GLUE task: one of {', '.join(TASKS)}."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with <task>/train.jsonl and <task>/validation.jsonl."}
-    )
     train_file: str | None = field(
-        default=None, metadata={"help": "A local .jsonl, .json, .csv or .parquet file, plain or .gz or .xz."}
+        default=None,
+        metadata={
+            "help": "Your examples: .csv or .tsv with a header, .jsonl, .json or .parquet; or CoNLL (.conll, .conllu, "
+            ".iob, .bio, .txt), a word a line; plain or .gz or .xz."
+        },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
-    dataset_name: str = field(
-        default="nyu-mll/glue", metadata={"help": "The data set on the Hub, its configurations named as the tasks."}
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The same, to evaluate on. Left out: a share of the examples is held out."}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "The column of the text, or of lists of words. Left out: the only candidate."}
+    )
+    text_pair_column: str | None = field(
+        default=None, metadata={"help": "The second text of a pair, if there is one."}
+    )
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The column of the labels, or several of zeros and ones, a label each. Left out: the only "
+            "candidate."
+        },
+    )
+    task_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is learned. Left out: numbers with fractions are a regression, lists of labels multi_label, "
+            "lists of words tagging, all else classification.",
+            "choices": list(KINDS),
+        },
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the examples that is held out, of each label alike."}
+    )
+    data_split_seed: int = field(default=0, metadata={"help": "Seed of the examples held out."})
+    task: str | None = field(
+        default=None, metadata={"help": f"A task of GLUE instead of your own: one of {', '.join(TASKS)}."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "For a GLUE task: folder with <task>/train.jsonl and <task>/validation.jsonl."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A data set on the Hub instead of files. Left out, for a GLUE task: nyu-mll/glue."},
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "Tokens an example is cut to; never more than the model has positions."}

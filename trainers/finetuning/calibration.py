@@ -16,7 +16,6 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute
 import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
@@ -27,16 +26,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
 )
 
 from modeling_electra_exit.exit_criteria import CRITERIA, confidence, prediction_entropy
 
 from .. import metrics
-from ..data.reading import read_files
 from ..errors import UsageError, naming_failures
-from ..runtime.loading import read_config, read_tokenizer
+from ..runtime.loading import lacks_model, read_config, read_tokenizer
+from .encoding import encode
+from .examples import read_examples_of
+from .tasks import Columns, task_of
 
 
 CONFIDENCE = 0.95  # with which the drop in accuracy is bounded
@@ -373,8 +373,8 @@ def load_classifier(folder: Path):
     Raises:
         UsageError: if there is none.
     """
-    if not (folder / "config.json").exists():
-        raise UsageError(f"no model in {folder}: it has no config.json")
+    if lack := lacks_model(folder):
+        raise UsageError(lack)
     config = read_config(str(folder))
     kind = (config.architectures or ["a model of no known class"])[0]
     auto_class = {
@@ -390,131 +390,17 @@ def load_classifier(folder: Path):
         return auto_class.from_pretrained(folder).eval(), read_tokenizer(str(folder))
 
 
-def classifies_words(config) -> bool:
-    return config.architectures[0].endswith("ForTokenClassification")
-
-
-def collator_for(model, tokenizer) -> Callable:
-    collator = DataCollatorForTokenClassification if classifies_words(model.config) else DataCollatorWithPadding
-    return collator(tokenizer)
-
-
-def load_examples(
-    path: Path, tokenizer, config, text_columns: list[str] | None = None, label_column: str = "label"
-) -> Dataset:
-    """Labelled examples of a file, of those kinds that pre-training reads, as the model takes them.
+def load_examples(path: Path, tokenizer, config, columns: Columns) -> Dataset:
+    """Labelled examples of a file as the model takes them.
 
     Args:
-        text_columns (`list[str]`, *optional*): one or two of strings; for a classifier of words, one of lists of
-            words. Left out: all columns of that kind but the label's.
-        label_column (`str`): numbers of classes, or their names; for words, a list of one for each.
+        columns: those that are named; what is left out is guessed.
 
     Raises:
-        UsageError: for a column or label that is not there, or labels that are more or fewer than words.
-        DataError: for a file that cannot be read.
+        DataError: for a file that cannot be read, a column that is not there, or a label that the model has not.
     """
-    data = read_files([str(path)], text_columns=text_columns or ())
-    words = classifies_words(config)
-    kinds = {name: getattr(kind, "feature", None) if words else kind for name, kind in data.features.items()}
-    fitting = [name for name, kind in kinds.items() if "string" in str(getattr(kind, "dtype", ""))]
-    texts = text_columns or [name for name in fitting if name != label_column]
-    if missing := [name for name in (*texts, label_column) if name not in data.column_names]:
-        raise UsageError(f"{path} has no column {', '.join(missing)}; it has {', '.join(data.column_names)}")
-    if len(texts) not in ((1,) if words else (1, 2)) or not set(texts) <= set(fitting):
-        wanted = "one column of lists of words" if words else "one or two columns of strings"
-        raise UsageError(f"name {wanted} of {path} with --text_columns; it has {', '.join(fitting) or 'none'}")
-    for name in (*texts, label_column):
-        if empty := missing_values(data.data.column(name)):
-            raise UsageError(f"the column {name} of {path} must have a value everywhere, {empty} are missing")
-    check_label_lists(data, label_column, words or has_several_labels(config))
-    encode = encode_words if words else encode_texts
-    data = data.map(
-        lambda batch: encode(batch, texts, label_column, tokenizer, config),
-        batched=True, remove_columns=data.column_names,
-    )  # fmt: skip
-    if has_several_labels(config):
-        return data
-    found = {label for row in data["labels"] for label in row} - {-100} if words else set(data["labels"])
-    if unknown := found - set(range(config.num_labels)):
-        raise UsageError(
-            f"column {label_column} of {path} has labels that the model has not: {sorted(unknown, key=str)[:5]}"
-        )
-    return data
-
-
-def missing_values(column: pyarrow.ChunkedArray) -> int:
-    """How many are null, in a column or in the lists that it holds."""
-    inside = pyarrow.compute.list_flatten(column).null_count if pyarrow.types.is_list(column.type) else 0
-    return column.null_count + inside
-
-
-def has_several_labels(config) -> bool:
-    """Whether a text may have several labels at once."""
-    return not classifies_words(config) and config.problem_type == "multi_label_classification"
-
-
-def check_label_lists(data: Dataset, label_column: str, wanted: bool):
-    """Raises: UsageError if the labels are lists where the model wants one each, or the other way round."""
-    if (hasattr(data.features[label_column], "feature")) != wanted:
-        want, got = ("a list of labels", "one label") if wanted else ("one label", "a list of labels")
-        raise UsageError(f"column {label_column} must have {want} in each row for this model, got {got}")
-
-
-def encode_texts(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
-    """`input_ids` and what else the tokenizer gives, and `labels` as numbers where the model knows their names; where
-    texts have several, as a 0 or 1 for each of the model's."""
-    encoded = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=config.max_position_embeddings)
-    if has_several_labels(config):
-        return {**encoded, "labels": [several_labels(row, label_column, config) for row in batch[label_column]]}
-    return {**encoded, "labels": [config.label2id.get(label, label) for label in batch[label_column]]}
-
-
-def several_labels(row: list, label_column: str, config) -> list[float]:
-    """A 0 or 1 for each of the model's labels, from the same, or from a list of names.
-
-    Raises:
-        UsageError: for another list.
-    """
-    named = all(isinstance(label, str) for label in row)
-    if named and set(row) <= set(config.label2id):
-        return [float(config.id2label[number] in row) for number in range(config.num_labels)]
-    if not named and len(row) == config.num_labels and set(row) <= {0, 1}:
-        return [float(label) for label in row]
-    raise UsageError(
-        f"column {label_column} must hold lists of names of {', '.join(config.label2id)}, or of a 0 or 1 for each of "
-        f"the {config.num_labels} labels, got {row[:8]}"
-    )
-
-
-def encode_words(batch: dict, texts: list[str], label_column: str, tokenizer, config) -> dict:
-    """As [`encode_texts`], with the label of a word at its first token and -100 at all others."""
-    (column,) = texts
-    for words, tags in zip(batch[column], batch[label_column], strict=True):
-        if len(words) != len(tags):
-            raise UsageError(f"{len(words)} words in {column}, and {len(tags)} labels in {label_column}: {words[:8]}")
-    encoded = tokenizer(
-        batch[column], is_split_into_words=True, truncation=True, max_length=config.max_position_embeddings
-    )
-    labels = []
-    for row, (words, tags) in enumerate(zip(batch[column], batch[label_column], strict=True)):
-        places = pairwise([None, *word_numbers(tokenizer, encoded, row, words)])
-        labels.append([
-            -100 if word in (None, before) else config.label2id.get(tags[word], tags[word]) for before, word in places
-        ])  # fmt: skip
-    return {**encoded, "labels": labels}
-
-
-def word_numbers(tokenizer, encoded, row: int, words: list[str]) -> list[int | None]:
-    """Of which word each token of a row is, `None` for special tokens. Tokenizers that are written in Python, such as
-    those with a Japanese analyser, do not say; they take the words one by one."""
-    if tokenizer.is_fast:
-        return encoded.word_ids(row)
-    numbers = [number for number, word in enumerate(words) for _ in tokenizer.tokenize(word)]
-    kept = len(encoded["input_ids"][row]) - tokenizer.num_special_tokens_to_add()
-    numbers = numbers[:kept] if tokenizer.truncation_side == "right" else numbers[len(numbers) - kept :]
-    # Numbers in the place of ids, of which those of special tokens are no list's own.
-    places = tokenizer.build_inputs_with_special_tokens([-1 - number for number in numbers])
-    return [-1 - place if place < 0 else None for place in places]
+    task, rows = read_examples_of(task_of(config), str(path), columns)
+    return encode(rows, task, tokenizer, config.max_position_embeddings)
 
 
 def summary(found: Calibration) -> str:

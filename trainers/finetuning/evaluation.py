@@ -1,4 +1,4 @@
-"""One checkpoint measured on several tasks."""
+"""`electra-exit evaluate`: one checkpoint, several tasks, one table."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,22 +9,41 @@ from ..runtime.files import read_json
 from ..runtime.loading import architecture, read_config, read_tokenizer
 from ..runtime.run_folder import METRICS_FILE, RunRecord
 from .blimp import judge_blimp
-from .run import (
-    build_trainer,
-    check_start,
-    evaluate,
-    finetune,
-    inputs,
-    is_classifier,
-    load_classifier,
-    load_examples,
-    summarize,
-)
-from .tasks import TASKS
+from .encoding import encode
+from .examples import asked_columns, read_examples, read_examples_of
+from .run import build_trainer, check_task, encode_splits, evaluate, finetune, inputs, summarize
+from .starting import Start, check_head, has_head_for
+from .tasks import TASKS, Task, task_of
 
 
 DISCRIMINATORS = ("ElectraEarlyExitForPreTraining", "ElectraForPreTraining")
 RESULT_FILE = "evaluation.json"
+
+
+def evaluate_own_task(arguments: tuple) -> dict[str, dict]:
+    """A fine-tuned checkpoint on the task that it was fine-tuned on.
+
+    Args:
+        arguments: those of [`run.finetune`], of which `validation_file` names the examples.
+
+    Returns:
+        What [`evaluate_tasks`] returns, for the one task.
+
+    Raises:
+        UsageError, DataError: if the checkpoint is not fine-tuned, or the examples are not of its task.
+    """
+    config_fields, data_args, args, _ = arguments
+    model = data_args.model
+    config = read_config(model)
+    if not any(has_head_for(config, tags_words) for tags_words in (True, False)):
+        raise UsageError(f"{model} is not fine-tuned, it holds {architecture(config)}: name --tasks to measure it on")
+    if not data_args.validation_file:
+        raise UsageError("`validation_file` must name examples of the task of the model, got None; or name --tasks")
+    task, rows = read_examples_of(task_of(config), data_args.validation_file, asked_columns(data_args))
+    start, tokenizer = Start(model, task, config_fields), read_tokenizer(model)
+    length = min(data_args.max_seq_length, start.model.config.max_position_embeddings)
+    encoded = {"validation": encode(rows, task, tokenizer, length)}
+    return {task.name: {"how": "as it is", "evaluation": measure(start, task, tokenizer, args, encoded)}}
 
 
 def evaluate_tasks(
@@ -51,8 +70,8 @@ def evaluate_tasks(
             check_blimp(model, blimp)
             continue
         arguments[task] = arguments_of(task)
-        check_task(arguments[task])
-    as_it_is = is_classifier(read_config(model))
+        check(arguments[task])
+    as_it_is = has_head_for(read_config(model), tags_words=False)
     results = {}
     for task in tasks:
         if task == "blimp":
@@ -75,24 +94,37 @@ def check_blimp(model: str, blimp: Path | None) -> None:
         raise UsageError(f"the task blimp needs a discriminator: one of {', '.join(DISCRIMINATORS)}, got {saved_as}")
 
 
-def check_task(arguments: tuple) -> None:
+def check(arguments: tuple) -> None:
     """Raises: UsageError, DataError where the task, the model or the examples do not go together."""
-    config_fields, data_args, _, _ = arguments
-    check_start(data_args, config_fields)
+    _, data_args, _, _ = arguments
+    check_task(data_args)
+    check_head(data_args.model, TASKS[data_args.task])
     read_tokenizer(data_args.model)
     config = read_config(data_args.model)
     learned = getattr(config, "finetuning_task", None)
-    if is_classifier(config) and learned not in (None, data_args.task):
+    if has_head_for(config, tags_words=False) and learned not in (None, data_args.task):
         raise UsageError(f"`finetuning_task` of {data_args.model} is {learned!r}; it cannot do {data_args.task}")
-    load_examples(data_args, ("validation",) if is_classifier(config) else ("train", "validation"))
+    read_examples(data_args, wanted(config))
+
+
+def wanted(config) -> tuple[str, ...]:
+    """The splits of a GLUE task that are read for a checkpoint."""
+    return ("validation",) if has_head_for(config, tags_words=False) else ("train", "validation")
 
 
 def evaluate_as_it_is(arguments: tuple) -> dict[str, dict]:
     config_fields, data_args, args, _ = arguments
-    model, tokenizer = load_classifier(data_args, **config_fields), read_tokenizer(data_args.model)
+    examples, tokenizer = read_examples(data_args, ("validation",)), read_tokenizer(data_args.model)
+    start = Start(data_args.model, examples.task, config_fields)
+    encoded = encode_splits(examples, tokenizer, start.model, data_args)
+    return measure(start, examples.task, tokenizer, args, encoded)
+
+
+def measure(start: Start, task: Task, tokenizer, args, encoded: dict) -> dict[str, dict]:
+    """What each metric says of the checkpoint."""
     with tempfile.TemporaryDirectory() as args.output_dir:  # a Trainer must have one, and this one leaves nothing
-        trainer = build_trainer(model, tokenizer, data_args, args, load_examples(data_args, ("validation",)))
-        return {name: summarize([score]) for name, score in evaluate(trainer, TASKS[data_args.task]).items()}
+        trainer = build_trainer(start.model, task, tokenizer, args, encoded)
+        return {name: summarize([score]) for name, score in evaluate(trainer, task).items()}
 
 
 def fine_tune_or_read(arguments: tuple) -> dict:

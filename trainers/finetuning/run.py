@@ -1,39 +1,43 @@
-"""Fine-tuning on GLUE, as ELECTRA does: `electra-exit finetune`."""
+"""Fine-tuning on a task of one's own or of GLUE, as ELECTRA does: `electra-exit finetune`."""
 
 import copy
+import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 
-from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
-
-from ..data.reading import check_text, load_from_hub, naming_cache_errors, read_files
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from ..pretraining.callbacks import OneLineProgressCallback
 from ..pretraining.trainer import ElectraTrainer
 from ..runtime.checkpoints import newest_intact
 from ..runtime.cpu_kernels import suit_attention
 from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, read_json, write_json
-from ..runtime.loading import architecture, load_for, quiet_loading, read_config, read_tokenizer
+from ..runtime.loading import read_config, read_tokenizer
 from ..runtime.optimization import decay_by_layer
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened
 from .arguments import FineTuningArguments, FineTuningDataArguments
-from .tasks import TASKS, Task
+from .encoding import collator_for, encode
+from .examples import GLUE_ON_THE_HUB, Examples, example_files, read_examples
+from .labels import readable
+from .scores import answers, baselines, scores
+from .starting import Start, predict_in_units
+from .tasks import TASKS, Task, labels_of
 
 
 logger = logging.getLogger(__name__)
+
+# In the output folder: the examples that were held out, with columns that `electra-exit calibrate` finds.
+HELD_OUT_FILE = "held_out.jsonl"
+# Those of a calibrated checkpoint are of heads that go on learning, perhaps another task.
+NO_THRESHOLDS = {"inference_exit_thresholds": None, "inference_exit_temperatures": None}
 
 
 class FineTuningTrainer(ElectraTrainer):
@@ -49,12 +53,12 @@ class FineTuningTrainer(ElectraTrainer):
         return self.optimizer
 
 
-def spread(scores: dict) -> str:
+def spread(measured: dict) -> str:
     """A mean, and what the seeds differ by."""
-    if scores["standard_deviation"] is None:
-        return f"{scores['mean']:.4f}"
-    each = " ".join(f"{score:.4f}" for score in scores["scores"])
-    return f"{scores['mean']:.4f} +- {scores['standard_deviation']:.4f}   ({each})"
+    if measured["standard_deviation"] is None:
+        return f"{measured['mean']:.4f}"
+    each = " ".join(f"{score:.4f}" for score in measured["scores"])
+    return f"{measured['mean']:.4f} +- {measured['standard_deviation']:.4f}   ({each})"
 
 
 def finetune(
@@ -62,47 +66,97 @@ def finetune(
 ) -> dict:
     """Fine-tune once a seed, each in a folder of its own, and summarise. Seeds that are done are not done again.
 
-    Args: what [`parsing.parse`] returns for [`parsing.FINETUNE`].
+    Args: what the parser of the command line returns; `given` is all that was given, by name.
 
     Returns:
-        What `metrics.json` in the output folder says: `task`, `model`, `seeds`, and in `evaluation` for each metric
+        What `metrics.json` in the output folder says: `task`, `model`, `seeds`, in `evaluation` for each metric
         the `scores` of the seeds, their `mean`, their `standard_deviation` (with n - 1; `None` for one seed) and their
-        `median`, which ELECTRA reports.
+        `median`, which ELECTRA reports; `baselines`, see [`scores.baselines`]; and `best`, the folder of the seed
+        with the largest score in the first metric.
 
     Raises:
         UsageError, DataError: before anything is written, for whatever the user can put right.
     """
     folder = Path(training_args.output_dir)
     with opened(training_args, given, lambda: inputs(data_args)) as (record, before, _):
-        check_start(data_args, config_fields)
+        config = read_config(data_args.model)
+        examples = read_examples(data_args, labels=labels_of(config))
+        start = Start(data_args.model, examples.task, {**NO_THRESHOLDS, **config_fields})
         tokenizer = read_tokenizer(data_args.model)
-        examples = load_examples(data_args)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
+        run_on_main_and_broadcast(lambda: _write_held_out(examples, folder))
+        logger.info(describe(examples))
+        encoded = encode_splits(examples, tokenizer, start.model, data_args)
+        found = baselines(examples.task, examples.splits["train"], examples.splits["validation"])
+        facts = {**_facts(examples, data_args), "baselines": found}
         results = [
-            finetune_seed(seed, examples, tokenizer, data_args, training_args, config_fields)
+            finetune_seed(seed, start, encoded, examples.task, tokenizer, data_args, training_args, facts)
             for seed in training_args.seeds
         ]
+        evaluation = {
+            name: summarize([result["evaluation"][name] for result in results]) for name in examples.task.metrics
+        }
+        best = int(np.argmax(evaluation[examples.task.metrics[0]]["scores"]))
         summary = {
-            "task": data_args.task,
+            "task": examples.task.name,
             "model": data_args.model,
             "seeds": training_args.seeds,
-            "evaluation": {
-                name: summarize([result["evaluation"][name] for result in results])
-                for name in TASKS[data_args.task].metrics
-            },
+            "evaluation": evaluation,
+            "baselines": found,
+            "best": f"seed-{training_args.seeds[best]}",
         }
         # At the very end: its presence says that the run is finished.
         run_on_main_and_broadcast(lambda: write_json(folder / METRICS_FILE, summary))
     return summary
 
 
+def _write_held_out(examples: Examples, folder: Path) -> None:
+    if examples.held_out:
+        path, rows = folder / HELD_OUT_FILE, readable(examples.splits["validation"], examples.task)
+        with naming_write_errors(str(path)), path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def describe(examples: Examples) -> str:
+    """What is learned from which columns, in one line, so that a wrong guess is seen."""
+    task, columns = examples.task, examples.task.columns
+    texts = " and ".join(f"`{name}`" for name in columns.texts)
+    labels = ", ".join(f"`{name}`" for name in columns.labels)
+    of = "" if task.is_regression else f", {len(task.labels)} labels: {_few(task.labels)}"
+    train, validation = (f"{len(rows):,}" for rows in examples.splits.values())
+    held_out = "held out" if examples.held_out else "to evaluate on"
+    return f"{task.name}: {task.kind}, {texts} -> {labels}{of}; {train} examples to train on, {validation} {held_out}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _facts(examples: Examples, data_args: FineTuningDataArguments) -> dict:
+    """What the model card says of the examples: names of files and columns, and no place on this machine."""
+    task, files = examples.task, example_files(data_args)
+    return {
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "text_columns": list(task.columns.texts),
+        "label_columns": list(task.columns.labels),
+        "files": {split: Path(path).name for split, path in files.items()},
+        "dataset_name": None if files else data_args.dataset_name or GLUE_ON_THE_HUB,
+        "examples": {split: len(rows) for split, rows in examples.splits.items()},
+        "held_out": examples.held_out,
+        "max_seq_length": data_args.max_seq_length,
+    }
+
+
 def finetune_seed(
     seed: int,
-    examples: dict[str, Dataset],
+    start: Start,
+    encoded: dict[str, Dataset],
+    task: Task,
     tokenizer: PreTrainedTokenizerBase,
     data_args: FineTuningDataArguments,
     training_args: FineTuningArguments,
-    config_fields: dict,
+    facts: dict,
 ) -> dict:
     """What `metrics.json` in the folder of one seed says, after fine-tuning with it unless that is done."""
     path = Path(training_args.output_dir) / f"seed-{seed}" / METRICS_FILE
@@ -110,31 +164,63 @@ def finetune_seed(
         result := run_on_main_and_broadcast(lambda: read_json(path, "evaluation") if path.exists() else None)
     ) is not None:
         return result
-    args = copy.copy(training_args)
+    args, began = copy.copy(training_args), time.perf_counter()
     args.seed, args.output_dir = seed, str(path.parent)
-    trainer = train_classifier(examples, tokenizer, data_args, args, config_fields)
-    evaluation = evaluate(trainer, TASKS[data_args.task])
+    trainer = train(start, encoded, task, tokenizer, data_args, args)
+    seconds = time.perf_counter() - began
+    evaluation = evaluate(trainer, task)
+    if task.is_regression:
+        predict_in_units(trainer.model, task)
     with naming_write_errors(f"the model in {path.parent}"):
         trainer.save_model()
         trainer.save_state()
     result = {
-        "task": data_args.task,
+        "task": task.name,
         "seed": seed,
         "evaluation": evaluation,
         "train_examples": len(trainer.train_dataset),
         "steps": trainer.state.global_step,
+        "finetuning": {**facts, **_settings(trainer, data_args.model, seconds)},
     }
-    logger.info(f"seed {seed}: " + "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items()))
+    measured = "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items())
+    logger.info(f"seed {seed}: {measured}  ({trainer.state.global_step:,} steps in {seconds:.0f} s)")
     run_on_main_and_broadcast(lambda: write_json(path, result))  # last: its presence says that this seed is done
     return result
 
 
+def _settings(trainer: FineTuningTrainer, model: str, seconds: float) -> dict:
+    """What the model card says of the training. A folder is named, but not where it lies."""
+    args, threads = trainer.args, torch.get_num_threads()
+    on_gpu = args.device.type == "cuda"
+    return {
+        "model": Path(model).resolve().name if Path(model).is_dir() else model,
+        "epochs": args.num_train_epochs,
+        "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
+        "hardware": torch.cuda.get_device_name() if on_gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}",
+        "seconds": round(seconds, 1),
+    }
+
+
 def inputs(data_args: FineTuningDataArguments) -> dict[str, str]:
-    """Fingerprints of all that a fine-tuning reads. Raises: UsageError if no task, or no model, is named."""
-    task_of(data_args)
+    """Fingerprints of all that a fine-tuning reads. Raises: UsageError if a task is unknown, or no model is named."""
+    check_task(data_args)
     files = example_files(data_args)
-    dataset = None if files else (data_args.dataset_name, data_args.task)
+    dataset = None
+    if not files and (data_args.dataset_name or data_args.task):
+        dataset = (data_args.dataset_name or GLUE_ON_THE_HUB, data_args.task)
     return fingerprints(files.values(), [data_args.model], dataset)
+
+
+def check_task(data_args: FineTuningDataArguments) -> None:
+    """Raises: UsageError for a task that is unknown or has its own kind, or if no model is named."""
+    if data_args.task is not None and data_args.task not in TASKS:
+        raise UsageError(f"`task` must be one of {', '.join(TASKS)}, got {data_args.task!r}")
+    if data_args.task is not None and data_args.task_type is not None:
+        raise UsageError(f"`task_type` must be None with `task` {data_args.task}, got {data_args.task_type!r}")
+    if data_args.model is None:
+        raise UsageError("`model` must be a folder or a Hub id, got None")
 
 
 def summarize(scores: list[float]) -> dict:
@@ -149,45 +235,59 @@ def summarize(scores: list[float]) -> dict:
 # ---- One run ----
 
 
-def train_classifier(
-    examples: dict[str, Dataset],
+def encode_splits(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    data_args: FineTuningDataArguments,
+) -> dict[str, Dataset]:
+    """The splits as a model reads them; and as `swapped`, where the order of a pair does not matter and is to be
+    learned both ways, the training data with the second text first."""
+    task, splits = examples.task, dict(examples.splits)
+    if task.symmetric and data_args.both_orders and "train" in splits:
+        other = splits["train"].rename_columns({"text": "text_pair", "text_pair": "text"})
+        splits["swapped"] = other.select_columns(["text", "text_pair", "labels"])
+    length = min(data_args.max_seq_length, model.config.max_position_embeddings)
+    return {split: encode(rows, task, tokenizer, length) for split, rows in splits.items()}
+
+
+def train(
+    start: Start,
+    encoded: dict[str, Dataset],
+    task: Task,
     tokenizer: PreTrainedTokenizerBase,
     data_args: FineTuningDataArguments,
     args: FineTuningArguments,
-    config_fields: dict | None = None,
 ) -> FineTuningTrainer:
     """Fine-tune with `args.seed` alone: the new head, the order of the examples and dropout follow from it."""
-    task, train = TASKS[data_args.task], examples["train"]
-    set_seed(args.seed)
-    with quiet_loading():  # that a new head is new is no news
-        model = load_classifier(data_args, **(config_fields or {}))
-    if data_args.max_train_examples is not None and len(train) > data_args.max_train_examples:
-        train = train.shuffle(seed=args.seed).select(range(data_args.max_train_examples))
-    if task.symmetric and data_args.both_orders:
-        first, second = task.columns
-        train = concatenate_datasets([train, train.map(lambda row: {first: row[second], second: row[first]})])
+    parts = [encoded[split] for split in ("train", "swapped") if split in encoded]
+    if data_args.max_train_examples is not None and len(parts[0]) > data_args.max_train_examples:
+        parts = [part.shuffle(seed=args.seed).select(range(data_args.max_train_examples)) for part in parts]
     args.num_train_epochs = args.num_train_epochs or task.epochs
-    trainer = build_trainer(model, tokenizer, data_args, args, {"train": train, "validation": examples["validation"]})
+    splits = {"train": concatenate_datasets(parts), "validation": encoded["validation"]}
+    trainer = build_trainer(start.model_for(args.seed), task, tokenizer, args, splits)
     trainer.train(resume_from_checkpoint=run_on_main_and_broadcast(lambda: newest_intact(Path(args.output_dir))))
     return trainer
 
 
-def build_trainer(model, tokenizer, data_args, args, examples: dict[str, Dataset]) -> FineTuningTrainer:
-    """A Trainer of the task of `data_args` on the splits in `examples`."""
-    task = TASKS[data_args.task]
-    encoded = {
-        split: encode(rows, task, tokenizer, min(data_args.max_seq_length, model.config.max_position_embeddings))
-        for split, rows in examples.items()
-    }
+def build_trainer(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    args: FineTuningArguments,
+    encoded: dict[str, Dataset],
+) -> FineTuningTrainer:
+    """A Trainer that learns and measures a task."""
     suit_attention(model, args.device)
     trainer = FineTuningTrainer(
         model,
         args,
-        DataCollatorWithPadding(tokenizer),
+        collator_for(task, tokenizer),
         train_dataset=encoded.get("train"),
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
-        compute_metrics=lambda prediction: task.scores(prediction.predictions, prediction.label_ids),
+        compute_metrics=lambda prediction: scores(task, prediction.predictions, prediction.label_ids),
+        preprocess_logits_for_metrics=lambda logits, _: answers(task, logits),
     )
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(OneLineProgressCallback)
@@ -198,131 +298,3 @@ def evaluate(trainer: FineTuningTrainer, task: Task) -> dict[str, float]:
     """The task's metrics on its validation split."""
     evaluation = trainer.evaluate()
     return {name: evaluation[f"eval_{name}"] for name in task.metrics}
-
-
-# ---- The model and its task ----
-
-
-def task_of(data_args: FineTuningDataArguments) -> Task:
-    """Raises: UsageError if no task that we know, or no model, is named."""
-    if data_args.task not in TASKS:
-        raise UsageError(f"`task` must be one of {', '.join(TASKS)}, got {data_args.task!r}")
-    if data_args.model is None:
-        raise UsageError("`model` must be a folder or a Hub id, got None")
-    return TASKS[data_args.task]
-
-
-def is_classifier(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint holds a head for whole sequences that we take over. BERT's, on its pooler, we do not."""
-    return architecture(config).endswith("ForSequenceClassification") and config.model_type != "bert"
-
-
-def check_start(data_args: FineTuningDataArguments, config_fields: dict) -> None:
-    """Raises: UsageError for a task or a checkpoint that we do not know, or a head that does not fit the task."""
-    task = task_of(data_args)
-    config = read_config(data_args.model)
-    if is_classifier(config):
-        needs = f"and the task {data_args.task} needs"
-        if config.num_labels != len(task.labels):
-            raise UsageError(f"`num_labels` of {data_args.model} is {config.num_labels}, {needs} {len(task.labels)}")
-        kind = "regression" if task.is_regression else "single_label_classification"
-        if config.problem_type not in (None, kind):
-            raise UsageError(f"`problem_type` of {data_args.model} is {config.problem_type!r}, {needs} {kind!r}")
-    load_classifier(data_args, **config_fields)
-
-
-def load_classifier(data_args: FineTuningDataArguments, **config_overrides) -> PreTrainedModel:
-    labels = TASKS[data_args.task].labels
-    model = load_for(
-        ElectraEarlyExitForSequenceClassification,
-        data_args.model,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-        **config_overrides,
-    )
-    model.config.finetuning_task = data_args.task
-    return model
-
-
-# ---- The examples ----
-
-
-@naming_cache_errors()
-def load_examples(
-    data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
-) -> dict[str, Dataset]:
-    """The `wanted` splits of the task: its columns of text, and `label`.
-
-    Raises:
-        DataError: if they cannot be read, lack a column, or hold a label that the task does not have.
-    """
-    task = TASKS[data_args.task]
-    if files := example_files(data_args, wanted):
-        splits = {split: read_files([path], text_columns=task.columns) for split, path in files.items()}
-    else:
-        splits = load_from_hub(data_args.dataset_name, data_args.task, task.validation)
-        if "validation" not in splits:
-            raise DataError(f"`{data_args.dataset_name}` has no split `{task.validation}` for {data_args.task}")
-    return {split: check_examples(splits[split], f"the {split} data of {data_args.task}", task) for split in wanted}
-
-
-def example_files(
-    data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
-) -> dict[str, str]:
-    """The files of the `wanted` splits; none where the examples come from the Hub.
-
-    Raises:
-        DataError: if not all of them are given.
-    """
-    files = {split: getattr(data_args, f"{split}_file") for split in wanted}
-    if any(files.values()) and not all(files.values()):
-        missing = next(split for split, path in files.items() if not path)
-        raise DataError(f"`{missing}_file` must be given beside the other, got None")
-    if all(files.values()):
-        return files
-    if data_args.data_dir:
-        return {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
-    return {}
-
-
-def check_examples(rows: Dataset, where: str, task: Task) -> Dataset:
-    """The columns of a task, labels as integers, or as floats for a regression.
-
-    Raises:
-        DataError: if a column is missing or holds something else.
-    """
-    for column in task.columns:
-        check_text(rows.features, column, where)
-    for column in (*task.columns, "label"):
-        if column not in rows.column_names:
-            raise DataError(f"{where} must have the column `{column}`, got {', '.join(rows.column_names)}")
-        if empty := rows.data.column(column).null_count:
-            raise DataError(f"the column `{column}` of {where} must have a value everywhere, {empty} are missing")
-    if len(rows) == 0:
-        raise DataError(f"{where} must have a row, got none")
-    if task.is_regression:
-        if not (kind := rows.features["label"].dtype).startswith(("int", "float")):
-            raise DataError(f"the column `label` of {where} must hold numbers, got {kind}")
-        if outside := [label for label in rows.unique("label") if not 0 <= label <= task.largest]:
-            raise DataError(
-                f"the column `label` of {where} must hold numbers from 0 to {task.largest:g}, got {outside[0]}"
-            )
-    elif unknown := [label for label in rows.unique("label") if label not in range(len(task.labels))]:
-        names = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
-        raise DataError(f"the column `label` of {where} must hold {names}, got {unknown[0]!r}")
-    rows = rows.select_columns([*task.columns, "label"])
-    return rows.cast_column("label", Value("float32" if task.is_regression else "int64"))
-
-
-@naming_cache_errors()
-def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Examples as a model reads them; a regression's labels become shares of the largest there is."""
-
-    def tokenize(batch):
-        encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=max_length)
-        if task.is_regression:
-            encoded["label"] = [label / task.largest for label in batch["label"]]
-        return encoded
-
-    return rows.map(tokenize, batched=True, remove_columns=list(task.columns), desc="tokenising")

@@ -1,72 +1,139 @@
-"""The tasks of GLUE (Wang et al., 2019): columns and labels as the data set on the Hub has them, and metrics."""
+"""What a fine-tuning learns: the kinds of task, and those of GLUE (Wang et al., 2019)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import PreTrainedConfig
+
+
+# The kinds of task, and the `problem_type` of a model's config for each.
+KINDS = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+    "tagging": None,
+}
+METRICS_OF = {
+    "classification": ("accuracy", "macro_f1"),
+    "multi_label": ("micro_f1", "macro_f1"),
+    "regression": ("pearson", "spearman", "rmse"),
+    "tagging": ("accuracy", "macro_f1"),
+}
+ENTITY_METRICS = ("entity_f1", "accuracy")
+# Marks of a chunk's tokens in IOB, IOB2, IOBES and BILOU: those that begin one, go on with it, end it, are all of it.
+BEGINS, INSIDE, ENDS, WHOLE = "B", "I", "EL", "SU"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table holds what a task needs.
+
+    Args:
+        text: the text, or for tagging the list of words.
+        pair: the second text of a pair.
+        labels: the label, or one column of zeros and ones a label.
+    """
+
+    text: str | None = None
+    pair: str | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of classification, or of regression.
+    """A task.
 
     Args:
-        columns: of text.
-        labels: the names of the classes in the order of their numbers; a single name is that of a regression.
-        metrics: keys of [`METRICS`], the one that counts first.
-        epochs: how long ELECTRA fine-tunes on it (google-research/electra, `configure_finetuning.py`).
+        name: what the model card calls it.
+        kind: a key of [`KINDS`].
+        columns: of the examples.
+        labels: the names of the classes in the order of their numbers; of a regression, the name of what it predicts.
+        metrics: keys of [`scores.METRICS`], the one that counts first; the larger it is the better.
+        epochs: how long to fine-tune on it.
         symmetric: ELECTRA trains on both orders of a pair.
         validation: the name of the validation split on the Hub.
-        largest: the largest label of a regression. Models learn and predict shares of it, as ELECTRA's.
+        largest: the largest label of a regression, whose smallest is 0; infinite where there is no limit.
+        shift, scale: a regression learns (label - shift) / scale.
     """
 
-    columns: tuple[str, ...]
+    name: str
+    kind: str
+    columns: Columns
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     epochs: float = 3.0
     symmetric: bool = False
     validation: str = "validation"
-    largest: float = 1.0
+    largest: float = float("inf")
+    shift: float = 0.0
+    scale: float = 1.0
 
     @property
     def is_regression(self) -> bool:
-        return len(self.labels) == 1
+        return self.kind == "regression"
 
-    def scores(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """All metrics of logits (examples, labels) against labels (examples,)."""
-        answers = predictions.squeeze(-1) if self.is_regression else predictions.argmax(axis=-1)
-        return {name: float(METRICS[name](labels, answers)) for name in self.metrics}
-
-
-def _correlation(function: Callable) -> Callable:
-    def correlation(labels, answers):
-        # Undefined for a model that gives one answer to everything, which has learned nothing.
-        return function(answers, labels)[0] if np.ptp(answers) and np.ptp(labels) else 0.0
-
-    return correlation
+    @property
+    def tags_words(self) -> bool:
+        return self.kind == "tagging"
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy_score,
-    "f1": f1_score,
-    "matthews_correlation": matthews_corrcoef,
-    "pearson": _correlation(pearsonr),
-    "spearman": _correlation(spearmanr),
-}
+def kind_of(config: PreTrainedConfig) -> str:
+    """The kind of task that a fine-tuned checkpoint was trained for."""
+    if (config.architectures or [""])[0].endswith("ForTokenClassification"):
+        return "tagging"
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return "regression"
+    return "multi_label" if config.problem_type == KINDS["multi_label"] else "classification"
+
+
+def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The names of a checkpoint's labels, in the order of their numbers."""
+    return tuple(str(config.id2label.get(number, number)) for number in range(config.num_labels))
+
+
+def task_of(config: PreTrainedConfig) -> Task:
+    """The task that a fine-tuned checkpoint was trained for, without the columns of its examples."""
+    kind, labels = kind_of(config), labels_of(config)
+    name = getattr(config, "finetuning_task", None) or "the model's own"
+    return Task(name, kind, Columns(), labels, metrics_of(kind, labels))
+
+
+def metrics_of(kind: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """What is measured of a task that does not say it."""
+    return ENTITY_METRICS if kind == "tagging" and marks_chunks(labels) else METRICS_OF[kind]
+
+
+def marks_chunks(labels: tuple[str, ...]) -> bool:
+    """Whether tags mark chunks, as `O`, `B-PER` and `I-PER` do."""
+    marks = {label.partition("-")[0] for label in labels if label != "O"}
+    return "O" in labels and bool(marks & {BEGINS, INSIDE}) and marks <= {BEGINS, INSIDE, *ENDS, *WHOLE}
+
+
+def _glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], **more) -> Task:
+    """A task with the columns and labels of the data set `glue` on the Hub, and the epochs for which ELECTRA
+    fine-tunes on it (google-research/electra, `configure_finetuning.py`)."""
+    kind = "regression" if len(labels) == 1 else "classification"
+    return Task(name, kind, Columns(*texts, *[None] * (2 - len(texts)), ("label",)), labels, metrics, **more)
+
 
 PAIR = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 
 TASKS = {
-    "cola": Task(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
-    "sst2": Task(("sentence",), ("negative", "positive"), ("accuracy",)),
-    "mrpc": Task(PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), symmetric=True),
-    "stsb": Task(PAIR, ("similarity",), ("pearson", "spearman"), epochs=10.0, symmetric=True, largest=5.0),
-    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",),
-                 validation="validation_matched"),
-    "qnli": Task(("question", "sentence"), ENTAILMENT, ("accuracy",)),
-    "rte": Task(PAIR, ENTAILMENT, ("accuracy",), epochs=10.0),
+    task.name: task
+    for task in (
+        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
+        _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
+        _glue("mrpc", PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), symmetric=True),
+        _glue("stsb", PAIR, ("similarity",), ("pearson", "spearman"), epochs=10.0, symmetric=True, largest=5.0,
+              scale=5.0),
+        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+        _glue("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), ("accuracy",),
+              validation="validation_matched"),
+        _glue("qnli", ("question", "sentence"), ENTAILMENT, ("accuracy",)),
+        _glue("rte", PAIR, ENTAILMENT, ("accuracy",), epochs=10.0),
+    )
 }  # fmt: skip

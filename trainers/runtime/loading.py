@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -17,6 +18,24 @@ from ..errors import UsageError, naming_failures
 OURS = ElectraEarlyExitConfig.model_type
 
 
+def lacks_model(folder: Path) -> str | None:
+    """What to say of a folder without a model: for that of a fine-tuning, where its best one is. `None` with one."""
+    if (folder / "config.json").is_file():
+        return None
+    if best := best_model(folder):
+        return f"{folder} holds the seeds of a fine-tuning; its best model is {best}"
+    return f"{folder} holds no model: it has no config.json"
+
+
+def best_model(folder: Path) -> Path | None:
+    """The folder of the best seed of a fine-tuning; `None` for another folder."""
+    try:
+        best = folder / json.loads((folder / "metrics.json").read_bytes())["best"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return best if (best / "config.json").is_file() else None
+
+
 def read_config(checkpoint: str) -> PreTrainedConfig:
     """The config of a checkpoint, a folder or a Hub id.
 
@@ -24,6 +43,8 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
         UsageError: if there is none, or none that transformers can read.
     """
     with naming_failures(f"no model in `{checkpoint}`"):
+        if best_model(Path(checkpoint)):
+            raise UsageError(lacks_model(Path(checkpoint)))
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)  # else it asks, and runs what is there
 
 

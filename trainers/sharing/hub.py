@@ -30,6 +30,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, __version__
 from ..errors import PushError, UsageError, first_line
 from ..runtime.checkpoints import MANIFEST
 from ..runtime.files import read_json
+from ..runtime.loading import lacks_model
 from .leaks import UnreadableError, first_leak
 from .model_card import (
     CARD,
@@ -91,7 +92,7 @@ def shared_files(folder: Path) -> dict[str, Path]:
         UsageError: if the folder does not hold a whole model of ours, of plain files.
     """
     if "config.json" not in plain_files(folder, ["config.json"]):
-        raise PushError(f"{folder} holds no model: it has no config.json")
+        raise PushError(lacks_model(folder))
     config = read_json(folder / "config.json")
     if config.get("model_type") != ElectraEarlyExitConfig.model_type:
         raise PushError(f"{folder} holds a model of type {config.get('model_type')!r}, not "

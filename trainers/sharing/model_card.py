@@ -30,10 +30,22 @@ REPLACEMENTS = {
 }
 
 
+# What a fine-tuned model does, and the names of what is measured of it.
+METRIC_TITLES = {
+    "accuracy": "Accuracy", "f1": "F1", "macro_f1": "Macro F1", "micro_f1": "Micro F1", "entity_f1": "F1 of entities",
+    "matthews_correlation": "Matthews correlation", "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation", "rmse": "Root mean square error",
+}  # fmt: skip
+
+KIND_TITLES = {
+    "classification": "one label a text", "multi_label": "several labels a text", "regression": "a number a text",
+    "tagging": "a label a word",
+}  # fmt: skip
+
 # Folders, files, data sets and columns may be named anything.
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;", "|": "&#124;"})
 
-CARD, FIGURE, METRICS = "README.md", "exit_profile.png", "metrics.json"
+CARD, FIGURE, METRICS, CALIBRATION = "README.md", "exit_profile.png", "metrics.json", "calibration.json"
 # Filled in when the card is pushed; until then they tell a reader what belongs there.
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
 # What the Hub offers a model of each architecture for.
@@ -94,7 +106,7 @@ def _naming_records(folder: Path) -> Iterator[None]:
     try:
         yield
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        recorded = [name for name in (METRICS, TRAINER_STATE_NAME) if (folder / name).is_file()]
+        recorded = [name for name in (METRICS, TRAINER_STATE_NAME, CALIBRATION) if (folder / name).is_file()]
         files_read = " and ".join(recorded or ["config.json"])
         raise UsageError(f"{files_read} of {folder} cannot be made a card: {reason(error)}") from error
 
@@ -111,16 +123,17 @@ def _render(
     name = name or folder.resolve().name
     data, training = facts.get("data", {}), facts.get("training", {})
     architecture = (config.architectures or ["ElectraEarlyExitForPreTraining"])[0]
+    pretraining = architecture == "ElectraEarlyExitForPreTraining"
     license = license or training.get("model_license")
     card_data = ModelCardData(
         language=language or data.get("language"),
         license=license,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(architecture, "feature-extraction"),
-        tags=["electra", "replaced-token-detection", "early-exit", "pretraining"],
-        datasets=data.get("dataset_name"),
+        tags=["electra", "early-exit", *(["replaced-token-detection", "pretraining"] if pretraining else [])],
+        datasets=data.get("dataset_name") or facts.get("finetuning", {}).get("dataset_name"),
         model_name=name,
-        eval_results=_eval_results(facts),
+        eval_results=_eval_results(facts) if pretraining else _task_results(facts, architecture),
     )
     template = files("modeling_electra_exit.model_cards").joinpath("card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard.from_template(
@@ -129,8 +142,11 @@ def _render(
         name=in_markdown(name),
         config=config,
         architecture=in_markdown(architecture),
-        pretraining=architecture == "ElectraEarlyExitForPreTraining",
-        generator=config.generator_config() if config.generator_type == "mlm" else None,
+        pretraining=pretraining,
+        auto_class=f"AutoModelFor{architecture.split('For')[1]}" if architecture in PIPELINES else "AutoModel",
+        metric_titles=METRIC_TITLES,
+        kinds=KIND_TITLES,
+        generator=config.generator_config() if pretraining and config.generator_type == "mlm" else None,
         has_generator=has_generator,
         replacements=REPLACEMENTS,
         layers=_layers(facts, config),
@@ -151,9 +167,11 @@ def read_facts(folder: Path, measured: dict | None = None) -> dict:
         Sections by name; those that were not recorded are missing.
     """
     facts = dict(measured or _read_if_there(folder / METRICS))
+    if calibration := _read_if_there(folder / CALIBRATION):
+        facts["calibration"] = calibration
     state = _read_if_there(folder / TRAINER_STATE_NAME)
     log = state.get("log_history", [])
-    if not facts and state:
+    if "evaluation" not in facts and state:
         facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
         if evaluations := [entry for entry in log if "eval_roc_auc" in entry]:
             facts["evaluation"] = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()}
@@ -210,6 +228,23 @@ def _eval_results(facts: dict) -> list[EvalResult] | None:
             ("calibration_error", "Expected calibration error"),
         )
         if evaluation.get(name) is not None
+    ]
+    return results or None
+
+
+def _task_results(facts: dict, architecture: str) -> list[EvalResult] | None:
+    """What a fine-tuning measured."""
+    finetuning = facts.get("finetuning", {})
+    measured = facts.get("evaluation", {}) if finetuning else {}
+    described = {
+        "task_type": PIPELINES.get(architecture, "other"),
+        "dataset_type": finetuning.get("dataset_name") or "text",
+        "dataset_name": facts.get("task", "held-out examples"),
+        "dataset_split": "validation",
+    }
+    results = [
+        EvalResult(metric_type=name, metric_name=METRIC_TITLES[name], metric_value=round(value, 4), **described)
+        for name, value in measured.items()
     ]
     return results or None
 

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -19,7 +20,7 @@ from modeling_electra_exit.trainers.data import packing
 from modeling_electra_exit.trainers.data import reading as data
 from modeling_electra_exit.trainers.data.packing import pack
 from modeling_electra_exit.trainers.data.preparation import load_tokenizer, prepare
-from modeling_electra_exit.trainers.data.reading import load_documents
+from modeling_electra_exit.trainers.data.reading import load_documents, read_files
 from modeling_electra_exit.trainers.errors import DataError, UsageError, WorkerError
 from modeling_electra_exit.trainers.runtime.loading import read_tokenizer
 from tests.conftest import write_corpus
@@ -463,3 +464,23 @@ def test_a_killed_process_of_packing_is_named(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(packing, "_encode", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(WorkerError, match="was killed, perhaps because memory ran out; a smaller --num_proc"):
         pack({"train": documents}, tokenizer, 16, num_proc=2)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", ","), ("a.csv.gz", "\t"), ("a.tsv", "\t")])
+def test_the_columns_of_a_table_are_separated_as_its_header_says(tmp_path, name, separator):
+    """With a byte order mark, as spreadsheets write them, and the other separators in the text."""
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=separator).writerows([["text", "n"], ["a, b; c\td", 1], ["müde; 2, 3", 2]])
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(tmp_path / name, "wb") as file:
+        file.write(buffer.getvalue().encode("utf-8-sig"))
+    rows = read_files([str(tmp_path / name)], text_columns=["text"])
+    assert rows["text"][:] == ["a, b; c\td", "müde; 2, 3"]
+    assert rows["n"][:] == [1, 2]
+
+
+def test_files_with_different_separators_are_not_mixed(tmp_path):
+    for name, separator in (("a.csv", ","), ("b.csv", ";")):
+        (tmp_path / name).write_text(f"text{separator}n\nx{separator}1\n")
+    with pytest.raises(DataError, match="all files of a split must have the same separator, got "):
+        read_files([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")])

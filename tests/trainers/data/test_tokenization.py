@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from modeling_electra_exit.trainers import DataArguments
 from modeling_electra_exit.trainers.data.preparation import load_tokenizer
 from modeling_electra_exit.trainers.data.tokenization import train_tokenizer
-from modeling_electra_exit.trainers.finetuning.run import encode
+from modeling_electra_exit.trainers.finetuning.encoding import encode
 from modeling_electra_exit.trainers.finetuning.tasks import TASKS
 
 
@@ -116,7 +116,7 @@ def test_a_pair_has_two_types(of_scripts):
 
 
 def test_fine_tuning_gives_pairs_the_types_of_pre_training(of_scripts):
-    rows = Dataset.from_dict({"sentence1": ["byt a být"], "sentence2": ["rada"], "label": [0]})
+    rows = Dataset.from_dict({"text": ["byt a být"], "text_pair": ["rada"], "labels": [0]})
     (row,) = encode(rows, TASKS["mrpc"], of_scripts, 64)
     first, second = (of_scripts(text, add_special_tokens=False)["input_ids"] for text in ("byt a být", "rada"))
     assert row["input_ids"] == [2, *first, 3, *second, 3]

@@ -24,6 +24,7 @@ from modeling_electra_exit import (
 )
 from modeling_electra_exit.trainers import calibrate_exits
 from modeling_electra_exit.trainers.finetuning import calibration
+from modeling_electra_exit.trainers.finetuning.encoding import encode_words
 from tests.conftest import WORDS, tiny_config, trained_exits
 
 
@@ -261,12 +262,12 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("columns", "flags", "message"),
     [
-        ({}, ["--label_column", "gold"], "no column gold; it has sentence, label, idx"),
-        ({"label": 7}, [], "labels that the model has not: [7]"),
-        ({"label": "maybe"}, [], "labels that the model has not: ['maybe']"),
-        ({"a": "x", "b": "y"}, [], "one or two columns of strings"),
+        ({}, ["--label_column", "gold"], "must have the column `gold`, got sentence, label, idx"),
+        ({"label": 7}, [], "must hold the labels of the model (no, yes), got 7"),
+        ({"label": "maybe"}, [], "must hold the labels of the model (no, yes), got 'maybe'"),
+        ({"text": "a text"}, [], "with --text_column: it has sentence, label, idx, text; sentence, text may be meant"),
         ({}, [], "must be at least 0.0416 for 72 examples, "),
-        ({"label": [0, 1]}, [], "column label must have one label in each row for this model, got a list of labels"),
+        ({"label": [0, 1]}, [], "must have one label in each row for classification, got a list of labels"),
         ({}, ["--max_accuracy_drop", "2"], "must be above 0 and below 1, got 2.0"),
     ],
 )
@@ -300,10 +301,10 @@ def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsy
     )
     capsys.readouterr()
     for wrong, message in (
-        ({"tags": ["B-DOG"] * len(texts[0])}, "labels that the model has not: ['B-DOG']"),
+        ({"tags": ["B-DOG"] * len(texts[0])}, "must hold the labels of the model (O, B-CAT), got 'B-DOG'"),
         ({"tags": ["O"]}, f"{len(texts[0])} words in tokens, and 1 labels in tags"),
-        ({"tags": "O"}, "column tags must have a list of labels in each row for this model, got one label"),
-        ({"more": texts[0]}, "name one column of lists of words"),
+        ({"tags": "O"}, "must have a list of labels in each row for tagging, got one label"),
+        ({"words": texts[0]}, "that holds the text with --text_column: it has tokens, tags, words"),
     ):
         examples.write_text("\n".join(json.dumps({**row, **wrong}) for row in rows[:1]))
         assert cli.main([*command, "--label_column", "tags"]) == 2
@@ -336,9 +337,10 @@ def test_the_command_calibrates_a_classifier_with_several_labels(tokenizer, tmp_
     assert found[0]["full_accuracy"] == found[1]["full_accuracy"] == pytest.approx(right.float().mean().item())
     capsys.readouterr()
     for wrong, message in (
-        (["bird"], "column label must hold lists of names of cat, dog, old, or of a 0 or 1 for each of the 3 labels"),
+        (["bird"], "must hold lists of names of cat, dog, old, or of a 0 or 1 for each of the 3 labels"),
+        ([0, 1], "or of a 0 or 1 for each of the 3 labels, got [0, 1]"),
         ([0, 2], "or of a 0 or 1 for each of the 3 labels, got [0, 2]"),
-        ("cat", "column label must have a list of labels in each row for this model, got one label"),
+        ("cat", "must have a list of labels in each row for multi_label, got one label"),
     ):
         examples.write_text("\n".join(json.dumps({"text": text, "label": wrong}) for text in texts))
         assert cli.main(command) == 2
@@ -355,8 +357,7 @@ def test_a_tokenizer_written_in_python_finds_the_first_token_of_each_word(tmp_pa
     )  # fmt: skip
     assert not tokenizer.is_fast
     words, tags = ["ねこ", "cats", "はは", "は", "ねむる"], [0, 1, 2, 3, 4]
-    config = tiny_config(num_labels=5, max_position_embeddings=7)
-    found = calibration.encode_words({"words": [words], "tags": [tags]}, ["words"], "tags", tokenizer, config)
+    found = encode_words({"words": [words], "labels": [tags]}, tokenizer, 7)
     kept, labels = {
         "right": (["ねこ", "cat", "##s", "[UNK]", "は"], [0, 1, -100, 2, 3]),
         "left": (["##s", "[UNK]", "は", "ねむ", "##る"], [1, 2, 3, 4, -100]),
@@ -366,11 +367,8 @@ def test_a_tokenizer_written_in_python_finds_the_first_token_of_each_word(tmp_pa
 
 
 def test_a_word_has_its_label_once(tokenizer):
-    config = tiny_config(num_labels=2)
-    config.label2id = {"O": 0, "X": 1}
     words = ["cat", "catcat", "dog"]  # of which the second is no entry of the vocabulary, and several tokens
-    batch = {"tokens": [words], "tags": [["O", "X", 1]]}
-    found = calibration.encode_words(batch, ["tokens"], "tags", tokenizer, config)
+    found = encode_words({"words": [words], "labels": [[0, 1, 1]]}, tokenizer, 128)
     first = {}
     for place, word in enumerate(tokenizer([words], is_split_into_words=True).word_ids(0)):
         first.setdefault(word, place)
@@ -401,10 +399,9 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, capsys, name, con
 
 def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert cli.main(["calibrate", str(tmp_path), "x.jsonl"]) == 2
-    assert "no model in" in capsys.readouterr().err
+    examples = write_examples(tmp_path / "x.jsonl")
+    assert cli.main(["calibrate", str(tmp_path), str(examples)]) == 2
+    assert "holds no model: it has no config.json" in capsys.readouterr().err
     ElectraEarlyExitForMultipleChoice(tiny_config()).save_pretrained(tmp_path)
-    examples = tmp_path / "x.jsonl"
-    examples.write_text('{"text": "a cat", "label": 0}\n')
     assert cli.main(["calibrate", str(tmp_path), str(examples)]) == 2
     assert "holds ElectraEarlyExitForMultipleChoice; give" in capsys.readouterr().err

@@ -131,7 +131,8 @@ MISTAKES = [
     (["{start}", "--tasks", "sst2,rte"], "no such file: "),  # before sst2 is begun
     (["{start}", "--tasks", "sst2", "--task", "cola"], "--task has no place here; name the tasks with --tasks"),
     (["{start}", "--tasks", "sst2", "--lerning_rate", "1"], "unknown field `lerning_rate`"),
-    (["{start}"], "required: --tasks"),
+    (["{start}"], "is not fine-tuned, it holds ElectraEarlyExitForPreTraining: name --tasks to measure it on"),
+    (["{other}"], "`validation_file` must name examples of the task of the model, got None; or name --tasks"),
     (["{other}", "--tasks", "sst2"], "`finetuning_task` of "),
 ]
 

@@ -22,8 +22,13 @@ from transformers import (
 from electra_exit import main as cli
 from electra_exit import parsing
 from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
+from modeling_electra_exit.trainers.data.reading import read_files
 from modeling_electra_exit.trainers.finetuning import run as finetuning
 from modeling_electra_exit.trainers.finetuning.arguments import FineTuningArguments, FineTuningDataArguments
+from modeling_electra_exit.trainers.finetuning.encoding import encode
+from modeling_electra_exit.trainers.finetuning.examples import read_examples
+from modeling_electra_exit.trainers.finetuning.labels import prepare
+from modeling_electra_exit.trainers.finetuning.scores import answers, scores
 from modeling_electra_exit.trainers.finetuning.tasks import TASKS
 from modeling_electra_exit.trainers.runtime.optimization import ElectraAdamW
 from tests.conftest import WORDS, tiny_config, tiny_model
@@ -142,8 +147,8 @@ def test_a_seed_that_is_done_is_not_done_again(start, glue, tmp_path, monkeypatc
     (tmp_path / "out" / "metrics.json").unlink()  # as if interrupted after the first seed
     (tmp_path / "out" / "seed-1" / "metrics.json").unlink()
     seeds = []
-    train = finetuning.train_classifier
-    monkeypatch.setattr(finetuning, "train_classifier", lambda *args: seeds.append(args[3].seed) or train(*args))
+    train = finetuning.train
+    monkeypatch.setattr(finetuning, "train", lambda *args: seeds.append(args[-1].seed) or train(*args))
     assert run(*arguments) == 0
     assert seeds == [1]
     assert metrics_of(tmp_path / "out") == before
@@ -197,15 +202,15 @@ def test_the_learning_rate_moves_as_electras(start, glue, tmp_path):
 
 
 def test_similarities_are_learned_as_shares_of_the_largest(tokenizer, glue):
-    rows = finetuning.read_files([str(glue / "stsb" / "train.jsonl")])
-    rows = finetuning.check_examples(rows, "the data", TASKS["stsb"])
-    encoded = finetuning.encode(rows, TASKS["stsb"], tokenizer, 32)
-    assert encoded.features["label"].dtype == "float32"
-    np.testing.assert_allclose(encoded["label"], np.array(rows["label"]) / 5, rtol=1e-6)
-    assert max(encoded["label"]) > 0
+    rows = read_files([str(glue / "stsb" / "train.jsonl")])
+    rows = prepare(rows, TASKS["stsb"], "the data")
+    encoded = encode(rows, TASKS["stsb"], tokenizer, 32)
+    assert encoded.features["labels"].dtype == "float32"
+    np.testing.assert_allclose(encoded["labels"], np.array(rows["labels"]) / 5, rtol=1e-6)
+    assert max(encoded["labels"]) > 0
     # Correlations do not see it.
-    answers, labels = np.array([[0.1], [0.4], [0.2]]), np.array([1.0, 4.5, 3.0])
-    assert TASKS["stsb"].scores(answers, labels) == pytest.approx(TASKS["stsb"].scores(answers, labels / 5))
+    answers, labels = np.array([0.1, 0.4, 0.2]), np.array([1.0, 4.5, 3.0])
+    assert scores(TASKS["stsb"], answers, labels) == pytest.approx(scores(TASKS["stsb"], answers, labels / 5))
 
 
 def test_learning_rates_a_layer(tmp_path):
@@ -238,7 +243,7 @@ def test_learning_rates_a_layer(tmp_path):
 
 
 MISTAKES = {
-    "no task": (["{start}"], "`task` must be one of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, got None"),
+    "a folder of tasks": (["{start}", "--data_dir", "x"], "`data_dir` must be given with a `task` of GLUE (cola, "),
     "unknown task": (["{start}", "--task", "squad"], "`task` must be one of cola, "),
     "no model": (["glue-small", "--task", "sst2"], "`model` must be a folder or a Hub id, got None"),
     "no such model": (["/nowhere", "--task", "sst2"], "no model in `/nowhere`"),
@@ -254,7 +259,11 @@ MISTAKES = {
     "push": (["{start}", "--task", "sst2", "--push_to_hub"], "`push_to_hub` must be False here"),
     "unknown field": (["{start}", "--taks", "sst2"], "unknown field `taks`; did you mean `task`?"),
     "pre-training's field": (["{start}", "--task", "sst2", "--mlm_probability", "0.2"], "unknown field `mlm_prob"),
-    "one file": (["{start}", "--task", "sst2", "--train_file", "x"], "`validation_file` must be given beside"),
+    "one file": (["{start}", "--task", "sst2", "--validation_file", "{start}/config.json"],
+                 "`train_file` must be given beside"),
+    "no data": (["{start}"], "`train_file` or `dataset_name` must be given, or a `task` of GLUE (cola, "),
+    "a task's type": (["{start}", "--task", "sst2", "--task_type", "regression"],
+                      "`task_type` must be None with `task` sst2, got 'regression'"),
     "no such data": (["{start}", "--task", "rte"], "no such file: "),
 }  # fmt: skip
 
@@ -269,7 +278,7 @@ def test_mistakes_are_one_line_and_touch_nothing(start, glue, tmp_path, tokenize
             part.save_pretrained(tmp_path / folder)
     arguments = [a.format(**{f: tmp_path / f for f in ("start", "gpt2", "bare", "three", "multi")}) for a in arguments]
     more = flags(glue, tmp_path)
-    assert run(*arguments, *(more[2:] if name == "one file" else more)) == 2
+    assert run(*arguments, *(more[2:] if name in ("one file", "no data") else more)) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert error.startswith("electra-exit finetune: error: ")
     assert message in error
@@ -297,8 +306,10 @@ ROWS = [{"sentence1": "a cat", "sentence2": "the dog", "label": label} for label
         ("stsb", [*ROWS, {**ROWS[0], "label": 5.5}],
          "the column `label` of the train data of stsb must hold numbers from 0 to 5, got 5.5"),
         ("stsb", [*ROWS, {**ROWS[0], "label": -1}], "must hold numbers from 0 to 5, got -1"),
-        ("stsb", [{**row, "label": "3.5"} for row in ROWS],
-         "the column `label` of the train data of stsb must hold numbers, got string"),
+        ("stsb", [{**row, "label": "about 3"} for row in ROWS],
+         "the column `label` of the train data of stsb must hold numbers from 0 to 5, got 'about 3'"),
+        ("mrpc", [*ROWS, {**ROWS[0], "sentence2": " "}],
+         "the column `sentence2` of the train data of mrpc has an empty text in row 4; leave out the row"),
     ],
 )  # fmt: skip
 def test_examples_that_do_not_fit_the_task(start, glue, tmp_path, capsys, task, rows, message):
@@ -315,9 +326,9 @@ def test_words_and_numbers_in_a_csv_are_text(tmp_path):
         text = "sentence,label\n" + "".join(f"{row},{number % 2}\n" for number, row in enumerate(rows))
         (tmp_path / f"{split}.csv").write_text(text)
     files = {f"{split}_file": str(tmp_path / f"{split}.csv") for split in ("train", "validation")}
-    examples = finetuning.load_examples(FineTuningDataArguments(task="sst2", **files))
-    assert examples["train"]["sentence"][:] == rows
-    assert examples["train"]["label"][:] == [0, 1, 0, 1, 0, 1]
+    examples = read_examples(FineTuningDataArguments(task="sst2", **files)).splits
+    assert examples["train"]["text"][:] == rows
+    assert examples["train"]["labels"][:] == [0, 1, 0, 1, 0, 1]
 
 
 def test_labels_of_any_number_type_fit(start, glue, tmp_path):
@@ -334,14 +345,15 @@ def test_labels_of_any_number_type_fit(start, glue, tmp_path):
 
 
 def test_metrics_against_numbers_by_hand():
-    logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])  # answers 0 1 1 0
+    found = answers(TASKS["sst2"], torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])).numpy()
+    assert found.tolist() == [0, 1, 1, 0]
     labels = np.array([0, 1, 0, 0])
-    assert TASKS["sst2"].scores(logits, labels) == {"accuracy": 0.75}
-    assert TASKS["mrpc"].scores(logits, labels) == pytest.approx({"accuracy": 0.75, "f1": 2 / 3})
+    assert scores(TASKS["sst2"], found, labels) == {"accuracy": 0.75}
+    assert scores(TASKS["mrpc"], found, labels) == pytest.approx({"accuracy": 0.75, "f1": 2 / 3})
     # (tp tn - fp fn) / sqrt((tp+fp)(tp+fn)(tn+fp)(tn+fn)) = (2 - 0) / sqrt(2 * 1 * 3 * 2)
-    assert TASKS["cola"].scores(logits, labels) == pytest.approx({"matthews_correlation": 2 / 12**0.5})
-    answers = np.array([[1.0], [2.0], [3.0], [10.0]])
-    stsb = TASKS["stsb"].scores(answers, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert scores(TASKS["cola"], found, labels) == pytest.approx({"matthews_correlation": 2 / 12**0.5})
+    found = answers(TASKS["stsb"], torch.tensor([[1.0], [2.0], [3.0], [10.0]])).numpy()
+    stsb = scores(TASKS["stsb"], found, np.array([1.0, 2.0, 3.0, 4.0]))
     assert stsb["spearman"] == pytest.approx(1.0)
     assert stsb["pearson"] == pytest.approx(14 / (5 * 50) ** 0.5)  # covariance 14, squares 5 and 50
-    assert TASKS["stsb"].scores(np.ones((3, 1)), np.array([1.0, 2.0, 3.0])) == {"pearson": 0.0, "spearman": 0.0}
+    assert scores(TASKS["stsb"], np.ones(3), np.array([1.0, 2.0, 3.0])) == {"pearson": 0.0, "spearman": 0.0}

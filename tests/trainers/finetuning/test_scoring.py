@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import ElectraConfig, ElectraForPreTraining
 
 from electra_exit import main as cli
-from modeling_electra_exit import ElectraEarlyExitForSequenceClassification
+from modeling_electra_exit import ElectraEarlyExitForQuestionAnswering
 from modeling_electra_exit.trainers.finetuning import scoring
 from tests.conftest import tiny_config, tiny_model
 
@@ -126,7 +126,7 @@ def test_words_and_numbers_in_a_csv_are_text(checkpoint, tmp_path, capsys):
     assert all(len(score["tokens"]) > 2 for score in scores)
 
 
-def test_a_plain_electra_scores_too(tokenizer, tmp_path):
+def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
     config = {name: getattr(tiny_config(), name) for name in ("vocab_size", "embedding_size", "hidden_size",
               "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")}  # fmt: skip
     plain = ElectraForPreTraining(ElectraConfig(**config)).eval()
@@ -143,18 +143,16 @@ def test_a_plain_electra_scores_too(tokenizer, tmp_path):
     [
         (["{folder}/model", "{folder}/none.txt"], "no such file: "),
         (["{folder}/none", "{folder}/text.txt"], "no model in "),
-        (["{folder}/classifier", "{folder}/text.txt"], "must hold a pre-trained discriminator, got Electra"),
-        (
-            ["{folder}/dense", "{folder}/text.txt", "--exit_entropy_threshold", "0.5"],
-            "--exit_entropy_threshold needs exit heads",
-        ),
+        (["{folder}/answers", "{folder}/text.txt"], "must hold a pre-trained discriminator, got Electra"),
+        (["{folder}/dense", "{folder}/text.txt", "--exit_entropy_threshold", "0.5"],
+         "--exit_entropy_threshold needs exit heads"),
         (["{folder}/model", "{folder}/text.txt", "--exit_entropy_threshold", "-1"], "exit_entropy_threshold"),
         (["{folder}/model", "{folder}/text.txt", "--text_column", "body"], "must have the column `body`, got text"),
         (["{folder}/model", "{folder}/numbers.jsonl"], "the column `text` of {folder}/numbers.jsonl must hold text"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_line(checkpoint, tokenizer, tmp_path, capsys, flags, message):
-    ElectraEarlyExitForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    ElectraEarlyExitForQuestionAnswering(tiny_config()).save_pretrained(tmp_path / "answers")
     for part in (tiny_model(exit_policy="none"), tokenizer):
         part.save_pretrained(tmp_path / "dense")
     (tmp_path / "text.txt").write_text("a cat runs\n")

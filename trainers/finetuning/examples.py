@@ -1,0 +1,251 @@
+"""Labelled examples: where they are read from, what task they set, and which are held out."""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from ..data.reading import csv_header, load_from_hub, naming_cache_errors, read_files
+from ..errors import DataError, UsageError
+from .arguments import FineTuningDataArguments
+from .columns import find_columns, is_list, number_in
+from .conll import is_conll, read_conll
+from .labels import name_of, prepare, values_of
+from .tasks import TASKS, Columns, Task, metrics_of
+
+
+GLUE_ON_THE_HUB = "nyu-mll/glue"
+# ELECTRA fine-tunes for 10 epochs on RTE (2,490 examples) and STS-B (5,749), for 3 on larger tasks.
+FEW_EXAMPLES, EPOCHS_OF_FEW = 6000, 10.0
+# Different values of a label that may be classes in however few rows.
+MANY_CLASSES = 20
+
+
+@dataclass
+class Examples:
+    """The examples of a task.
+
+    task: what they set.
+    splits: `train` and `validation`, or what was wanted of them: columns `text` and perhaps `text_pair`, or `words`;
+        and `labels`: a number of a class, a 0 or 1 for each label, a value, or a number of a class for each word.
+    held_out: whether `validation` was held out from the training data.
+    """
+
+    task: Task
+    splits: dict[str, Dataset]
+    held_out: bool = False
+
+
+@naming_cache_errors()
+def read_examples(
+    data_args: FineTuningDataArguments,
+    wanted: Sequence[str] = ("train", "validation"),
+    labels: Sequence[str] | None = None,
+) -> Examples:
+    """The examples of a GLUE task, or of a task that they set themselves.
+
+    Args:
+        labels: those of a model that goes on learning. Their order is kept where they are the data's, too.
+
+    Raises:
+        UsageError: if no task and no data are named.
+        DataError: if the examples cannot be read or set no task that can be learned.
+    """
+    tables = _read_tables(data_args, wanted)
+    asked = asked_columns(data_args)
+    if data_args.task is not None:
+        known = TASKS[data_args.task]
+        task = replace(known, columns=Columns(*(ours or theirs for ours, theirs in _zip(asked, known.columns))))
+    else:
+        where, rows, defaults = tables["train"]
+        task = _infer_task(rows, find_columns(rows, where, asked, defaults, data_args.task_type), where, data_args)
+        if labels is not None and set(labels) == set(task.labels):
+            task = replace(task, labels=tuple(labels))
+    whose = "" if data_args.task else " of the training data"
+    splits = {
+        split: prepare(rows, task, where, whose if split == "validation" else "")
+        for split, (where, rows, _) in tables.items()
+    }
+    holds_out = "validation" in wanted and "validation" not in splits
+    if holds_out:
+        where = tables["train"][0]
+        all_labels, fraction = splits["train"]["labels"][:], data_args.validation_fraction
+        kept, held = hold_out(all_labels, task, fraction, data_args.data_split_seed, where)
+        splits = {"train": splits["train"].select(kept), "validation": splits["train"].select(held)}
+    if task.is_regression and data_args.task is None:
+        values = np.array(splits["train"]["labels"][:])
+        if not np.ptp(values):
+            raise DataError(f"the column `{task.columns.labels[0]}` of {tables['train'][0]} must hold different "
+                            f"numbers, got only {values[0]:g}")  # fmt: skip
+        task = replace(task, shift=float(values.mean()), scale=float(values.std()))
+    return Examples(task, splits, holds_out)
+
+
+def asked_columns(data_args: FineTuningDataArguments) -> Columns:
+    return Columns(data_args.text_column, data_args.text_pair_column, tuple(data_args.label_column or ()))
+
+
+def _zip(ours: Columns, theirs: Columns):
+    return ((getattr(ours, name), getattr(theirs, name)) for name in ("text", "pair", "labels"))
+
+
+# ---- The tables ----
+
+
+def _read_tables(data_args: FineTuningDataArguments, wanted: Sequence[str]) -> dict[str, tuple[str, Dataset, Columns]]:
+    """For each split that there is: what messages call it, its rows, and where its format has words and tags."""
+    of_task = "" if data_args.task is None else f"the {{}} data of {data_args.task}"
+    if files := example_files(data_args, wanted):
+        return {split: (of_task.format(split) or path, *read_table(path)) for split, path in files.items()}
+    name = data_args.dataset_name or GLUE_ON_THE_HUB
+    if data_args.dataset_name is None and data_args.task is None:
+        raise UsageError(
+            f"`train_file` or `dataset_name` must be given, or a `task` of GLUE ({', '.join(TASKS)}), got none"
+        )
+    validation = TASKS[data_args.task].validation if data_args.task else "validation"
+    splits = load_from_hub(name, data_args.task, validation)
+    if data_args.task and "validation" not in splits:
+        raise DataError(f"`{name}` has no split `{validation}` for {data_args.task}")
+    found = {split: rows for split, rows in splits.items() if split in wanted}
+    return {
+        split: (of_task.format(split) or f"the {split} data of {name}", rows, Columns())
+        for split, rows in found.items()
+    }
+
+
+def example_files(
+    data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
+) -> dict[str, str]:
+    """The files of the `wanted` splits; none where the examples come from the Hub.
+
+    Raises:
+        DataError: if those are missing that cannot be made from the others.
+    """
+    files = {split: path for split in wanted if (path := getattr(data_args, f"{split}_file"))}
+    if files and "train" in wanted and "train" not in files:
+        raise DataError("`train_file` must be given beside `validation_file`, got None")
+    if not files and data_args.data_dir:
+        if data_args.task is None:
+            raise DataError(f"`data_dir` must be given with a `task` of GLUE ({', '.join(TASKS)}), got no task; name "
+                            "a file of your own with --train_file")  # fmt: skip
+        return {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
+    return files
+
+
+def read_examples_of(task: Task, path: str, asked: Columns) -> tuple[Task, Dataset]:
+    """Examples of a fine-tuned model's task, as [`Examples.splits`] has them, and the task with their columns.
+
+    Raises:
+        DataError: if they cannot be read, or are of another task.
+    """
+    rows, defaults = read_table(path)
+    task = replace(task, columns=find_columns(rows, path, asked, defaults, task.kind))
+    return task, prepare(rows, task, path, " of the model")
+
+
+def read_table(path: str) -> tuple[Dataset, Columns]:
+    """A file of examples, and where its format has words and tags; nowhere, if it has names for its columns.
+
+    Raises:
+        DataError: if it is not there or cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"no such file: {path}")
+    if is_conll(path):
+        return read_conll(path)
+    header = csv_header(path)[1] if re.search(r"\.[ct]sv(\.[a-z]+)?$", path, re.IGNORECASE) else ()
+    rows = read_files([path], text_columns=header)  # of a .csv file, all as it is written
+    bare = {name: name.strip() for name in rows.column_names}
+    return (rows.rename_columns(bare) if len(set(bare.values())) == len(bare) else rows), Columns()
+
+
+# ---- The task that examples set ----
+
+
+def _infer_task(rows: Dataset, columns: Columns, where: str, data_args: FineTuningDataArguments) -> Task:
+    kind = data_args.task_type or _kind(rows, columns)
+    labels = _label_names(rows, columns, kind, where)
+    name = Path(data_args.train_file).name.split(".")[0] if data_args.train_file else data_args.dataset_name
+    name = name or "task"
+    epochs = EPOCHS_OF_FEW if len(rows) < FEW_EXAMPLES else 3.0
+    return Task(name, kind, columns, labels, metrics_of(kind, labels), epochs)
+
+
+def _kind(rows: Dataset, columns: Columns) -> str:
+    if is_list(rows.features[columns.text]):
+        return "tagging"
+    if len(columns.labels) > 1 or is_list(rows.features[columns.labels[0]]):
+        return "multi_label"
+    values = [value for value in values_of(rows, columns.labels[0], unique=True) if value is not None]
+    numbers = [number_in(value) for value in values]
+    whole = all(isinstance(value, (int, bool)) or re.fullmatch(r"[+-]?\d+", str(value)) for value in values)
+    return "classification" if not values or None in numbers or whole else "regression"
+
+
+def _label_names(rows: Dataset, columns: Columns, kind: str, where: str) -> tuple[str, ...]:
+    """The names of the labels: sorted, as numbers where they are such, and for tags after `O`.
+
+    Raises:
+        DataError: if there are too few to learn anything, or as many as if they were no labels.
+    """
+    column = columns.labels[0]
+    if len(columns.labels) > 1:
+        return columns.labels
+    if kind == "regression":
+        return (column,)
+    values = values_of(rows, column, unique=not is_list(rows.features[column]))
+    if is_list(rows.features[column]):
+        lengths, found = {len(row or ()) for row in values}, {value for row in values for value in row or ()}
+        if kind == "multi_label" and found <= {0, 1} and len(lengths) == 1 and max(lengths) > 1:
+            return tuple(map(str, range(max(lengths))))
+        values = found
+    names = {name_of(value) for value in values} - {None}
+    if len(names) < (1 if kind == "multi_label" else 2):
+        only = f"only {next(iter(names))!r}" if names else "none"
+        raise DataError(f"the column `{column}` of {where} must hold two labels or more, got {only}")
+    if len(names) > max(MANY_CLASSES, len(rows) / 2) and kind == "classification":
+        raise DataError(
+            f"the column `{column}` of {where} has {len(names):,} different values in {len(rows):,} rows, which are "
+            "no classes; choose another with --label_column, or --task_type regression for numbers"
+        )
+    numbers = [number_in(name) for name in names]
+    if None not in numbers:
+        return tuple(sorted(names, key=number_in))
+    return tuple(sorted(names, key=lambda name: (name != "O", name)))
+
+
+# ---- A split of one's own ----
+
+
+def hold_out(labels: Sequence, task: Task, fraction: float, seed: int, where: str) -> tuple[list[int], list[int]]:
+    """Numbers of the examples to train on, and of those to hold out: of each label, each set of labels and each range
+    of values about the same share. What has a label that no other example has is trained on.
+
+    Raises:
+        DataError: if no example can be held out.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"`validation_fraction` must be strictly between 0 and 1, got {fraction}")
+    sets = [_label_set(label, task) for label in labels]
+    keys = labels if task.is_regression else [sorted(each) for each in sets]
+    order = sorted(np.random.default_rng(seed).permutation(len(labels)).tolist(), key=keys.__getitem__)
+    held = {order[n] for n in range(len(order)) if math.floor((n + 1) * fraction) > math.floor(n * fraction)}
+    seen = set().union(*(each for n, each in enumerate(sets) if n not in held))
+    held = {n for n in held if sets[n] <= seen}
+    if not held:
+        raise DataError(f"{where} has {len(labels)} rows, of which none can be held out; give --validation_file")
+    return [n for n in range(len(labels)) if n not in held], sorted(held)
+
+
+def _label_set(label, task: Task) -> set[int]:
+    """The numbers of the labels that an example has."""
+    if task.is_regression:
+        return set()
+    if task.kind == "multi_label":
+        return {number for number, has in enumerate(label) if has}
+    return set(label) if task.tags_words else {label}

@@ -1,0 +1,196 @@
+"""Texts that are there, and labels as numbers."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from datasets import ClassLabel, Dataset, Features, List, Value, concatenate_datasets
+
+from ..data.reading import check_text
+from ..errors import DataError
+from .columns import column_names, is_list, number_in
+from .tasks import Task
+
+
+# Labels that are named in a message.
+NAMED = 20
+
+
+def name_of(value) -> str | None:
+    """The name of a class that is written as text, a number or a truth value; `None` for none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def values_of(rows: Dataset, column: str, unique: bool = False) -> list:
+    """A column, with the names of classes in the place of their numbers where it knows them."""
+    values = rows.unique(column) if unique else rows[column][:]
+    feature = rows.features[column]
+    inner = getattr(feature, "feature", feature)
+    if not isinstance(inner, ClassLabel):
+        return values
+
+    def name(number):
+        return None if number is None or not 0 <= number < inner.num_classes else inner.int2str(number)
+
+    return [list(map(name, value)) if isinstance(value, list) else name(value) for value in values]
+
+
+def prepare(rows: Dataset, task: Task, where: str, whose: str = "") -> Dataset:
+    """Rows as [`examples.Examples.splits`] has them.
+
+    Args:
+        where: what messages call the rows.
+        whose: what they call the labels, such as " of the model".
+
+    Raises:
+        DataError: if a column is missing, a text is empty, or a label is not one of the task's.
+    """
+    columns = task.columns
+    for column in (*columns.texts, *columns.labels):
+        if column not in rows.column_names:
+            raise DataError(f"{where} must have the column `{column}`, got {column_names(rows)}")
+    if len(rows) == 0:
+        raise DataError(f"{where} must have a row, got none")
+    for column in columns.texts:
+        (_check_words if task.tags_words else check_text)(rows.features, column, where)
+        _check_filled(rows, column, where, task.tags_words)
+    labels = _numbers(rows, task, where, whose)
+    if task.is_regression:
+        kind = Value("float32")
+    elif task.kind == "multi_label":
+        kind = List(Value("float32"))
+    else:
+        kind = List(Value("int64")) if task.tags_words else Value("int64")
+    texts = rows.select_columns(list(columns.texts))
+    names = ("words",) if task.tags_words else ("text", "text_pair")
+    texts = texts.rename_columns(dict(zip(columns.texts, names, strict=False)))
+    return concatenate_datasets([texts, Dataset.from_dict({"labels": labels}, Features({"labels": kind}))], axis=1)
+
+
+def _check_words(features: Features, column: str, where: str):
+    feature = features[column]
+    if not (is_list(feature) and "string" in str(getattr(feature.feature, "dtype", ""))):
+        raise DataError(f"the column `{column}` of {where} must hold lists of words, got {feature}")
+
+
+def _check_filled(rows: Dataset, column: str, where: str, of_words: bool):
+    """Raises: DataError for a text that is missing or empty, or has no words, or empty ones."""
+    texts = rows[column][:]
+    if missing := sum(text is None for text in texts):
+        raise DataError(f"the column `{column}` of {where} must have a value everywhere, {missing} are missing")
+    for number, text in enumerate(texts, 1):
+        words = text if of_words else [text]
+        if not words or not all(word is not None and word.strip() for word in words):
+            what = "an empty word, or none," if of_words else "an empty text"
+            raise DataError(f"the column `{column}` of {where} has {what} in row {number}; leave out the row")
+
+
+def _numbers(rows: Dataset, task: Task, where: str, whose: str) -> list:
+    """The labels of rows as numbers."""
+    if len(task.columns.labels) > 1:
+        return _switches(rows, task, where)
+    (column,) = task.columns.labels
+    values = values_of(rows, column)
+    if missing := sum(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+        raise DataError(f"the column `{column}` of {where} must have a value everywhere, {missing} are missing")
+    lists = task.tags_words or task.kind == "multi_label"
+    if is_list(rows.features[column]) != lists:
+        want, got = ("a list of labels", "one label") if lists else ("one label", "a list of labels")
+        raise DataError(f"the column `{column}` of {where} must have {want} in each row for {task.kind}, got {got}")
+    what = f"the column `{column}` of {where}"
+    if task.is_regression:
+        return [_amount(value, task, what) for value in values]
+    number = numbering(task.labels, lambda value: _refuse(value, task, what, whose))
+    if task.tags_words:
+        for words, tags in zip(rows[task.columns.text], values, strict=True):
+            if len(words) != len(tags):
+                raise DataError(f"{len(words)} words in {task.columns.text}, and {len(tags)} labels in {column} of "
+                                f"{where}: {' '.join(words[:8])}")  # fmt: skip
+        return [[number(tag) for tag in tags] for tags in values]
+    if task.kind == "multi_label":
+        return [_several(row, task, what) for row in values]
+    return [number(value) for value in values]
+
+
+def numbering(labels: Sequence[str], unknown: Callable) -> Callable[[object], int]:
+    """From a label, by name or, where no name is a number, by number, to its number; `unknown` answers for others."""
+    by_name = {name: number for number, name in enumerate(labels)}
+    by_number = all(number_in(name) is None for name in labels)
+    known: dict[object, int] = {}
+
+    def number(value) -> int:
+        if value not in known:
+            name = name_of(value)
+            if name in by_name:
+                known[value] = by_name[name]
+            elif name is not None and by_number and name.isdecimal() and int(name) < len(labels):
+                known[value] = int(name)
+            else:
+                return unknown(value)
+        return known[value]
+
+    return number
+
+
+def _refuse(value, task: Task, what: str, whose: str):
+    if whose:
+        raise DataError(f"{what} must hold the labels{whose} ({_listed(task.labels)}), got {value!r}")
+    numbered = [f"{number} ({name})" for number, name in enumerate(task.labels)]
+    raise DataError(f"{what} must hold {_listed(numbered)}, got {value!r}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _several(row: list, task: Task, what: str) -> list[float]:
+    """A 0 or 1 for each label, from the same or from a list of their names."""
+    if len(row) == len(task.labels) and not any(isinstance(value, str) for value in row) and set(row) <= {0, 1}:
+        return [float(value) for value in row]
+    names = {name_of(value) for value in row}
+    if not names <= set(task.labels):
+        raise DataError(
+            f"{what} must hold lists of names of {_listed(task.labels)}, or of a 0 or 1 for each of the "
+            f"{len(task.labels)} labels, got {row[:8]}"
+        )
+    return [float(label in names) for label in task.labels]
+
+
+def _switches(rows: Dataset, task: Task, where: str) -> list[list[float]]:
+    """A 0 or 1 for each label, from a column a label."""
+    if set(task.columns.labels) != set(task.labels):
+        got = ", ".join(task.columns.labels)
+        raise DataError(f"the label columns of {where} must be {', '.join(task.labels)}, got {got}")
+    meaning = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+    found = []
+    for column in task.labels:
+        names = [name_of(value) for value in rows[column]]
+        if wrong := [name for name in names if name is None or name.lower() not in meaning]:
+            raise DataError(f"the column `{column}` of {where} must hold 0 or 1, got {wrong[0]!r}")
+        found.append([meaning[name.lower()] for name in names])
+    return [list(row) for row in zip(*found, strict=True)]
+
+
+def _amount(value, task: Task, what: str) -> float:
+    amount, limited = number_in(value), math.isfinite(task.largest)
+    if amount is None or not math.isfinite(amount) or (limited and not 0 <= amount <= task.largest):
+        wanted = f"numbers from 0 to {task.largest:g}" if limited else "numbers"
+        raise DataError(f"{what} must hold {wanted}, got {value!r}")
+    return amount
+
+
+def readable(rows: Dataset, task: Task) -> Iterator[dict]:
+    """What [`prepare`] gives, with the names of the labels, and in columns that [`columns.find_columns`] finds."""
+    named = {"tagging": "tags", "multi_label": "labels"}.get(task.kind, "label")
+    for row in rows:
+        labels = row.pop("labels")
+        if task.kind == "multi_label":
+            labels = [task.labels[number] for number, has in enumerate(labels) if has]
+        elif task.tags_words:
+            labels = [task.labels[number] for number in labels]
+        else:
+            labels = float(f"{labels:.7g}") if task.is_regression else task.labels[labels]
+        yield {**({"tokens": row["words"]} if task.tags_words else row), named: labels}

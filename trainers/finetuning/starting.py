@@ -1,0 +1,83 @@
+"""The checkpoint that a fine-tuning starts from: read once, and a model of it for every seed."""
+
+import copy
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+
+from modeling_electra_exit import ElectraEarlyExitForSequenceClassification, ElectraEarlyExitForTokenClassification
+
+from ..errors import UsageError
+from ..runtime.loading import architecture, load_for, quiet_loading, read_config
+from .tasks import KINDS, Task
+
+
+def head_class(task: Task) -> type[PreTrainedModel]:
+    return ElectraEarlyExitForTokenClassification if task.tags_words else ElectraEarlyExitForSequenceClassification
+
+
+def has_head_for(config: PreTrainedConfig, tags_words: bool) -> bool:
+    """Whether a checkpoint holds a head that we take over. BERT's for whole sequences, on its pooler, we do not."""
+    if tags_words:
+        return architecture(config).endswith("ForTokenClassification")
+    return architecture(config).endswith("ForSequenceClassification") and config.model_type != "bert"
+
+
+class Start:
+    """A checkpoint with a head for a task, where it has none, a new one.
+
+    Args:
+        checkpoint (`str`): folder or Hub id: ours, an ELECTRA or a BERT.
+        config_fields: fields of the config that are to be others.
+
+    Raises:
+        UsageError: for a checkpoint that we do not know, or a head that does not fit the task.
+    """
+
+    def __init__(self, checkpoint: str, task: Task, config_fields: dict | None = None):
+        check_head(checkpoint, task)
+        problem_type = {} if task.tags_words else {"problem_type": KINDS[task.kind]}
+        with quiet_loading():  # that a new head is new is no news
+            self.model = load_for(
+                head_class(task),
+                checkpoint,
+                num_labels=len(task.labels),
+                id2label=dict(enumerate(task.labels)),
+                label2id={label: number for number, label in enumerate(task.labels)},
+                **problem_type,
+                **(config_fields or {}),
+            )
+        self.model.config.finetuning_task = task.name
+        # The library marks what it has found in the checkpoint.
+        self.new = {
+            name for name, weight in self.model.named_parameters() if not getattr(weight, "_is_hf_initialized", False)
+        }
+
+    def model_for(self, seed: int) -> PreTrainedModel:
+        """A copy whose new weights follow from the seed alone."""
+        model = copy.deepcopy(self.model)
+        set_seed(seed)
+        for path, module in model.named_modules():
+            if any(f"{path}.{name}" in self.new for name, _ in module.named_parameters(recurse=False)):
+                model._init_weights(module)
+        return model
+
+
+def check_head(checkpoint: str, task: Task) -> None:
+    """Raises: UsageError if a checkpoint has a head for another task."""
+    config = read_config(checkpoint)
+    if not has_head_for(config, task.tags_words):
+        return
+    needs = f"and the task {task.name} needs"
+    if config.num_labels != len(task.labels):
+        raise UsageError(f"`num_labels` of {checkpoint} is {config.num_labels}, {needs} {len(task.labels)}")
+    if not task.tags_words and config.problem_type not in (None, KINDS[task.kind]):
+        raise UsageError(f"`problem_type` of {checkpoint} is {config.problem_type!r}, {needs} {KINDS[task.kind]!r}")
+
+
+@torch.no_grad()
+def predict_in_units(model: PreTrainedModel, task: Task) -> None:
+    """Let the heads of a regression predict labels, and no longer (label - shift) / scale."""
+    for head in (model.classifier, *getattr(model.exit_heads, "heads", ())):
+        head.out_proj.weight.mul_(task.scale)
+        head.out_proj.bias.mul_(task.scale).add_(task.shift)
