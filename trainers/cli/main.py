@@ -4,7 +4,6 @@ A command's module parses first and imports what it needs afterwards, inside its
 a missing file are answered before torch is loaded.
 """
 
-import importlib.metadata
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from importlib import import_module
 
 from .console import OutputError, lasting_streams
 from .parser import Parser, ParserExit
+from .places import version
 
 
 # What each command does. Its module, of the same name, is imported when the command is called.
@@ -44,8 +44,7 @@ def _run(argv: list[str]) -> int:
         usage="electra-exit [--debug] COMMAND ...",
         description="ELECTRA pre-training with early exits.",
     )
-    version = importlib.metadata.version("electra-early-exit")
-    parser.add_argument("--version", action="version", version=f"electra-early-exit {version}")
+    parser.add_argument("--version", action="version", version=f"electra-early-exit {version()}")
     parser.add_argument("--debug", action="store_true",
                         help="show the traceback of an error, too; ELECTRA_EXIT_DEBUG=1 does the same")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

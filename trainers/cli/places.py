@@ -1,6 +1,7 @@
 """Where this package's files lie, found without importing it."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 
@@ -16,6 +17,12 @@ def _trainers() -> Path:
 
 TRAINERS = _trainers()
 RECIPES = TRAINERS / "recipes"
+
+
+def version() -> str:
+    """Of this package, as its source says it: an editable installation remembers the one that was installed."""
+    source = (package_folder("modeling_electra_exit") / "configuration_electra_exit.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.*)"$', source, re.MULTILINE)[1]
 
 
 def yaml_names(folder: Path) -> list[str]:

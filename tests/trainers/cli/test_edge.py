@@ -238,7 +238,7 @@ def test_columns_that_hold_no_text_or_not_everywhere(folders, capsys, monkeypatc
         (["score", "model", "text.txt", "--output", "model"], "Is a directory: model"),
         (
             ["calibrate", "texts", "null.jsonl"],
-            "column text of null.jsonl must have a value everywhere, 1 are missing",
+            "the column `text` of null.jsonl must have a value everywhere, 1 are missing",
         ),
         (["calibrate", "texts", "label.jsonl"], "column label of label.jsonl must have a value everywhere, 1 are"),
         (["calibrate", "words", "words.jsonl"], "column text of words.jsonl must have a value everywhere, 1 are"),
