@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from .console import OutputError, lasting_streams
@@ -85,6 +86,8 @@ def report(run: Callable[[list[str]], int], argv: Sequence[str], program: str, a
 
 
 def _report(error: BaseException, argv: list[str], program: str, debug: bool) -> int:
+    with suppress(OSError, OutputError, ValueError):
+        sys.stdout.flush()  # what was printed before the error comes before it in a log of both streams
     if debug:
         traceback.print_exception(error)
     if isinstance(error, OutputError):

@@ -215,7 +215,7 @@ QUICK = [
     (["pretrain", "quickstart", "--max-stepz", "3"], 2, "unknown field `max_stepz`; did you mean `max_steps`?"),
     (["pretrain", "quickstart", "--train_files", "/nowhere/a.txt"], 2, "no such file: /nowhere/a.txt"),
     (["score", "model", "/nowhere/a.txt"], 2, "no such file: /nowhere/a.txt"),
-    (["calibrate", "/nowhere", "a.csv"], 2, "no model in /nowhere"),
+    (["calibrate", "model", "/nowhere/a.csv"], 2, "no such file: /nowhere/a.csv"),
 ]
 ANSWER = """
 import json, sys

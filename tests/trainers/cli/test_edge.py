@@ -240,8 +240,14 @@ def test_columns_that_hold_no_text_or_not_everywhere(folders, capsys, monkeypatc
             ["calibrate", "texts", "null.jsonl"],
             "the column `text` of null.jsonl must have a value everywhere, 1 are missing",
         ),
-        (["calibrate", "texts", "label.jsonl"], "column label of label.jsonl must have a value everywhere, 1 are"),
-        (["calibrate", "words", "words.jsonl"], "column text of words.jsonl must have a value everywhere, 1 are"),
+        (
+            ["calibrate", "texts", "label.jsonl"],
+            "the column `label` of label.jsonl must have a value everywhere, 1 are",
+        ),
+        (
+            ["calibrate", "words", "words.jsonl"],
+            "the column `text` of words.jsonl must have a value everywhere, 1 are",
+        ),
     ):
         assert cli.main(argv) == 2
         assert message in capsys.readouterr().err.strip().split("\n")[-1]
