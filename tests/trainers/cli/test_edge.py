@@ -246,7 +246,7 @@ def test_columns_that_hold_no_text_or_not_everywhere(folders, capsys, monkeypatc
         ),
         (
             ["calibrate", "words", "words.jsonl"],
-            "the column `text` of words.jsonl must have a value everywhere, 1 are",
+            "the column `text` of words.jsonl has an empty word, or none, in row 1",
         ),
     ):
         assert cli.main(argv) == 2
