@@ -169,6 +169,10 @@ def parse_fields(
             close = difflib.get_close_matches(flag, known, n=1)
             raise UsageError(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else ""))
     namespace = parser.parse_args(["RECIPE", *tokens])
+    if namespace.exit_policy == "none":
+        given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
+        if unread := sorted(name for name in given if name.startswith("exit_") and name != "exit_policy"):
+            raise UsageError(f"--{unread[0]} needs exits, and `exit_policy` is none: give --exit_policy random")
     try:
         data_args = command.data(**_take(namespace, command.data))
         training_args = command.training(**_take(namespace, command.training))

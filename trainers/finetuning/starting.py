@@ -12,6 +12,10 @@ from ..runtime.loading import architecture, load_for, quiet_loading, read_config
 from .tasks import KINDS, Task
 
 
+# Fields of the config that nothing reads without exit heads.
+NEED_EXITS = ("exit_layers", "exit_loss_weight", "exit_distillation_weight")
+
+
 def head_class(task: Task) -> type[PreTrainedModel]:
     return ElectraEarlyExitForTokenClassification if task.tags_words else ElectraEarlyExitForSequenceClassification
 
@@ -47,6 +51,9 @@ class Start:
                 **problem_type,
                 **(config_fields or {}),
             )
+        unread = [name for name in NEED_EXITS if (config_fields or {}).get(name)]
+        if unread and not self.model.config.has_exit_heads:
+            raise UsageError(f"--{unread[0]} needs exits, and {checkpoint} has none: give --exit_policy random")
         self.model.config.finetuning_task = task.name
         # The library marks what it has found in the checkpoint.
         self.new = {

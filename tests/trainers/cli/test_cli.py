@@ -239,6 +239,11 @@ def test_help_and_typos_are_answered_before_torch_is_loaded():
 MISTAKES = [
     ({"lerning_rate": 1e-3}, [], "unknown field `lerning_rate`; did you mean `learning_rate`?"),
     ({}, ["--exit_polcy", "none"], "unknown field `exit_polcy`; did you mean `exit_policy`?"),
+    (
+        {"exit_policy": "none", "exit_layers": None, "exit_capacities": None},
+        ["--exit_layers", "2"],
+        "--exit_layers needs exits, and `exit_policy` is none: give --exit_policy random",
+    ),
     ({}, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
     (
         {},

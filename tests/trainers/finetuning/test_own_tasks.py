@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from electra_exit import main as cli
 from modeling_electra_exit import ElectraEarlyExitForSequenceClassification, ElectraEarlyExitForTokenClassification
+from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.finetuning.starting import Start
 from modeling_electra_exit.trainers.finetuning.tasks import TASKS, Task
 from tests.conftest import WORDS, tiny_config, tiny_model, trained_exits
@@ -227,7 +228,20 @@ def test_a_checkpoint_is_read_once_and_new_weights_follow_from_the_seed(start, t
 
 
 GOOD = [["a cat", "yes"], ["the dog", "no"], ["a bird", "yes"], ["the old dog", "no"]] * 5
+
+
+def test_fields_of_exits_are_refused_where_the_checkpoint_has_none(tmp_path):
+    tiny_model(exit_policy="none", exit_layers=[], exit_capacities=[]).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="--exit_layers needs exits"):
+        Start(str(tmp_path), TASKS["mrpc"], {"exit_layers": [1]})
+    assert (
+        Start(str(tmp_path), TASKS["mrpc"], {"exit_layers": [1], "exit_policy": "random"}).model.exit_heads is not None
+    )
+
+
 MISTAKES = {
+    "no exits": (["--train_file", "{good}", "--exit_policy", "none", "--exit_layers", "1"],
+                 "--exit_layers needs exits, and `exit_policy` is none"),
     "typo": (["--train_file", "{good}", "--lable_column", "label"], "unknown field `lable_column`; did you mean"),
     "no such file": (["--train_file", "nowhere.csv"], "no such file: nowhere.csv"),
     "other file": (["--train_file", "{folder}/start/config.yaml"], "cannot tell what "),
