@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .parser import Parser
+from .quick import check_flags
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
     parser.add_argument("--draws", type=int, default=4, help="replacements a token (default: %(default)s)")
     args, flags = parser.parse_known_args(list(argv))
+    check_flags(parser, flags)
     if args.draws < 1:
         parser.error(f"--draws must be at least 1, got {args.draws}")
     if args.folder.exists():

@@ -92,6 +92,8 @@ def _report(error: BaseException, argv: list[str], program: str, debug: bool) ->
         traceback.print_exception(error)
     if isinstance(error, OutputError):
         text, status = str(error), error.status
+    elif type(error) is KeyboardInterrupt:  # perhaps in the middle of an import, which must not be tried again
+        text, status = "interrupted; the same command continues from the last checkpoint, if one was saved", 130
     else:
         from .sentences import sentence
 

@@ -74,8 +74,13 @@ def answer(page: Page, argv: Sequence[str]) -> None:
         parser.error(f"the {what} comes first: one of {', '.join(names)}, or the path of a YAML file")
     if not page.or_model and argv[0] not in names and not os.path.isfile(argv[0]):
         parser.error(f"no recipe `{argv[0]}`: give a YAML file, or one of {', '.join(names)}")
+    check_flags(parser, argv[1:])
+
+
+def check_flags(parser: Parser, tokens: Sequence[str]) -> None:
+    """Refuse a flag that no class declares, and a file that is not there."""
     known, flag = declared_fields(), ""
-    for token in argv[1:]:
+    for token in tokens:
         if token.startswith("--"):
             flag = token.partition("=")[0].replace("-", "_").replace("__", "--", 1)
             if flag[2:].removeprefix("no_") not in known:

@@ -35,8 +35,6 @@ def sentence(error: BaseException, command: str) -> tuple[str, int]:
         saved = "the last checkpoint, for none could be written now" if error.step is None else f"step {error.step}"
         status = error.code if isinstance(error, Preempted) else 130
         return f"stopped; the same command continues from {saved}: {command}", status
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command continues from the last checkpoint, if one was saved", 130
     if isinstance(error, (UsageError, DataError)):
         return str(error), 2
     if isinstance(error, RunError):

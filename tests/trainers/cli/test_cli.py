@@ -215,6 +215,8 @@ QUICK = [
     (["pretrain", "quickstart", "--max-stepz", "3"], 2, "unknown field `max_stepz`; did you mean `max_steps`?"),
     (["pretrain", "quickstart", "--train_files", "/nowhere/a.txt"], 2, "no such file: /nowhere/a.txt"),
     (["score", "model", "/nowhere/a.txt"], 2, "no such file: /nowhere/a.txt"),
+    (["evaluate", "model", "--tasks", "blimp", "--lerning_rate", "1"], 2, "unknown field `lerning_rate`"),
+    (["cache-replacements", "quickstart", "--folder", "/nowhere/x", "--seeed", "1"], 2, "unknown field `seeed`"),
     (["calibrate", "model", "/nowhere/a.csv"], 2, "no such file: /nowhere/a.csv"),
 ]
 ANSWER = """

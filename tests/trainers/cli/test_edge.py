@@ -72,6 +72,14 @@ def test_debug_shows_the_traceback(monkeypatch, capsys, argv):
     assert said.strip().split("\n")[-1].startswith("electra-exit raises: error: unexpected KeyError")
 
 
+def test_ctrl_c_in_the_middle_of_an_import_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "electra_exit.sentences", None)  # what it imports cannot be imported again
+    command_that_raises(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["raises"]) == 130
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("interrupted; the same command continues")
+
+
 def test_a_reason_is_that_of_the_cause_and_of_a_worker():
     error = RuntimeError("An error occurred while generating")
     error.__cause__ = OSError("the disk is full")
