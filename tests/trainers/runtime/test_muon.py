@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ KINDS = [f"attention.self.{name}" for name in ("query", "key", "value")]
 KINDS += ["attention.output.dense", "intermediate.dense", "output.dense"]
 
 
+@pytest.fixture(autouse=True)
+def few_threads(monkeypatch):
+    """However many there are."""
+    monkeypatch.setattr(muon, "FEW_THREADS", torch.get_num_threads())
+
+
 def matrices(dtype=torch.float32, seed=0) -> list[Parameter]:
     generator = torch.Generator().manual_seed(seed)
     return [Parameter(torch.randn(shape, dtype=dtype, generator=generator)) for shape in SHAPES]
@@ -33,13 +40,26 @@ def set_gradients(parameters, seed):
         parameter.grad = gradient.detach()
 
 
-def reference_orthogonal(matrix):
-    """The iteration's polynomial, of the singular values: another way than products of matrices."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    values = values / matrix.norm()
+def quintic(x):
+    """Jordan et al. (2024): five steps."""
     for _ in range(5):
-        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    return left @ values.diag() @ right
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    return x
+
+
+def zolotarev(x):
+    """By its zeros and poles, and not as the sum of fractions that is computed."""
+    (p1, p2), (w1, w2) = muon.ZOLOTAREV_POLES, muon.ZOLOTAREV_WEIGHTS
+    zeros = torch.tensor([1.0, p1 + p2 + w1 + w2, p1 * p2 + w1 * p2 + w2 * p1], dtype=torch.float64)
+    square = x**2
+    numerator = zeros[0] * square**2 + zeros[1] * square + zeros[2]
+    return muon.ZOLOTAREV_SCALE * x * numerator / ((square + p1) * (square + p2))
+
+
+def reference_orthogonal(matrix, function=zolotarev):
+    """A function of the singular values: another way than products and inverses of matrices."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ function(values / matrix.norm()).diag() @ right
 
 
 def reference_step(p, m, g, lr, momentum, decay):
@@ -52,7 +72,6 @@ def reference_step(p, m, g, lr, momentum, decay):
 @pytest.mark.parametrize("stack_size", [1, 2**17])
 def test_matches_the_update_of_the_papers(monkeypatch, stack_size):
     monkeypatch.setitem(muon.STACK_SIZE, "cpu", stack_size)
-    monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.float64)
     parameters = matrices(torch.float64)
     vector = Parameter(torch.ones(3, dtype=torch.float64))
     alone = Parameter(torch.ones(3, dtype=torch.float64))
@@ -77,27 +96,91 @@ def test_matches_the_update_of_the_papers(monkeypatch, stack_size):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_matches_torchs_own(monkeypatch):
+    """As where the iteration is in bf16, as torch's always is; Zolotarev's function stays close to it."""
+
+    def moves_from_torchs() -> list[float]:
+        ours, theirs = matrices(), matrices()
+        optimizer = ElectraMuon([{"params": ours}], ours, lr=0.01, momentum=0.9, weight_decay=0.1)
+        other = torch.optim.Muon(theirs, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for step in range(4):
+            for parameters, its in ((ours, optimizer), (theirs, other)):
+                set_gradients(parameters, seed=step + 1)
+                its.step()
+        return [
+            float((mine - its).detach().norm() / (its - start).detach().norm())
+            for mine, its, start in zip(ours, theirs, matrices(), strict=True)
+        ]
+
+    assert max(moves_from_torchs()) < 0.3
+    monkeypatch.setattr(muon, "orthogonalize", muon.newton_schulz)
     monkeypatch.setattr(muon, "iteration_dtype", lambda device: torch.bfloat16)  # which torch always takes
-    ours, theirs = matrices(), matrices()
-    optimizer = ElectraMuon([{"params": ours}], ours, lr=0.01, momentum=0.9, weight_decay=0.1)
-    other = torch.optim.Muon(theirs, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    for step in range(4):
-        for parameters, its in ((ours, optimizer), (theirs, other)):
-            set_gradients(parameters, seed=step + 1)
-            its.step()
-    for mine, its, start in zip(ours, theirs, matrices(), strict=True):
-        moved = (its - start).norm()
-        assert (mine - its).norm() < 0.01 * moved
+    assert max(moves_from_torchs()) < 0.01
 
 
-def test_orthogonalizes_in_a_precision_that_the_device_is_fast_in():
+def test_zolotarevs_function_is_the_best_of_its_degree():
+    """Chebyshev: as close as possible to 1 is what errs equally, on alternate sides, as often as it has coefficients
+    and once more."""
+    values = zolotarev(torch.logspace(math.log10(0.002), 0, 20001, dtype=torch.float64))
+    inner = values[1:-1]
+    extreme = (inner - values[:-2]) * (inner - values[2:]) > 0
+    errors = torch.cat([values[:1], inner[extreme], values[-1:]]) - 1
+    assert len(errors) == 6
+    torch.testing.assert_close(errors.abs(), torch.full_like(errors, 0.15475), rtol=0, atol=1e-5)
+    assert (errors.sign()[1:] == -errors.sign()[:-1]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (40, 40), (33, 70), (70, 33), (96, 384)])
+@pytest.mark.parametrize("spectrum", ["flat", "one", "falling", "two and little"])
+def test_orthogonalizes_whatever_the_singular_values(shape, spectrum):
+    torch.manual_seed(0)
+    least = min(shape)
+    values = {
+        "flat": torch.ones(least),
+        "one": torch.eye(least)[0],
+        "falling": torch.logspace(0, -6, least),
+        "two and little": torch.full((least,), 1e-4).index_fill_(0, torch.arange(min(2, least)), 1.0),
+    }[spectrum].double()
+    left, right = (torch.linalg.qr(torch.randn(size, least, dtype=torch.float64))[0] for size in shape)
+    matrix = left @ values.diag() @ right.mT
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 3e-3)):
+        for scale in (1e-3, 1.0, 1e3):
+            found = muon.orthogonalize((scale * matrix)[None].to(dtype))[0]
+            assert found.dtype is dtype
+            error = torch.linalg.matrix_norm(found.double() - reference_orthogonal(matrix), 2)
+            assert error < tolerance, (dtype, scale)
+
+
+def test_orthogonalizes_by_the_iteration_too():
+    for shape in ((3, 8, 8), (2, 6, 24), (2, 24, 6)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found = muon.newton_schulz(matrices)
+        expected = torch.stack([reference_orthogonal(matrix, quintic) for matrix in matrices])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        # In bf16 parameters too, where it is computed in fp32.
+        coarse = muon.orthogonalize(matrices.bfloat16())
+        assert coarse.dtype is torch.float32
+        assert (coarse - muon.orthogonalize(matrices)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("function", [muon.orthogonalize, muon.newton_schulz])
+def test_nothing_stays_nothing_and_no_number_is_not_hidden(function):
+    assert not function(torch.zeros(1, 4, 4)).any()
+    assert function(torch.full((1, 4, 6), 1e-12)).abs().max() < 0.01  # a norm of nearly 0 is not enlarged to 1
+    broken = torch.ones(2, 4, 6)
+    broken[0, 1, 2] = float("nan")
+    found = function(broken)
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+
+
+def test_the_device_decides_how_to_orthogonalize(monkeypatch):
     able = cpu_kernels.multiplies_bf16()
     assert muon.iteration_dtype(torch.device("cpu")) is (torch.bfloat16 if able else torch.float32)
-    for shape in ((3, 8, 8), (2, 6, 24), (2, 24, 6)):
-        x = muon.orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float()
-        assert x.shape == shape
-        assert 0.6 < torch.linalg.svdvals(x).min() <= torch.linalg.svdvals(x).max() < 1.25
-    assert not muon.orthogonalize(torch.zeros(1, 4, 4)).any()
+    square = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    for threads, expected in ((muon.FEW_THREADS, muon.zolotarev), (muon.FEW_THREADS + 1, None)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        expected = torch.stack([expected(each) for each in square]) if expected else muon.newton_schulz(square)
+        assert torch.equal(muon.orthogonalize(square), expected)
 
 
 def groups_of(optimizer, model) -> tuple[set[str], set[str]]:
