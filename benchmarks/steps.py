@@ -1,6 +1,7 @@
 """What the step benchmarks share: a model ready to step, and records of times."""
 
 import statistics
+import time
 
 import torch
 
@@ -28,7 +29,10 @@ class OurStep:
 
     A config with a generator outside the model gets a batch that is corrupted already, as from the collator.
     `full_depth` makes a step of a phase in which a model with exits lets nobody leave; `muon` is `--optim muon`.
+    `update_seconds` is the CPU time that the optimizer took of the last step, on a CPU.
     """
+
+    update_seconds: float | None = None
 
     def __init__(
         self,
@@ -61,7 +65,10 @@ class OurStep:
                 loss = self.model(**self.batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            start = time.process_time()
             self.optimizer.step()
+            if device() == "cpu":  # a GPU has only been told what to do
+                self.update_seconds = time.process_time() - start
             self.optimizer.zero_grad()
 
 

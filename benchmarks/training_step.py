@@ -22,6 +22,7 @@ and others that hold memory meanwhile would slow down those that ask for it anew
 The share of the peak (MFU) is of the operations that the *objective* needs (for `hf-loop` as for `dense`), over the
 fastest product of two 2048 x 2048 matrices measured in the same run, in the same precision, with whichever kernel is
 faster.
+CPU time of the optimizer is that of all threads; others on the machine do not disturb it.
 Peak memory is that of the process while it steps, less what it held before the model was made.
 """
 
@@ -33,6 +34,7 @@ import json
 import multiprocessing
 import os
 import re
+import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -275,16 +277,16 @@ def needed_flops(name: str, case: Case) -> float | None:
     return step_flops(config, case.batch_size, case.length, name.startswith("exits")).total
 
 
-def turn(name: str, case: Case) -> tuple[list[float], int]:
+def turn(name: str, case: Case) -> tuple[list[float], list[float], int]:
     """[`take_steps`] in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(take_steps, name, case).result()
 
 
-def take_steps(name: str, case: Case) -> tuple[list[float], int]:
-    """Seconds of some steps of a variant, and the most bytes that they ever held, less what this process held before
-    the model was made."""
-    cuda, seconds = device() == "cuda", []
+def take_steps(name: str, case: Case) -> tuple[list[float], list[float], int]:
+    """Seconds of some steps of a variant, CPU seconds of the optimizer in them if known, and the most bytes
+    that the steps ever held, less what this process held before the model was made."""
+    cuda, seconds, updates = device() == "cuda", [], []
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     step = VARIANTS[name](case)
     if cuda:
@@ -298,7 +300,10 @@ def take_steps(name: str, case: Case) -> tuple[list[float], int]:
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return seconds[UNTIMED:], (torch.cuda.max_memory_allocated() if cuda else status("VmHWM")) - before
+        if (update := getattr(step, "update_seconds", None)) is not None:
+            updates.append(update)
+    peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
+    return seconds[UNTIMED:], updates[UNTIMED:], peak - before
 
 
 def status(name: str) -> int:
@@ -309,12 +314,17 @@ def status(name: str) -> int:
 
 def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
     prefix = f"{case.size}/{case.length}/{case.precision}"
-    samples, peaks = {name: [] for name in names}, {}
+    samples, updates, peaks = {name: [] for name in names}, {name: [] for name in names}, {}
     for _ in range(repeats):
         for name in names:
-            seconds, peaks[name] = turn(name, case)
+            seconds, optimizer, peaks[name] = turn(name, case)
             samples[name] += seconds
+            updates[name] += optimizer
+    updates = {name: seconds for name, seconds in updates.items() if seconds}
     found = timing_records(prefix, samples, case.tokens, "hf-loop")
+    if "dense" in updates:
+        medians = {name: statistics.median(seconds) for name, seconds in updates.items()}
+        found += records(prefix, "update_seconds", "s", medians, "dense", updates)
     found += records(prefix, "peak_bytes", "B", peaks, "hf-loop")
     rate = gemm_peak(torch.bfloat16 if case.bf16 else torch.float32)
     seconds = {r["name"].rsplit("/", 1)[1]: r["value"] for r in found if r["metric"] == "step_seconds"}
@@ -322,14 +332,15 @@ def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
     shares = {name: flops / seconds[name] / rate for name, flops in needed.items() if flops}
     found += records(prefix, "mfu", "share", shares, "hf-loop")
     print(f"\n### {case.size}, length {case.length}, {case.precision} ({rate / 1e9:.0f} GFLOP/s at most)\n")
-    print("| variant | step | tokens/s | over hf-loop | peak memory | over hf-loop | MFU |")
-    print("|---|---|---|---|---|---|---|")
+    print("| variant | step | optimizer, CPU time | tokens/s | over hf-loop | peak memory | over hf-loop | MFU |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in names:
         mine = {r["metric"]: r for r in found if r["name"] == f"{prefix}/{name}"}
         speed, memory = mine["tokens_per_second"], mine["peak_bytes"]
         share = f"{mine['mfu']['value']:.0%}" if "mfu" in mine else ""
+        update = spread(updates[name]) if name in updates else ""
         print(
-            f"| {name} | {spread(samples[name])} | {speed['value']:,.0f} | {speed['ratio']:.2f} | "
+            f"| {name} | {spread(samples[name])} | {update} | {speed['value']:,.0f} | {speed['ratio']:.2f} | "
             f"{memory['value'] / 2**20:,.0f} MiB | {memory['ratio']:.2f} | {share} |",
             flush=True,
         )
