@@ -57,6 +57,10 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     ]
     if (results / FINDINGS).exists():
         lines += [f"What its tables say, and what they do not: [{FINDINGS}]({FINDINGS}).", ""]
+    timed = {stage: at_better_rate(arms) for stage, arms in found.items() if "steps" in study["stages"][stage]}
+    if len(timed) > 1:
+        lines += envelope(timed)
+        draw_envelope(timed, results / "envelope.png")
     for stage, arms in found.items():
         baseline = study["stages"][stage].get("baseline", study["baseline"])
         lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
@@ -151,6 +155,32 @@ def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
             row.append(_ratio(group, reference, cost, less))
         rows.append(row + [_cell(group, column) for column in columns])
     return _markdown(rows)
+
+
+def envelope(stages: dict[str, dict[str, list[dict]]]) -> list[str]:
+    """Of stages whose arms all take the same time: ROC-AUC of each arm at the end of each stage, at the better of its
+    learning rates, in bold where it is the best of the stage."""
+    names = dict.fromkeys(arm.split(RATE_MARK)[0] for arms in stages.values() for arm in arms)
+    rows = [["arm", *stages]]
+    for name in names:
+        row = [name]
+        for arms in stages.values():
+            group = find_arm(arms, name)
+            cell = "" if group is None else _spread([held_out_auc(result) for result in group], "{:.4f}")
+            best = group is not None and group is max(arms.values(), key=_mean_auc)
+            row.append(f"**{cell}**" if best else cell)
+        rows.append(row)
+    return [
+        "## Which arm is best in a time",
+        "",
+        "Held-out ROC-AUC at the end of runs that all take the same time in a stage, each at the better of its "
+        "learning rates and on a schedule that ends there; the best of a stage in bold.",
+        "",
+        *_markdown(rows),
+        "",
+        "![envelope](envelope.png)",
+        "",
+    ]
 
 
 # What arms are made equal by: name in a curve, unit, its sign.
@@ -405,6 +435,21 @@ def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
     plots[1].set(xlabel="minutes on this machine")
     _legend_beside(figure, plots[0])
     return _save(figure, path)
+
+
+def draw_envelope(stages: dict[str, dict[str, list[dict]]], path: Path) -> None:
+    """What [`envelope`] has as a table, by the time of the stages: a line an arm through the means, a point a run."""
+    figure, plots = _plots(1)
+    names = dict.fromkeys(arm.split(RATE_MARK)[0] for arms in stages.values() for arm in arms)
+    minutes = [mean(seconds_of(r) for group in arms.values() for r in group) / 60 for arms in stages.values()]
+    for number, name in enumerate(names):
+        groups = [(at, find_arm(arms, name)) for at, arms in zip(minutes, stages.values(), strict=True)]
+        groups = [(at, [held_out_auc(result) for result in group]) for at, group in groups if group]
+        plots.plot([at for at, _ in groups], [mean(s) for _, s in groups], f"C{number}-", label=name)
+        plots.plot([at for at, s in groups for _ in s], [score for _, s in groups for score in s], f"C{number}.")
+    plots.set(xlabel="minutes on this machine", ylabel="held-out ROC-AUC at the end", xscale="log")
+    plots.legend(fontsize=8)
+    _save(figure, path)
 
 
 def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:

@@ -132,7 +132,7 @@ def read_study(name: str) -> dict:
 
 def read_runs(study: dict) -> list[Run]:
     """The runs of a study, in the order of its stages, seeds and arms; where a stage says `learning_rates`, each of
-    its arms is run with all of them."""
+    its arms is run with all of them, and where it says `steps`, for its own number of them."""
     return [
         Run(
             name,
@@ -142,6 +142,7 @@ def read_runs(study: dict) -> list[Run]:
                 **without_unread(
                     {**study["base"], **stage.get("fields", {}), **study["arms"][arm]}, study["arms"][arm]
                 ),
+                **({"max_steps": stage["steps"][arm]} if "steps" in stage else {}),
                 **({} if rate is None else {"learning_rate": rate}),
                 "seed": seed,
             },

@@ -250,6 +250,35 @@ def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(stud
     assert not (tmp_path / "out/again/references").exists()
 
 
+def test_arms_of_one_time_are_compared_over_all_times(studies, flags, tmp_path):
+    arms = {"shallow": {"exit_policy": "none"}, "deep": {"exit_policy": "none"}}
+    stage = {"judges": ["held_out"], "seeds": [0], "learning_rates": [1.0e-3, 5.0e-4], "arms": ["shallow", "deep"]}
+    stages = {f"time_{n}": {**stage, "steps": {"shallow": 2 * n, "deep": n}} for n in (1, 2)}
+    (studies / "depth.yaml").write_text(yaml.safe_dump({**TINY, "baseline": "deep", "arms": arms, "stages": stages}))
+    runs = study.read_runs(study.read_study("depth"))
+    assert {(run.stage, run.arm, run.fields["max_steps"]) for run in runs} == {
+        (f"time_{n}", f"{arm}@{rate}", steps)
+        for n in (1, 2)
+        for arm, steps in (("shallow", 2 * n), ("deep", n))
+        for rate in ("0.001", "0.0005")
+    }
+    assert study.main(["depth", *flags, "--stages", "time_1", "--arms", "deep@0.001"]) == 0
+    report = tmp_path / "results" / "README.md"
+    assert "Which arm is best in a time" not in report.read_text()  # of one there is nothing to compare
+    done = json.loads((tmp_path / "results" / "time_1-deep@0.001-seed0.json").read_text())
+    for run in runs:  # what the others would have found, of which the second rate is better
+        found = json.loads(json.dumps({**done, "stage": run.stage, "arm": run.arm, "fields": run.fields}))
+        better = 0.1 * run.arm.endswith("@0.0005") + 0.01 * (run.arm.startswith("deep") == (run.stage == "time_2"))
+        found["judged"]["held_out"]["roc_auc"] = 0.5 + better
+        found["training"]["steps"] = run.fields["max_steps"]
+        (tmp_path / "results" / run.result_file).write_text(json.dumps(found))
+    assert study.main(["depth", *flags, "--report_only"]) == 0
+    table = report.read_text().split("## Which arm is best in a time")[1].split("## Stage")[0]
+    assert "| shallow | **0.6100** | 0.6000 |" in table
+    assert "| deep | 0.6000 | **0.6100** |" in table
+    assert (tmp_path / "results" / "envelope.png").stat().st_size > 5000
+
+
 def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp_path, capsys):
     short = [*flags, "--stages", "full", "--seeds", "0", "--arms", "dense", "random"]
     assert study.main(["tiny", *short, "--time_steps", "2"]) == 0
