@@ -4,8 +4,11 @@ BIN := .venv/bin
 OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/%.py,cli/test_cli runtime/test_cpu_kernels \
 	data/test_data runtime/test_distributed finetuning/test_finetuning generators/test_generators finetuning/test_scoring \
 	data/test_streaming pretraining/test_trainer))
+# Their names alone, without the bounds.
+DEPENDENCIES = $(shell $(PYTHON) -c "import re, tomllib; \
+	print(*(re.match(r'[\w.-]+', d)[0] for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
 
-.PHONY: pretrain test test-oldest mutants lint lock
+.PHONY: pretrain test test-oldest test-latest mutants lint lock
 
 pretrain: .venv/installed
 	$(BIN)/electra-exit pretrain quickstart
@@ -18,6 +21,15 @@ test: .venv/installed
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest $(OLDEST)
 
+# The whole suite with the newest releases that the registry has, first as pyproject.toml allows them and then beyond its
+# bounds: what will break, before it does. Resolved anew each time.
+test-latest:
+	$(PYTHON) -m venv --clear .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade --editable '.[demo,study,test]'
+	.venv-latest/bin/python -m pip install --quiet --upgrade $(DEPENDENCIES)
+	.venv-latest/bin/python -m pip install --quiet --no-deps --requirement requirements-test.lock
+	.venv-latest/bin/python -m pytest
+
 # Small changes of meaning, one at a time: each must fail a test.
 mutants: .venv/installed
 	$(BIN)/python tests/mutants.py
@@ -25,6 +37,7 @@ mutants: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Rebuilt when the locked versions or the package's metadata change.
 .venv/installed: LOCK = requirements.lock

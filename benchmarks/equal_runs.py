@@ -41,7 +41,7 @@ def train(argv: list[str]):
     trainer, *_ = build_trainer(config_fields, data_args, args)
     trainer.train_dataset = trainer.train_dataset.select(range(SEQUENCES))
     trainer.train()
-    trainer.save_model(_internal_call=True)
+    trainer.save_unpushed()
     trainer.save_state()
 
 

@@ -7,7 +7,7 @@ The fine-tuning heads are in `modeling_heads.py`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -220,7 +220,7 @@ class Exits:
     full_depth_share (`float`): share of a sequence's tokens that the heads read in a pass at full depth.
     """
 
-    heads: Sequence[Callable[[torch.Tensor], torch.Tensor] | None]
+    heads: Sequence[Callable[..., torch.Tensor] | None]
     gain_heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None
     state: ElectraEarlyExitState | None = None
     finished: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
@@ -489,6 +489,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         """
         depth = len(self.layer)
         given = self.config, hidden_states, attention_mask, token_mask, position_ids
+        batch: Any  # of the two, each policy uses what its own has
         if exit_policy == "certain_sequences":
             batch = ActiveSequences(*given, exits.rows_per_item)
         else:
@@ -640,7 +641,7 @@ class ElectraEarlyExitSelfGenerator(nn.Module):
 
 
 # The generators that are a part of the model.
-GENERATORS = {
+GENERATORS: dict[str, type] = {
     "mlm": ElectraEarlyExitGenerator,
     "self": ElectraEarlyExitSelfGenerator,
 }

@@ -399,7 +399,7 @@ def mean_over_items(losses: torch.Tensor, num_items: torch.Tensor | int | None) 
     """The mean of `losses`; with `num_items`, their sum over that many."""
     if num_items is None:
         return losses.mean()
-    return losses.sum() / (num_items.to(losses.device) if torch.is_tensor(num_items) else num_items)
+    return losses.sum() / (num_items.to(losses.device) if isinstance(num_items, torch.Tensor) else num_items)
 
 
 def pool_sequence(states: torch.Tensor, token_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:

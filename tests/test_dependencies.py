@@ -1,11 +1,15 @@
 """What pyproject.toml declares is what is tested."""
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+import modeling_electra_exit
+from modeling_electra_exit import trainers
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,3 +28,10 @@ def test_the_least_versions_are_those_that_are_tested():
         least = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
         assert least == [oldest[name]], requirement
         assert newest[name] in requirement.specifier, requirement
+
+
+def test_the_type_checker_reads_every_module_of_a_public_name():
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
+    public = [getattr(package, name) for package in (modeling_electra_exit, trainers) for name in package.__all__]
+    files = {inspect.getsourcefile(thing) for thing in public if not isinstance(thing, str)}
+    assert {str(Path(file).relative_to(ROOT)) for file in files} <= set(checked)

@@ -7,6 +7,8 @@ import sys
 class ParserExit(SystemExit):
     """The command line has been answered: with help, a version, or what is wrong with it."""
 
+    code: int
+
 
 class OneLineErrors:
     """For an [`argparse.ArgumentParser`]: errors in one line, without the usage."""

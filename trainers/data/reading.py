@@ -24,6 +24,7 @@ from datasets import (
 from datasets.arrow_writer import SchemaInferenceError
 
 from ..errors import UNWRITABLE, DataError, first_line
+from ..runtime.compatibility import first_features
 from .arguments import DataArguments
 
 
@@ -107,7 +108,7 @@ def load_documents(args: DataArguments) -> DatasetDict:
 def _first_features(split: IterableDataset) -> Features:
     """The columns and types of a stream whose first row says them."""
     try:
-        return split.take(1)._resolve_features().features or Features()
+        return first_features(split)
     except Exception as error:
         raise DataError(f"cannot read the stream: {first_line(error)}") from error
 

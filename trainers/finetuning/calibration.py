@@ -151,6 +151,7 @@ def calibrate_exits(
     timed = batches[:TIMED_BATCHES]
     seconds = time_in_turn(model, timed, chosen.thresholds)
     config.inference_exit_thresholds = chosen.thresholds
+    dense_seconds, exits_seconds = (sum(len(batch["labels"]) for batch in timed) / each for each in seconds)
     return Calibration(
         criterion,
         list(config.exit_layers),
@@ -164,7 +165,8 @@ def calibrate_exits(
         float(answers.mean()),
         drop_bound(answers, right[-1], examples),
         chosen.depth,
-        *(sum(len(batch["labels"]) for batch in timed) / each for each in seconds),
+        dense_seconds,
+        exits_seconds,
         points,
     )
 
@@ -358,7 +360,7 @@ def run(model, batches, thresholds: list[float] | None) -> np.ndarray:
 
 def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
     """Seconds of a pass at full depth and of one with exits, the medians of passes in turn."""
-    seconds = {None: [], tuple(thresholds): []}
+    seconds: dict[tuple[float, ...] | None, list[float]] = {None: [], tuple(thresholds): []}
     for _ in range(TIMED_PASSES):
         for each, times in seconds.items():
             start = time.perf_counter()

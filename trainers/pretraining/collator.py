@@ -181,13 +181,13 @@ def build_collator(
     """The collator of a run, and the generator that works in its training steps, if there is one; the arguments are
     those of [`generators.build_generator`]."""
     generator = build_generator(config, sequences, tokenizer, args)
-    in_step = isinstance(generator, StepGenerator)
+    in_collator, in_step = (None, generator) if isinstance(generator, StepGenerator) else (generator, None)
     collator = DataCollatorForReplacedTokenDetection(
         tokenizer,
         max_seq_length,
         config.mlm_probability,
         args.mask_seed,
-        None if in_step else generator,
+        in_collator,
         look_ahead=config.generator_type == "self",
     )
-    return collator, generator if in_step else None
+    return collator, in_step

@@ -210,7 +210,7 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluation = trainer.evaluate(held_out)
     with naming_write_errors(f"the model in {folder}"):
-        trainer.save_model(_internal_call=True)  # not pushed yet: nothing is measured
+        trainer.save_unpushed()  # not pushed yet: nothing is measured
         trainer.save_state()
     measured = {
         "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},

@@ -1,42 +1,34 @@
 """A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
 
-import contextlib
 import logging
 import math
 import os
 import shutil
 import time
 from collections import defaultdict
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_electra_exit.exit_state import all_reduce, roc_auc
 from modeling_electra_exit.modeling_electra_exit import originals
 
 from .. import metrics
 from ..data.streaming import PackedStream
-from ..errors import DivergenceError, Preempted, WriteError
+from ..errors import DivergenceError, WriteError
 from ..generators.difficulty import Difficulty, DifficultyCallback
 from ..generators.masked_lm import MaskedLanguageModel
 from ..runtime import cpu_kernels
 from ..runtime.arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from ..runtime.checkpoints import commit, damage, newest_intact
-from ..runtime.distributed import (
-    any_rank,
-    full_tensor,
-    name_as_unsharded,
-    naming_dead_workers,
-    run_on_main_and_broadcast,
-    switch_fsdp_on,
-)
+from ..runtime.compatibility import CompatibleTrainer, completed, switch_fsdp_on
+from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
 from ..runtime.files import INCOMPLETE, naming_write_errors, tolerated
 from ..runtime.flops import active_tokens, step_flops
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
@@ -76,7 +68,7 @@ def _outlive_reports(callback) -> None:
         outlived(callback)
 
 
-class ElectraTrainer(Trainer):
+class ElectraTrainer(CompatibleTrainer):
     """What pre-training and fine-tuning do alike. `args` may be plain [`~transformers.TrainingArguments`]: what they
     lack gets our defaults. So do all of them, where there are none."""
 
@@ -85,7 +77,6 @@ class ElectraTrainer(Trainer):
 
     def __init__(self, model=None, args=None, *more, **kwargs):
         super().__init__(model, completed(args, self.arguments_class), *more, **kwargs)
-        self._writing_checkpoint = False
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
         for callback in self.callback_handler.callbacks:
@@ -100,12 +91,6 @@ class ElectraTrainer(Trainer):
         if (sharding := self.args.sharding()) is not None:
             switch_fsdp_on(self.accelerator, sharding)
             self.is_fsdp_enabled = True
-
-    def _prepare_for_training(self, *args, **kwargs):
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            name_as_unsharded(self.model)
-        return prepared
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM and on the first Ctrl-C a
@@ -123,24 +108,17 @@ class ElectraTrainer(Trainer):
         with self._kernels(), self.preemption, quiet_event_writers(), workers:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():
-                saved = run_on_main_and_broadcast(lambda: self._checkpoint_folder(None).is_dir())
+                saved = run_on_main_and_broadcast(lambda: self.checkpoint_folder(None).is_dir())
                 raise self.preemption.stop(self.state.global_step if saved else None)
         return output
 
-    def _run_epoch(self, **kwargs):
-        """Not a step too many: the library takes one more when it resumes after the last."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
-
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        """Between two steps: the moment to end when told to. An evaluation that SIGTERM meets is not finished."""
-        with contextlib.suppress(Preempted):
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+    def between_steps(self, model, trial):
+        """The moment to end when told to. An evaluation that SIGTERM meets is not finished."""
         if self.preemption.requested():
             self.control.should_training_stop = True
-            missing = self.args.should_save and damage(self._checkpoint_folder(trial)) is not None
+            missing = self.args.should_save and damage(self.checkpoint_folder(trial)) is not None
             if any_rank(missing, self.args.device):
-                self._save_checkpoint(model, trial)
+                self.save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args, **kwargs):
         with self._kernels():
@@ -173,28 +151,14 @@ class ElectraTrainer(Trainer):
     def create_scheduler(self, num_training_steps, optimizer=None):
         """ELECTRA's own schedule, which the library does not know, too."""
         if self.lr_scheduler is None and self.args.lr_scheduler_type == ELECTRA_SCHEDULE:
-            self.lr_scheduler = electra_schedule(
-                optimizer or self.optimizer, self.args.warmup_steps, num_training_steps
+            self.own_scheduler(
+                electra_schedule(optimizer or self.optimizer, self.args.warmup_steps, num_training_steps)
             )
-            self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        """Of all gradients: accelerate before 1.15 returns the part of this process where the model is sharded."""
-        return full_tensor(super()._get_grad_norm(model, grad_norm))
-
-    def _get_output_dir(self, trial):
-        """While a checkpoint is being written, the place for what is not complete yet."""
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, INCOMPLETE) if self._writing_checkpoint else folder
-
-    def _checkpoint_folder(self, trial) -> Path:
-        """Where the checkpoint of this step is, or is being written."""
-        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-
-    def _save_checkpoint(self, model, trial):
+    def save_checkpoint(self, model, trial):
         """A full disk costs this checkpoint and nothing else."""
-        final = self._checkpoint_folder(trial)
+        final = self.checkpoint_folder(trial)
         try:
             self._write_checkpoint(model, trial, final)
         except WriteError as error:
@@ -203,7 +167,7 @@ class ElectraTrainer(Trainer):
         else:
             if self.args.push_to_hub:
                 with tolerated(f"the push of {final}"):
-                    self._push_from_checkpoint(str(final))
+                    self.push_checkpoint(final)
             if self.args.should_save:
                 with tolerated(f"the removal of checkpoints beyond the last {self.args.save_total_limit}"):
                     rotate_checkpoints(
@@ -215,50 +179,21 @@ class ElectraTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        failure, pushes = None, self.args.push_to_hub
-        self._writing_checkpoint, self.args.push_to_hub = True, False  # it is pushed once it has its name
+        failure, incomplete = None, final.parent / INCOMPLETE / final.name
         try:
-            incomplete = self._checkpoint_folder(trial)
             with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
-                super()._save_checkpoint(model, trial)
+                self.write_incomplete(model, trial)
                 if self.state.best_model_checkpoint == str(incomplete):
                     self.state.best_model_checkpoint = str(final)
                     if self.args.should_save:
                         self.state.save_to_json(incomplete / TRAINER_STATE_NAME)
         except WriteError as error:
             failure = error
-        finally:
-            self._writing_checkpoint, self.args.push_to_hub = False, pushes
         if any_rank(failure is not None, self.args.device):
             raise failure or WriteError("another process could not write its part of a checkpoint")
         if self.args.should_save:
             with naming_write_errors(f"the checkpoint of step {self.state.global_step}"):
                 commit(incomplete, final)
-
-    def _issue_warnings_after_load(self, load_result):
-        """A tied weight is saved under one of its names, and is not missing under the other."""
-        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
-        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
-
-    def _save(self, output_dir=None, state_dict=None):
-        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
-        if state_dict is not None:  # gathered from shards, tied weights twice
-            state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
-        super()._save(output_dir, state_dict)
-        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(path):
-            os.remove(path)
-
-
-def completed(args: TrainingArguments | None, cls: type[ElectraTrainingArguments]) -> ElectraTrainingArguments:
-    """`args` as a `cls`: what they do not say, all of it where there are none, is the default of `cls`."""
-    if args is None or isinstance(args, cls):
-        return args or cls("tmp_trainer")
-    whole = object.__new__(cls)  # the device and the like are set up already
-    for field in fields(cls):
-        setattr(whole, field.name, field.default if field.default is not MISSING else field.default_factory())
-    vars(whole).update(vars(args))
-    return whole
 
 
 class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
@@ -289,7 +224,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._measures_detection = "compute_metrics" not in kwargs
         self.generator = generator
         super().__init__(model, args, data_collator, **kwargs)
-        self._adopt(self.model)
+        self.adopt(self.model)
         self.stopwatch = Stopwatch()
         folder = self.args.reference_folder
         reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
@@ -299,13 +234,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
         self.add_callback(DifficultyCallback())
 
-    def _hp_search_setup(self, trial):
-        """By now `train` has made a new model, where there is a `model_init`; and a trial its hyperparameters."""
-        super()._hp_search_setup(trial)
-        if self.model_init is not None:
-            self._adopt(self.model)
-
-    def _adopt(self, model):
+    def adopt(self, model):
         """Make what follows from the model, and tell its config the tokenizer's special tokens.
 
         Raises:
@@ -328,22 +257,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     # ---- Training ----
 
-    def _set_signature_columns_if_needed(self):
-        """Keep the columns that the collator's generator reads, although the model does not."""
-        super()._set_signature_columns_if_needed()
-        self._signature_columns += getattr(getattr(self.data_collator, "replacements", None), "columns", ())
+    def columns_beside_the_model(self):
+        """Those that the collator's generator reads."""
+        return list(getattr(getattr(self.data_collator, "replacements", None), "columns", ()))
 
-    def _get_dataloader(self, *args, is_training=False, **kwargs):
-        """`dataloader_drop_last` is about training: an evaluation is of everything. A stream has a loader of its own:
-        accelerate would leave most of what a process reads to the others."""
-        if is_training and isinstance(self.train_dataset, PackedStream):
-            return self.train_dataset.loader(self._train_batch_size, self.data_collator, self.args.mask_seed)
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
-        try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
+    def get_train_dataloader(self):
+        """A stream has a loader of its own: accelerate would leave most of what a process reads to the others."""
+        if isinstance(self.train_dataset, PackedStream):
+            return self.train_dataset.loader(self.train_batch_size, self.data_collator, self.args.mask_seed)
+        return super().get_train_dataloader()
 
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
@@ -401,13 +323,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self._stop(f"the loss is {value:.4g}")
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def check_grad_norm(self, grad_norm):
         """Stops before a gradient that is no number reaches the weights. With fp16 that is common, and skipped."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
         if not self.args.fp16 and not math.isfinite(grad_norm):
             self._stop(f"the gradients' norm is {float(grad_norm)}")
         self._batches.clear()
-        return grad_norm
 
     def _uninformed_loss(self) -> float:
         """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
@@ -440,9 +360,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
-        shape = inputs["input_ids"].shape
-        beside = 0.0 if self.generator is None else self.generator.flops(*shape)
-        return step_flops(self.model_config, *shape, self.exits_active()).total + beside
+        rows, length = inputs["input_ids"].shape
+        beside = 0.0 if self.generator is None else self.generator.flops(rows, length)
+        return step_flops(self.model_config, rows, length, self.exits_active()).total + beside
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
@@ -505,7 +425,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             The loss; the logits (batch, sequence, 1 + exits): the final head's, then each exit head's; and the labels
             (batch, sequence): 1 replaced, 0 original, -100 padding.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
@@ -518,21 +438,19 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     # ---- Saving ----
 
-    def _save_optimizer_and_scheduler(self, output_dir):
-        """With the state of a generator beside the model."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and self.generator is not None and (state := self.generator.state_dict()):
-            save_file(state, os.path.join(output_dir, GENERATOR_FILE))
+    def save_beside_optimizer(self, checkpoint):
+        """The state of a generator beside the model."""
+        if self.generator is not None and (state := self.generator.state_dict()):
+            save_file(state, checkpoint / GENERATOR_FILE)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and os.path.exists(path := os.path.join(checkpoint, GENERATOR_FILE)):
+    def load_beside_optimizer(self, checkpoint):
+        if (path := checkpoint / GENERATOR_FILE).exists():
             self.generator.load_state_dict(load_file(path))
 
-    def _save_checkpoint(self, model, trial):
+    def save_checkpoint(self, model, trial):
         """Not counted as training time."""
         self.stopwatch.lap()
-        super()._save_checkpoint(model, trial)
+        super().save_checkpoint(model, trial)
         self.stopwatch.start()
 
 

@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames, ParallelMode
 from transformers.utils import is_torch_bf16_gpu_available
 
 from . import cpu_kernels
+from .compatibility import arguments_as
 from .muon import MUON
 
 
@@ -101,15 +102,10 @@ class ElectraTrainingArguments(TrainingArguments):
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
         self._check_optimizer()
-        # Transformers checks these two against its own names only.
-        given = {"optim": self.optim, "lr_scheduler_type": self.lr_scheduler_type}
         own = {"optim": MUON, "lr_scheduler_type": ELECTRA_SCHEDULE}
-        ours = {name: value for name, value in given.items() if value == own[name]}
-        for name in ours:
-            setattr(self, name, getattr(TrainingArguments, name))
-        super().__post_init__()
-        for name, value in ours.items():
-            setattr(self, name, value)
+        ours = [name for name, value in own.items() if getattr(self, name) == value]
+        with arguments_as(self, **{name: getattr(TrainingArguments, name) for name in ours}):
+            super().__post_init__()
         self.sharding()
 
     def _check_optimizer(self) -> None:

@@ -31,6 +31,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 from transformers.models.electra.modeling_electra import ElectraPreTrainedModel, eager_attention_forward
 
+from .compatibility import has_onednn_linear, onednn_linear, onednn_multiplies_bf16, softmax_gradient, unregister
+
 
 # Below this many rows the way through Python costs more than the faster kernel saves.
 MIN_ROWS = 32
@@ -58,7 +60,7 @@ def use(wanted: bool = True) -> Iterator[None]:
                 _override("addmm", _addmm)
         yield
     finally:
-        _library._destroy()
+        unregister(_library)
         _library = None
 
 
@@ -77,7 +79,7 @@ def prefers_onednn() -> bool:
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and has_onednn_linear()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and _vendor() not in ("GenuineIntel", "")
     )
@@ -87,7 +89,7 @@ def multiplies_bf16() -> bool:
     """Whether the processor has instructions for matrix products in bf16. Where it has none, PyTorch takes tens of
     times as long for one as in fp32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return onednn_multiplies_bf16()
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -132,14 +134,14 @@ def _mm(left, right):
         return NotImplemented
     if left.shape[0] > right.shape[1] and not left.is_contiguous():
         # The gradient of a weight with more rows than columns: oneDNN is up to 2.6 times faster at its transpose.
-        return torch.ops.mkldnn._linear_pointwise(right.t(), left, None, "none", [], "").t().contiguous()
-    return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+        return onednn_linear(right.t(), left).t().contiguous()
+    return onednn_linear(left, right.t())
 
 
 def _addmm(bias, left, right, *, beta=1, alpha=1):
     if bias.shape != right.shape[1:] or (beta, alpha) != (1, 1) or not _suits_onednn(left, right):
         return NotImplemented
-    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+    return onednn_linear(left, right.t(), bias)
 
 
 # ---- Dropout ----
@@ -226,7 +228,7 @@ class Attention(torch.autograd.Function):
         kept, grad_scores = probabilities, torch.bmm(grad_output, value.mT)
         if noise is not None:
             kept, grad_scores = (drop(values, noise, ctx.staying) for values in (kept, grad_scores))
-        grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, query.dtype)
+        grad_scores = softmax_gradient(grad_scores, probabilities)
         # The scale of dropout goes into the products, which saves a pass over the scores.
         scale = 256 / ctx.staying
         grad_query = _product(grad_scores, key, ctx.scaling * scale)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor, Replicate
 
 from modeling_electra_exit.exit_state import all_reduce
@@ -57,34 +56,6 @@ def naming_dead_workers(flag: str) -> Iterator[None]:
             f"a process that reads the data was killed, perhaps because memory ran out; a smaller {flag} takes less. "
             "The same command continues"
         ) from error
-
-
-def switch_fsdp_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Let FSDP2 work between CPUs too, and lose no precision to `bf16` beyond that of the layers.
-
-    accelerate shards between accelerators only: a run of several CPUs goes on with DDP, and nothing says so. All that
-    it takes is to call the run by its name; neither torch nor the Trainer minds the device.
-    """
-    state = accelerator.state
-    if state.distributed_type == DistributedType.MULTI_CPU:
-        if accelerator.mixed_precision != "no":
-            plugin.set_mixed_precision(accelerator.mixed_precision)
-        state.fsdp_plugin = plugin
-        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-    if (policy := state.fsdp_plugin.mixed_precision_policy) is not None:
-        # As under DDP with autocast: gradients are averaged, and losses returned, in fp32.
-        state.fsdp_plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
-
-
-def name_as_unsharded(model: torch.nn.Module) -> None:
-    """Give a model sharded by FSDP2 its name back: torch derives a class of its own from the model's, and saving
-    would ship the code of torch in the place of the model's and name a class in it that cannot be loaded."""
-    sharded, original = type(model), type(model).__bases__[-1]
-    sharded.__name__, sharded.__qualname__, sharded.__module__ = (
-        original.__name__,
-        original.__qualname__,
-        original.__module__,
-    )
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

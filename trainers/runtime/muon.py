@@ -11,6 +11,7 @@ from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import nn
 
 from . import cpu_kernels
+from .compatibility import unscale_before
 from .distributed import full_tensor, sharded_as
 from .optimization import ElectraAdamW
 
@@ -72,7 +73,7 @@ class ElectraMuon(ElectraAdamW):
             for group in groups
         ]
         super().__init__([group for group in split if group["params"]], **adam)
-        self._step_supports_amp_scaling = False  # fused Adam unscales fp16 gradients itself, and Muon does not
+        unscale_before(self)  # Muon does not unscale fp16 gradients
 
     def __setstate__(self, state):
         """Adam looks for what it keeps of each parameter; so it does not see Muon's."""

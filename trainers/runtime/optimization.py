@@ -5,6 +5,8 @@ import re
 import torch
 from transformers import PreTrainedModel
 
+from .compatibility import overflowed
+
 
 class ElectraAdamW(torch.optim.AdamW):
     """AdamW without bias correction, as google-research/electra (`model/optimization.py`) has it:
@@ -19,16 +21,9 @@ class ElectraAdamW(torch.optim.AdamW):
     Args: those of [`torch.optim.AdamW`].
     """
 
-    @property
-    def _skips(self) -> bool:
-        """Whether the kernels leave this step out: with fp16, a fused optimizer is called although gradients
-        overflowed, and `GradScaler` tells it by this attribute. Other optimizers are not called then."""
-        found_inf = getattr(self, "found_inf", None)
-        return found_inf is not None and bool(found_inf)
-
     def step(self, closure=None):
         originals = [{name: group[name] for name in ("lr", "eps", "weight_decay")} for group in self.param_groups]
-        skips = self._skips
+        skips = overflowed(self)
         try:
             for group in self.param_groups:
                 if skips or not group["params"]:  # DeepSpeed's ZeRO-3 steps once a group, and empties the others

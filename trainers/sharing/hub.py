@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers import Trainer
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
@@ -29,6 +28,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig, __version__
 
 from ..errors import PushError, UsageError, first_line
 from ..runtime.checkpoints import MANIFEST
+from ..runtime.compatibility import CompatibleTrainer
 from ..runtime.files import read_json
 from ..runtime.loading import lacks_model
 from .leaks import UnreadableError, first_leak
@@ -335,7 +335,7 @@ def linked(files: Mapping[str, Path | bytes], folder: Path) -> dict[str, Path | 
     return copies
 
 
-class PushingTrainer(Trainer):
+class PushingTrainer(CompatibleTrainer):
     """[`~transformers.Trainer`] of which every push loads, by a stranger and without a secret.
 
     The library's own pushes forget the code when they push a checkpoint, push all that lies in the folder, and pickle
@@ -368,18 +368,18 @@ class PushingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
+        self.save_unpushed()
         self.save_state()
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        self._finish_current_push()
+        self.finish_push()
         folder = Path(self.args.output_dir)
         card = (folder / CARD).read_text(encoding="utf-8")
         job = self._push_in_background(shared_files(folder), card, commit_message, token, revision)
         return job.result() if blocking else job
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def push_checkpoint(self, checkpoint):
         """Push the checkpoint itself: unlike `output_dir`, it holds everything, the code included."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
@@ -387,7 +387,6 @@ class PushingTrainer(Trainer):
         if self.push_in_progress is not None and not self.push_in_progress.is_done() and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        checkpoint = Path(checkpoint_folder)
         try:
             files: dict[str, Path | bytes] = {**shared_files(checkpoint)}
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
