@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from modeling_electra_exit import ElectraEarlyExitForSequenceClassification, ElectraEarlyExitForTokenClassification
 
 from ..errors import UsageError
+from ..runtime.compatibility import initialize, was_loaded
 from ..runtime.loading import architecture, load_for, quiet_loading, read_config
 from .tasks import KINDS, Task
 
@@ -55,10 +56,7 @@ class Start:
         if unread and not self.model.config.has_exit_heads:
             raise UsageError(f"--{unread[0]} needs exits, and {checkpoint} has none: give --exit_policy random")
         self.model.config.finetuning_task = task.name
-        # The library marks what it has found in the checkpoint.
-        self.new = {
-            name for name, weight in self.model.named_parameters() if not getattr(weight, "_is_hf_initialized", False)
-        }
+        self.new = {name for name, weight in self.model.named_parameters() if not was_loaded(weight)}
 
     def model_for(self, seed: int) -> PreTrainedModel:
         """A copy whose new weights follow from the seed alone."""
@@ -66,7 +64,7 @@ class Start:
         set_seed(seed)
         for path, module in model.named_modules():
             if any(f"{path}.{name}" in self.new for name, _ in module.named_parameters(recurse=False)):
-                model._init_weights(module)
+                initialize(model, module)
         return model
 
 

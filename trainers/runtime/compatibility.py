@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Features, IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -217,6 +217,19 @@ class CompatibleTrainer(Trainer):
     def finish_push(self) -> None:
         """Wait for the push of an earlier checkpoint: two at once would find each other's commit in their way."""
         self._finish_current_push()
+
+
+# ---- Transformers: models ----
+
+
+def was_loaded(weight: torch.nn.Parameter) -> bool:
+    """Whether `from_pretrained` has found it in the checkpoint: it marks what it has, and reports in its log alone."""
+    return getattr(weight, "_is_hf_initialized", False)
+
+
+def initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
+    """Draw the weights of one module of a model, as a new model has them: in public there is only all of a model."""
+    model._init_weights(module)
 
 
 # ---- accelerate and FSDP2 ----

@@ -25,6 +25,7 @@ from modeling_electra_exit.trainers.runtime.compatibility import arguments_as
 
 
 ROOT = Path(__file__).resolve().parents[3]
+BY_NAME = ("getattr", "setattr", "hasattr", "delattr")
 COMPATIBILITY = ROOT / "trainers" / "runtime" / "compatibility.py"
 
 # Owner, name and parameters, in the order of the releases that were tested: a change of one means that its use, and
@@ -98,6 +99,7 @@ SOURCES = [
     (TrainingArguments, "self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)"),
     (HfArgumentParser, "add_argument_group(dtype._argument_group_name)"),
     (transformers.core_model_loading, 'weight_conversions = getattr(model, "_weight_conversions", None)'),
+    (transformers.core_model_loading, "_is_hf_initialized = True"),
     (torch.amp.GradScaler, 'getattr(optimizer, "_step_supports_amp_scaling", False)'),
     (torch.amp.GradScaler, "optimizer.found_inf = found_inf"),
     (accelerate.state.AcceleratorState, "self.distributed_type = DistributedType.FSDP"),
@@ -177,6 +179,7 @@ def test_only_one_module_uses_private_parts():
     """Read from the code: a private attribute of anything but `self`, or of `self` where the library defines it."""
     of_trainer = set(re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(Trainer))) | set(vars(Trainer))
     allowed = {"_replace", "_asdict", "_fields"} | set(dir(argparse.ArgumentParser()))  # named tuples', and argparse's
+    of_ours = {"_epoch"}  # of a collator, which may be somebody else's
     found = []
     for path in sorted((ROOT / "trainers").rglob("*.py")):
         if path == COMPATIBILITY:
@@ -184,6 +187,10 @@ def test_only_one_module_uses_private_parts():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "_internal_call":
                 found.append(f"{path.relative_to(ROOT)}:{node.value.lineno} {node.arg}")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
+                name = node.args[1]
+                if isinstance(name, ast.Constant) and re.match("_[a-z]", name.value) and name.value not in of_ours:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {name.value}")
             if not isinstance(node, ast.Attribute) or not re.match("_[a-z]", node.attr) or node.attr in allowed:
                 continue
             ours = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
