@@ -366,5 +366,5 @@ def test_a_checkpoint_of_a_users_generator_loads_where_there_is_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere_to_be_found:x", "json:no_such_attribute"])
 def test_a_users_generator_that_is_not_there_is_one_line(tokenizer, name):
-    with pytest.raises(UsageError, match=rf"^generator_type '{name}': .*; give one of 'mlm', .*`module:function`$"):
+    with pytest.raises(UsageError, match=rf"^generator_type '{name}': .*; give one of 'mlm', .*`module:attribute`$"):
         build_generator(tiny_config(generator_type=name), corpus_of(tokenizer), tokenizer)
