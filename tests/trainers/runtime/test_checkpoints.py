@@ -243,6 +243,15 @@ def test_the_handlers_are_given_back(tokenizer, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_ctrl_c_saves_and_the_second_ends_at_once(tokenizer, tmp_path, capfd):
     trainer = make_trainer(tokenizer, tmp_path, max_steps=9, save_strategy="no", dataloader_num_workers=1)
     step = trainer.training_step
