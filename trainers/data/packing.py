@@ -28,7 +28,6 @@ from .tokenization import pieces, script_of, vocabulary_size
 
 logger = logging.getLogger(__name__)
 
-
 SEGMENTS = ("two", "one")
 # The cache of `datasets` knows a call by the function's name and arguments. Without this argument, sequences that an
 # earlier version packed would be taken for those of this one.
@@ -36,6 +35,12 @@ CODE = "".join(xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) for file in (__
 # google-research/electra, `build_pretraining_dataset.py`: a tenth of the examples has one segment, and one in twenty a
 # random length, from this many tokens of text up.
 ONE_SEGMENT_SHARE, SHORT_SHARE, SHORTEST = 0.1, 0.05, 5
+# Documents that are packed together, and sequences of a stream among which chance chooses the next.
+PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
+# Pieces of text that a tokenizer is given at once.
+ENCODED_TOGETHER = 128
+# Padding above this share is told to the user.
+MUCH_PADDING = 0.3
 
 # What a document is tokenised to: the ids of each of its lines, `np.ndarray` of shape (tokens,), int64.
 Lines = list[np.ndarray]
@@ -93,18 +98,6 @@ def _middle(start: int, end: int, line_ends: list[int], later: bool) -> int:
     at = bisect_right(line_ends, middle) - (not later)
     found = line_ends[at] if 0 <= at < len(line_ends) else end
     return found if start < found < end else middle
-
-
-# Documents that are packed together, and sequences of a stream among which chance chooses the next.
-PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
-
-
-# Pieces of text that a tokenizer is given at once.
-ENCODED_TOGETHER = 128
-
-
-# Padding above this share is told to the user.
-MUCH_PADDING = 0.3
 
 
 @dataclass

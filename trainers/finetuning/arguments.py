@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..runtime.arguments import _INHERITED, ELECTRA_SCHEDULE, ElectraTrainingArguments
+from ..runtime.arguments import ELECTRA_SCHEDULE, INHERITED, ElectraTrainingArguments
 from .tasks import KINDS, TASKS
 
 
@@ -16,8 +16,8 @@ class FineTuningArguments(ElectraTrainingArguments):
         ValueError: if `layerwise_lr_decay` is not in (0, 1], or a seed is given twice.
     """
 
-    learning_rate: float = field(default=1e-4, metadata=_INHERITED["learning_rate"])
-    warmup_steps: float = field(default=0.1, metadata=_INHERITED["warmup_steps"])
+    learning_rate: float = field(default=1e-4, metadata=INHERITED["learning_rate"])
+    warmup_steps: float = field(default=0.1, metadata=INHERITED["warmup_steps"])
     lr_scheduler_type: str = field(
         default=ELECTRA_SCHEDULE, metadata=ElectraTrainingArguments.__dataclass_fields__["lr_scheduler_type"].metadata
     )
@@ -27,10 +27,10 @@ class FineTuningArguments(ElectraTrainingArguments):
             "help": "Passes over the data. Left out: 10 for rte, stsb and fewer than 6,000 examples of yours; else 3."
         },
     )
-    per_device_train_batch_size: int = field(default=32, metadata=_INHERITED["per_device_train_batch_size"])
-    per_device_eval_batch_size: int = field(default=128, metadata=_INHERITED["per_device_eval_batch_size"])
-    save_strategy: str = field(default="no", metadata=_INHERITED["save_strategy"])
-    logging_steps: float = field(default=0.1, metadata=_INHERITED["logging_steps"])
+    per_device_train_batch_size: int = field(default=32, metadata=INHERITED["per_device_train_batch_size"])
+    per_device_eval_batch_size: int = field(default=128, metadata=INHERITED["per_device_eval_batch_size"])
+    save_strategy: str = field(default="no", metadata=INHERITED["save_strategy"])
+    logging_steps: float = field(default=0.1, metadata=INHERITED["logging_steps"])
     layerwise_lr_decay: float = field(
         default=0.8,
         metadata={"help": "What a layer's learning rate is of that of the layer above it. 1: all learn alike."},

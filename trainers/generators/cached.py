@@ -11,6 +11,10 @@ from ..errors import DataError
 from .base import GeneratorContext, Replacements
 
 
+# What was sampled for packed sequences, in the folder of their cached replacements.
+CACHE_REPORT = "cache.json"
+
+
 class Cached(Replacements):
     """One of the replacements that `electra-exit cache-replacements` wrote for each token, all alike."""
 
@@ -22,10 +26,6 @@ class Cached(Replacements):
     def __call__(self, row, positions, generator, *, replacements, **columns):
         table = np.asarray(replacements, dtype=np.int64).reshape(len(row), -1)
         return table[positions, generator.integers(table.shape[1], size=len(positions))]
-
-
-# What was sampled for packed sequences, in the folder of their cached replacements.
-CACHE_REPORT = "cache.json"
 
 
 def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> DatasetDict:

@@ -23,6 +23,8 @@ from .statistical import Bigram, Shuffle, uniform, unigram
 
 # Types for which nothing is built here: `mlm` runs inside the model, `none` expects corrupted batches.
 IN_MODEL = ("mlm", "none")
+# What a generator derives from.
+INTERFACE = (Replacements, StepGenerator)
 
 
 # name -> function of a context that makes the generator
@@ -63,9 +65,6 @@ def build_generator(
     if not isinstance(made, INTERFACE):
         raise UsageError(f"generator_type {name!r} must return a Replacements or StepGenerator, got {made!r:.100}")
     return made
-
-
-INTERFACE = (Replacements, StepGenerator)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .muon import MUON
 
 
 # The help texts that come with TrainingArguments; redefining a field's default would lose its text.
-_INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
+INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
 ELECTRA_SCHEDULE = "electra"
@@ -59,9 +59,9 @@ class ElectraTrainingArguments(TrainingArguments):
         },
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Of Muon, with `--optim muon`."})
-    adam_epsilon: float = field(default=1e-6, metadata=_INHERITED["adam_epsilon"])
-    weight_decay: float = field(default=0.01, metadata=_INHERITED["weight_decay"])
-    report_to: None | str | list[str] = field(default=None, metadata=_INHERITED["report_to"])
+    adam_epsilon: float = field(default=1e-6, metadata=INHERITED["adam_epsilon"])
+    weight_decay: float = field(default=0.01, metadata=INHERITED["weight_decay"])
+    report_to: None | str | list[str] = field(default=None, metadata=INHERITED["report_to"])
     bf16: bool = field(
         default=False,
         metadata={
@@ -155,9 +155,9 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
     """
 
-    learning_rate: float = field(default=5e-4, metadata=_INHERITED["learning_rate"])
-    warmup_steps: float = field(default=10_000, metadata=_INHERITED["warmup_steps"])
-    max_steps: int = field(default=1_000_000, metadata=_INHERITED["max_steps"])
+    learning_rate: float = field(default=5e-4, metadata=INHERITED["learning_rate"])
+    warmup_steps: float = field(default=10_000, metadata=INHERITED["warmup_steps"])
+    max_steps: int = field(default=1_000_000, metadata=INHERITED["max_steps"])
     dataloader_drop_last: bool = field(
         default=True,
         metadata={
@@ -167,7 +167,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         },
     )
     # Every parameter takes part in every step.
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_INHERITED["ddp_find_unused_parameters"])
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=INHERITED["ddp_find_unused_parameters"])
     corpus_init: bool = field(
         default=False,
         metadata={
