@@ -23,7 +23,6 @@ from tests.conftest import write_corpus
 from tests.test_rooms import CODE, ROOT, imports, room_of
 
 
-CHAIN_START = ROOT / "trainers" / "cli" / "main.py"
 # Runs a pre-training of one step and prints the files of ours on the stack where the loss is computed.
 TRACE = """
 import functools, json, sys, traceback

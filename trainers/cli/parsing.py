@@ -1,7 +1,6 @@
 """From recipes and flags to arguments: every field of a recipe is also a flag, and both go through one parser."""
 
 import argparse
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,7 +18,7 @@ from modeling_electra_exit.trainers.runtime.arguments import ElectraEarlyExitTra
 from .flags import config_flags
 from .parser import OneLineErrors, ParserExit
 from .places import RECIPES, yaml_names
-from .quick import HELP_ALL
+from .quick import HELP_ALL, unknown_field, with_underscores
 from .recipes import read_yaml, recipe_arguments
 
 
@@ -119,7 +118,7 @@ def build_parser(command: Command = PRETRAIN) -> RecipeParser:
     for action in parser._actions:
         if action.dest == "bf16":
             action.type = _bool_or_auto
-        # `--max-steps` works as `--max_steps` (see `_with_underscores`); showing both would double the page.
+        # `--max-steps` works as `--max_steps` (see `with_underscores`); showing both would double the page.
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
         if action.option_strings[:1] == [f"--no_{action.dest}"]:
             action.help = argparse.SUPPRESS
@@ -158,7 +157,7 @@ def parse_fields(
 ) -> tuple[dict, object, TrainingArguments, dict]:
     """As [`parse`], for a recipe already read."""
     parser = build_parser(command)
-    flags = [_with_underscores(token) for token in flags]
+    flags = [with_underscores(token) for token in flags]
     if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
         # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
         recipe = {name: value for name, value in recipe.items() if name not in (*command.sources, "language")}
@@ -166,8 +165,7 @@ def parse_fields(
     known = {option for action in parser._actions for option in action.option_strings}
     for token in tokens:
         if token.startswith("--") and (flag := token.split("=")[0]) not in known:
-            close = difflib.get_close_matches(flag, known, n=1)
-            raise UsageError(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else ""))
+            raise UsageError(unknown_field(flag, known))
     namespace = parser.parse_args(["RECIPE", *tokens])
     if namespace.exit_policy == "none":
         given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
@@ -194,14 +192,6 @@ def _bool_or_auto(text: str) -> bool | str:
         return string_to_bool(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"must be true, false or auto, got {text}") from error
-
-
-def _with_underscores(token: str) -> str:
-    """`--max-steps` and `--max_steps` are the same flag."""
-    if not token.startswith("--"):
-        return token
-    flag, equals, value = token.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
 
 
 def _take(namespace, dataclass_type) -> dict:

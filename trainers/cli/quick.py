@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .parser import Parser
@@ -79,16 +79,28 @@ def answer(page: Page, argv: Sequence[str]) -> None:
 
 def check_flags(parser: Parser, tokens: Sequence[str]) -> None:
     """Refuse a flag that no class declares, and a file that is not there."""
-    known, flag = declared_fields(), ""
-    for token in tokens:
+    known, flag = {f"--{name}" for name in declared_fields()}, ""
+    for token in map(with_underscores, tokens):
         if token.startswith("--"):
-            flag = token.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-            if flag[2:].removeprefix("no_") not in known:
-                close = difflib.get_close_matches(flag[2:], known, n=1)
-                parser.error(f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0]}`?" if close else ""))
-            token = token.partition("=")[2]
+            flag, _, token = token.partition("=")
+            if flag.replace("--no_", "--", 1) not in known:
+                parser.error(unknown_field(flag, known))
         if flag in FILES and token and not os.path.isfile(token):
             parser.error(f"no such file: {token}")
+
+
+def with_underscores(token: str) -> str:
+    """`--max-steps` and `--max_steps` are the same flag."""
+    if not token.startswith("--"):
+        return token
+    flag, equals, value = token.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def unknown_field(flag: str, known: Collection[str]) -> str:
+    """What is said of a flag that is none of those `known`, all with their dashes."""
+    close = difflib.get_close_matches(flag, known, n=1)
+    return f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else "")
 
 
 def declared_fields() -> set[str]:

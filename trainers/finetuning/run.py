@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
@@ -190,15 +189,13 @@ def finetune_seed(
 
 def _settings(trainer: FineTuningTrainer, model: str, seconds: float) -> dict:
     """What the model card says of the training. A folder is named, but not where it lies."""
-    args, threads = trainer.args, torch.get_num_threads()
-    on_gpu = args.device.type == "cuda"
+    args = trainer.args
     return {
         "model": Path(model).resolve().name if Path(model).is_dir() else model,
         "epochs": args.num_train_epochs,
         "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,
-        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"{threads} CPU thread{'s' if threads > 1 else ''}",
+        **args.conditions(),
         "seconds": round(seconds, 1),
     }
 

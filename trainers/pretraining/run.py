@@ -236,16 +236,12 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
     args, state = trainer.args, trainer.state
     length = trainer.data_collator.max_seq_length
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
-    threads = torch.get_num_threads()
-    processor = f"{threads} CPU thread{'s' if threads > 1 else ''}"
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else processor
     return {
         "steps": state.global_step,
         "tokens_per_step": tokens_per_step,
         "tokens": tokens_per_step * state.global_step,
         "tokens_per_second": round(trainer.throughput(), 1),
-        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
-        "hardware": device,
+        **args.conditions(),
         "exit_warmup": args.exit_warmup,
         "exit_cooldown": args.exit_cooldown,
         "seed": args.seed,

@@ -122,6 +122,15 @@ class ElectraTrainingArguments(TrainingArguments):
                 "`optim` must not be muon with DeepSpeed, which cuts matrices into vectors; use FSDP2, or adamw_torch"
             )
 
+    def conditions(self) -> dict[str, str]:
+        """What a report says of how a run computed: `precision`, and `hardware`."""
+        threads = torch.get_num_threads()
+        processor = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+        return {
+            "precision": "bf16 autocast" if self.bf16 else "fp16 autocast" if self.fp16 else "fp32",
+            "hardware": torch.cuda.get_device_name() if self.device.type == "cuda" else processor,
+        }
+
     def sharding(self) -> FullyShardedDataParallelPlugin | None:
         """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` without FSDP.
 

@@ -135,12 +135,6 @@ def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
     return 0.0 if embedding_size == hidden_size else 2 * tokens * embedding_size * hidden_size
 
 
-def block_share(config: ElectraEarlyExitConfig, sequence_length: int) -> float:
-    """Operations of the discriminator's layers while exits are active, as a share of those at full depth."""
-    executed, dense = (step_flops(config, 1, sequence_length, active).blocks for active in (True, False))
-    return executed / dense
-
-
 def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:
     """Share of the sequence that each layer computes while exits are active, one number a layer."""
     return [count / sequence_length for count in active_tokens(config, sequence_length, True)]
