@@ -520,7 +520,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         return self.norm(batch.restore()), trace
 
     def _listening(self, kwargs) -> bool:
-        """Whether hidden states are wanted; 0 asks for the first."""
+        """Whether hidden states are wanted; 0 stands for the first."""
         wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return wanted is not None and wanted is not False
 

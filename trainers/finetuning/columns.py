@@ -49,7 +49,7 @@ def find_columns(rows: Dataset, where: str, asked: Columns, defaults: Columns, k
 
 
 def find_texts(rows: Dataset, where: str, asked: Columns, defaults: Columns, of_words: bool) -> Columns:
-    """The columns of texts without labels, or with some that nobody needs. Args, Raises: as [`find_columns`]."""
+    """The columns of texts without labels, or with some that are not read. Args, Raises: as [`find_columns`]."""
     for column in filter(None, asked.texts):
         if column not in rows.column_names:
             raise DataError(f"{where} must have the column `{column}`, got {column_names(rows)}")

@@ -307,5 +307,5 @@ def softmax_gradient(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.T
 
 
 def unregister(library: torch.library.Library) -> None:
-    """Give operators their own kernels back: a library does so when it is collected, which nobody sees."""
+    """Give operators their own kernels back: a library does so only when it is collected, at an unknown time."""
     library._destroy()

@@ -12,10 +12,12 @@ import yaml
 
 from electra_exit import finetune, parsing, pretrain
 from electra_exit import main as cli
+from electra_exit.calibrate import calibrate_parser
 from electra_exit.parsing import build_parser
 from electra_exit.places import RECIPES, yaml_names
 from modeling_electra_exit import ElectraEarlyExitConfig, __version__
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
+from modeling_electra_exit.exit_criteria import CRITERIA
 from modeling_electra_exit.exit_policy import POLICIES
 from modeling_electra_exit.trainers.pretraining import run as pretraining
 from modeling_electra_exit.trainers.runtime import checkpoints, cpu_kernels
@@ -194,6 +196,11 @@ def test_the_help_names_real_flags_with_their_real_defaults(page, command):
     for name, values in (("exit_policy", POLICIES), ("generator_type", {*GENERATOR_TYPES} - {"none"})):
         if command is parsing.PRETRAIN:
             assert all(re.search(rf"\b{value}\b", options[name]) for value in values)
+
+
+def test_the_choices_of_calibrate_are_the_criteria_of_the_model():
+    (choices,) = (action.choices for action in calibrate_parser()._actions if action.dest == "criterion")
+    assert list(choices) == list(CRITERIA)
 
 
 def test_every_command_has_its_module():
