@@ -42,6 +42,7 @@ from .callbacks import (
 )
 from .collator import build_collator
 from .profiling import StepProfileCallback
+from .timing import StepTimer
 
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class ElectraTrainer(CompatibleTrainer):
         super().__init__(model, completed(args, self.arguments_class), *more, **kwargs)
         self.preemption = PreemptionCallback(self.args.device)
         self.add_callback(self.preemption)
+        self.step_timer = StepTimer()
+        self.add_callback(self.step_timer)
         for callback in self.callback_handler.callbacks:
             _outlive_reports(callback)
 
