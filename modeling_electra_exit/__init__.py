@@ -1,4 +1,4 @@
-"""ELECTRA with adaptive early exits, for Hugging Face Transformers. Importing this package registers it."""
+"""ELECTRA with early exits, for Hugging Face Transformers. Importing this package registers it."""
 
 import transformers
 

@@ -1,4 +1,4 @@
-"""Configuration of ELECTRA with adaptive early exits."""
+"""Configuration of ELECTRA with early exits."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""ELECTRA with adaptive early exits: encoder, model, and the joint pre-training objective.
+"""ELECTRA with early exits: encoder, model, and the joint pre-training objective.
 
 A training step reads top to bottom in `ElectraEarlyExitForPreTraining.forward`: the generator corrupts, the encoder
 discriminates, and after an exit layer only the surviving tokens are computed (`ElectraEarlyExitEncoder.forward`).

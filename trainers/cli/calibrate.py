@@ -1,6 +1,5 @@
 """`electra-exit calibrate`."""
 
-import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(list(argv))
     if not 0 < args.max_accuracy_drop < 1:
         parser.error(f"--max_accuracy_drop must be above 0 and below 1, got {args.max_accuracy_drop}")
-    if importlib.util.find_spec("matplotlib") is None:
-        parser.error("the figure needs matplotlib: pip install 'electra-early-exit[study]'")
     if not os.path.isfile(args.examples):
         parser.error(f"no such file: {args.examples}")
     if not any((args.folder / name).is_file() for name in ("config.json", "metrics.json")):
@@ -32,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
     )
     from modeling_electra_exit.trainers.finetuning.encoding import collator_for
     from modeling_electra_exit.trainers.finetuning.tasks import Columns, task_of
+    from modeling_electra_exit.trainers.runtime.figures import can_draw
 
     model, tokenizer = load_classifier(args.folder)
     task, columns = task_of(model.config), Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
@@ -46,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     model.config.save_pretrained(args.folder)
     (args.folder / "calibration.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    draw_curve(found, args.folder / "calibration.png")
+    if can_draw():
+        draw_curve(found, args.folder / "calibration.png")
     print(summary(found))
     return 0
 
@@ -55,8 +54,8 @@ def calibrate_parser() -> Parser:
     parser = Parser(
         prog="electra-exit calibrate",
         description="Pick temperatures and thresholds for the exits of a fine-tuned classifier, of texts or of words, "
-        "on held-out examples and store them in its config.json. Writes calibration.json and calibration.png beside "
-        "it. Take examples like those that the model will meet, and none that it was trained on.",
+        "on held-out examples and store them in its config.json. Writes calibration.json and, with matplotlib, "
+        "calibration.png beside it. Take examples like those that the model will meet, none that it was trained on.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
     parser.add_argument("examples", type=Path, help="held-out examples, a file as `finetune` reads it")

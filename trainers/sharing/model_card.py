@@ -1,6 +1,5 @@
 """The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -14,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from ..errors import UsageError, reason
+from ..runtime.figures import can_draw
 from ..runtime.files import read_json, tolerated
 from ..runtime.loading import read_config
 
@@ -256,7 +256,7 @@ def draw_exit_profile(facts: dict, path: Path) -> None:
     scores = {
         int(name.rsplit("_", 1)[1]): score for name, score in evaluation.items() if name.startswith("roc_auc_layer_")
     }
-    if not shares or not scores or importlib.util.find_spec("matplotlib") is None:
+    if not shares or not scores or not can_draw():
         return
     from matplotlib.figure import Figure
 

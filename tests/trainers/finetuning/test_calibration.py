@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from modeling_electra_exit import (
 from modeling_electra_exit.trainers import calibrate_exits
 from modeling_electra_exit.trainers.finetuning import calibration
 from modeling_electra_exit.trainers.finetuning.encoding import encode_words
+from modeling_electra_exit.trainers.runtime.figures import can_draw
 from tests.conftest import WORDS, tiny_config, trained_exits
 
 
@@ -259,6 +261,19 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
     assert (folder / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_command_stores_thresholds_and_says_once_that_it_cannot_draw(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    can_draw.cache_clear()
+    examples = write_examples(tmp_path / "held_out.jsonl")
+    for _ in range(2):
+        assert cli.main(["calibrate", str(folder), str(examples), "--max_accuracy_drop", "0.05"]) == 0
+    can_draw.cache_clear()
+    assert json.loads((folder / "config.json").read_text())["inference_exit_thresholds"]
+    assert not (folder / "calibration.png").exists()
+    said = [record.getMessage() for record in caplog.records if "matplotlib" in record.getMessage()]
+    assert said == ["no figure is drawn: matplotlib is not installed (pip install 'electra-early-exit[demo]')"]
+
+
 @pytest.mark.parametrize(
     ("columns", "flags", "message"),
     [
@@ -272,7 +287,6 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_answered_in_one_line(folder, tmp_path, capsys, columns, flags, message):
-    pytest.importorskip("matplotlib")
     examples = write_examples(tmp_path / "held_out.jsonl", **columns)
     assert cli.main(["calibrate", str(folder), str(examples), *flags]) == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]  # the lines before are progress bars
@@ -281,7 +295,6 @@ def test_mistakes_are_answered_in_one_line(folder, tmp_path, capsys, columns, fl
 
 
 def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     labels = {"num_labels": 2, "id2label": {0: "O", 1: "B-CAT"}, "label2id": {"O": 0, "B-CAT": 1}}
     model = trained_exits(ElectraEarlyExitForTokenClassification(tiny_config(vocab_size=len(tokenizer), **labels)))
     model.save_pretrained(tmp_path / "model")
@@ -312,7 +325,6 @@ def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsy
 
 
 def test_the_command_calibrates_a_classifier_with_several_labels(tokenizer, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     names = {"num_labels": 3, "id2label": {0: "cat", 1: "dog", 2: "old"}, "label2id": {"cat": 0, "dog": 1, "old": 2}}
     model = trained_exits(
         ElectraEarlyExitForSequenceClassification(
@@ -388,7 +400,6 @@ def test_a_word_has_its_label_once(tokenizer):
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, capsys, name, content, message):
-    pytest.importorskip("matplotlib")
     if content is not None:
         (tmp_path / name).write_text(content)
     assert cli.main(["calibrate", str(folder), str(tmp_path / name)]) == 2
@@ -398,7 +409,6 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, capsys, name, con
 
 
 def test_only_a_fine_tuned_classifier_is_calibrated(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     examples = write_examples(tmp_path / "x.jsonl")
     assert cli.main(["calibrate", str(tmp_path), str(examples)]) == 2
     assert "holds no model: it has no config.json" in capsys.readouterr().err

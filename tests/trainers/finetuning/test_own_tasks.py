@@ -66,7 +66,6 @@ def json_of(path) -> dict:
 
 
 def test_german_labels_and_semicolons_from_the_file_to_predictions(start, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     rows = [[" ".join(words).replace(" ", "; ", 1), mood(words), n] for n, words in enumerate(texts(120))]
     data = write_csv(tmp_path / "stimmung.csv", ["Satz", "Stimmung", "Nr"], rows)
     assert run("finetune", start, "--train_file", data, *settings(tmp_path, **LEARNING)) == 0
@@ -109,7 +108,6 @@ def test_german_labels_and_semicolons_from_the_file_to_predictions(start, tmp_pa
 
 
 def test_conll_with_four_columns_from_the_file_to_predictions(start, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     train, dev = (
         write_conll(tmp_path / "train.txt", texts(96)),
         write_conll(tmp_path / "dev.conll", texts(24, seed=1)),

@@ -1,10 +1,12 @@
 import json
+import sys
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from electra_exit import main as cli
+from modeling_electra_exit.trainers.runtime.figures import can_draw
 from modeling_electra_exit.trainers.sharing.model_card import write_model_card
 from tests.conftest import tiny_config
 
@@ -158,3 +160,15 @@ def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkey
     assert "the figure of the model card failed, and the run goes on without: [Errno 28]" in caplog.text
     assert "exit_profile.png" not in text
     assert not (tmp_path / "exit_profile.png").exists()
+
+
+def test_a_run_that_cannot_draw_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    can_draw.cache_clear()
+    measured = {**MEASURED, "kept_share": [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]}
+    texts = [card(tmp_path, measured) for _ in range(2)]
+    can_draw.cache_clear()
+    assert not any("exit_profile.png" in text for text in texts)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no figure is drawn: matplotlib is not installed (pip install 'electra-early-exit[demo]')"
+    ]
