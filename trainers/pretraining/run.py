@@ -39,7 +39,6 @@ from ..runtime.flops import (
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from .callbacks import OneLineProgressCallback
-from .collator import build_collator
 from .initialization import initialize_from_corpus
 from .trainer import ElectraEarlyExitTrainer
 
@@ -141,12 +140,10 @@ def build_trainer(
     suit_attention(model, args.device)
     if args.corpus_init:
         initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
-    collator, generator = build_collator(config, train, tokenizer, args, data_args.max_seq_length)
     trainer = ElectraEarlyExitTrainer(
         model,
         args,
-        collator,
-        generator,
+        max_seq_length=data_args.max_seq_length,
         train_dataset=packed["train"],
         eval_dataset=evaluated or packed["validation"],
         processing_class=tokenizer,
@@ -234,7 +231,7 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
 
 def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
     args, state = trainer.args, trainer.state
-    length = trainer.data_collator.max_seq_length
+    length = trainer.sequence_length
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
     return {
         "steps": state.global_step,
@@ -254,7 +251,7 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
 
     The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
     """
-    args, config, length = trainer.args, trainer.model_config, trainer.data_collator.max_seq_length
+    args, config, length = trainer.args, trainer.model_config, trainer.sequence_length
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = trainer.state.global_step
     executed, published = StepFlops(0, 0, 0), 0.0

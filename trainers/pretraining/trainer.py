@@ -205,8 +205,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
     where neither the collator nor the model does. `processing_class` is the tokenizer (left out: the collator's), by
     which the model's config learns the ids of the tokens that must not exit. `data_collator` and `generator`
-    default to what the model's `generator_type` names ([`collator.build_collator`]), anew for each model of a
-    `model_init`, and `compute_metrics` to [`metrics.replaced_token_detection`].
+    default to what the model's `generator_type` names ([`collator.build_collator`]), for sequences of `max_seq_length`
+    tokens (left out: the longest of each batch), anew for each model of a `model_init`; and `compute_metrics` to
+    [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
     batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
@@ -221,11 +222,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     args: ElectraEarlyExitTrainingArguments
     arguments_class = ElectraEarlyExitTrainingArguments
 
-    def __init__(self, model=None, args=None, data_collator=None, generator=None, **kwargs):
+    def __init__(self, model=None, args=None, data_collator=None, generator=None, max_seq_length=None, **kwargs):
         self.tokenizer = kwargs.get("processing_class") or getattr(data_collator, "tokenizer", None)
         self._builds_collator = data_collator is None and self.tokenizer is not None
         self._measures_detection = "compute_metrics" not in kwargs
-        self.generator = generator
+        self.generator, self._max_seq_length = generator, max_seq_length
         super().__init__(model, args, data_collator, **kwargs)
         self.adopt(self.model)
         self.stopwatch = Stopwatch()
@@ -250,7 +251,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
                 raise ValueError(f"`vocab_size` is {config.vocab_size}, and the tokenizer's ids need {needed}")
             name_special_tokens(config, self.tokenizer)
         if self._builds_collator:
-            self.data_collator, self.generator = build_collator(config, self.train_dataset, self.tokenizer, self.args)
+            text = self.train_dataset
+            sequences = text.sequences() if isinstance(text, PackedStream) else text
+            self.data_collator, self.generator = build_collator(
+                config, sequences, self.tokenizer, self.args, self._max_seq_length
+            )
         if self._measures_detection:
             self.compute_metrics = metrics.replaced_token_detection(config)
         self._loss_parts = defaultdict(float)
