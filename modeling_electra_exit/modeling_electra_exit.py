@@ -641,7 +641,7 @@ class ElectraEarlyExitSelfGenerator(nn.Module):
 
 
 # The generators that are a part of the model.
-GENERATORS: dict[str, type] = {
+MODEL_GENERATORS: dict[str, type] = {
     "mlm": ElectraEarlyExitGenerator,
     "self": ElectraEarlyExitSelfGenerator,
 }
@@ -950,8 +950,8 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             if config.has_gain_heads:
                 self.exit_gains = nn.ModuleList([ElectraEarlyExitDetectionHead(config) for _ in config.exit_layers])
             self.exit_state = ElectraEarlyExitState(config)
-        if config.generator_type in GENERATORS:
-            self.generator = GENERATORS[config.generator_type](config)
+        if config.generator_type in MODEL_GENERATORS:
+            self.generator = MODEL_GENERATORS[config.generator_type](config)
         if self.get_output_embeddings() is None:
             self._tied_weights_keys = {}
         self.post_init()

@@ -190,8 +190,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     profile_step: int | None = field(
         default=None,
         metadata={
-            "help": "Time ten steps from this one on, and log where their time went "
-            "(`trainers/pretraining/profiling.py`)."
+            "help": "Record ten steps from this one on with torch.profiler, log where their time went, and leave the "
+            "trace in `profile_trace.json`."
         },
     )
     exit_loss_warmup: float = field(

@@ -1,3 +1,4 @@
+import json
 import time
 
 import pytest
@@ -35,6 +36,9 @@ def test_parts_add_up_to_the_step_and_each_is_charged_its_own(tokenizer, tmp_pat
     assert profile["profile_discriminator_ms"] >= 400 * accumulation
     assert all(profile[f"profile_{part}_ms"] > 0 for part in ("backward", "optimizer", "rest"))
     assert "steps 2 to 3, " in caplog.text
+    names = [event.get("name") for event in json.loads((tmp_path / profiling.TRACE).read_text())["traceEvents"]]
+    assert names.count("step/optimizer") == 2
+    assert "aten::addmm" in names
     assert not trainer.model._forward_hooks
     assert not trainer.model.electra._forward_pre_hooks
 
