@@ -44,8 +44,10 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     model.config.save_pretrained(args.folder)
     (args.folder / "calibration.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    figure = args.folder / "calibration.png"
+    figure.unlink(missing_ok=True)  # of an earlier calibration
     if can_draw():
-        draw_curve(found, args.folder / "calibration.png")
+        draw_curve(found, figure)
     print(summary(found))
     return 0
 

@@ -264,6 +264,7 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
 def test_the_command_stores_thresholds_and_says_once_that_it_cannot_draw(folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     can_draw.cache_clear()
+    (folder / "calibration.png").write_text("of an earlier calibration")
     examples = write_examples(tmp_path / "held_out.jsonl")
     for _ in range(2):
         assert cli.main(["calibrate", str(folder), str(examples), "--max_accuracy_drop", "0.05"]) == 0
