@@ -8,7 +8,7 @@ OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/%.py,c
 DEPENDENCIES = $(shell $(PYTHON) -c "import re, tomllib; \
 	print(*(re.match(r'[\w.-]+', d)[0] for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
 
-.PHONY: pretrain test test-oldest test-latest mutants lint lock
+.PHONY: pretrain test test-oldest test-latest mutants lint docs lock
 
 pretrain: .venv/installed
 	$(BIN)/electra-exit pretrain quickstart
@@ -38,6 +38,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site. A broken link or anchor fails.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Rebuilt when the locked versions or the package's metadata change.
 .venv/installed: LOCK = requirements.lock

@@ -829,9 +829,11 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
     ) -> tuple[torch.Tensor] | ElectraEarlyExitModelOutput:
         r"""
         Args:
-            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
+            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): as
+                in `ElectraModel`.
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): in the place
+                of `input_ids`.
             exit_policy (`str`, *optional*): what exits at `config.exit_layers`: `"none"` (the default here), or one of
                 the policies the config knows.
             exits ([`Exits`], *optional*): the exits' heads. Needed for any policy but `"none"`.
@@ -993,9 +995,11 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
     ) -> tuple[torch.Tensor] | ElectraEarlyExitForPreTrainingOutput:
         r"""
         Args:
-            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
+            input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): as
+                in `ElectraModel`.
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): in the place
+                of `input_ids`.
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
                 Empty ones, `(batch, 0)`, are none.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked

@@ -1,0 +1,154 @@
+"""Draw the figures of README.md and docs/ from the files in benchmarks/results.
+
+python -m docs.draw
+"""
+
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+from statistics import mean
+
+from docs.measurements import ROOT, study
+from research.report import curve
+
+
+FIGURES = ROOT / "docs" / "figures"
+# Okabe and Ito's colors, told apart with every kind of color blindness; dark enough for lines on white.
+BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#555555", "#E4E4E4"
+ARMS = {"dense": ("no exits", ORANGE), "random_one_exit_early": ("default exits", BLUE)}
+
+
+def pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({
+        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "docs",
+        "font.family": "DejaVu Sans",
+    })  # fmt: skip
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def overview_data() -> dict:
+    """The share of the tokens that each layer computes, and the learning curves, of the exits study."""
+    arms = study("exits", "narrow")
+    curves = {arm: [curve(result) for result in arms[arm]] for arm in ARMS}
+    return {"kept": arms["random_one_exit_early"][0]["kept_share"], "curves": curves}
+
+
+def fingerprint(data) -> str:
+    """Of what a figure shows; it stands in the figure's metadata, and a test compares."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save(figure, name: str, data) -> None:
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None, "Description": fingerprint(data)})
+
+
+def draw_overview() -> None:
+    data = overview_data()
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(1, 1.15))
+    _draw_tokens(left, data["kept"])
+    for arm, (label, color) in ARMS.items():
+        runs = data["curves"][arm]
+        for run in runs:
+            right.plot([s / 60 for s in run["seconds"]], run["score"], color=color, alpha=0.25, linewidth=0.8)
+        seconds, scores = (
+            [mean(at) for at in zip(*(run[axis] for run in runs), strict=True)] for axis in ("seconds", "score")
+        )
+        right.plot(
+            [s / 60 for s in seconds], scores, color=color, linewidth=2.2, label=f"{label} (mean of {len(runs)} seeds)"
+        )
+        right.plot(seconds[-1] / 60, scores[-1], "o", color=color)
+    right.set(xlabel="minutes of training, one CPU thread", ylabel="ROC-AUC on held-out text", ylim=(0.75, 0.9))
+    right.set_title("Quality against time", loc="left", fontweight="bold")
+    right.legend(loc="lower right", frameon=False)
+    save(figure, "overview", data)
+
+
+def _draw_tokens(plot, kept: list[float], tokens: int = 24) -> None:
+    from matplotlib.patches import Rectangle
+
+    chance, order = random.Random(8), list(range(1, tokens))
+    chance.shuffle(order)
+    for layer, share in enumerate(kept):
+        continuing = {0, *order[: math.ceil(share * tokens) - 1]}
+        for token in range(tokens):
+            color = BLUE if token in continuing else LIGHT
+            plot.add_patch(Rectangle((token + 0.08, layer + 0.1), 0.84, 0.8, color=color, linewidth=0))
+    plot.set(xlim=(0, tokens), ylim=(0, len(kept)), xlabel="tokens of a sequence", xticks=[])
+    plot.set_yticks([layer + 0.5 for layer in range(len(kept))], [f"{layer + 1}" for layer in range(len(kept))])
+    plot.set_ylabel("layer")
+    plot.spines[["left", "bottom"]].set_visible(False)
+    plot.tick_params(length=0)
+    plot.set_title("Computed tokens (blue), exits active", loc="left", fontweight="bold")
+
+
+# From the top: each box may import those below it.
+ROOMS = (
+    (("cli", "the commands"),),
+    (("finetuning", "tasks, calibration, scoring"),),
+    (("pretraining", "collator, Trainer, one run"),),
+    (("sharing", "the Hub, cards"), ("generators", "what replaces tokens")),
+    (("data", "text, tokenizers, packing"),),
+    (("runtime", "optimizers, checkpoints, processes"), ("metrics", "quality"), ("errors", "one sentence")),
+)
+MODEL = (
+    (("heads", "fine-tuning, exits at inference"), ("model", "encoder, generator, objective")),
+    (("exit state", "measurements"), ("configuration", "fields")),
+    (("exit policy", "which tokens continue"), ("exit criteria", "when an example is finished")),
+)
+
+
+def draw_architecture() -> None:
+    plt = pyplot()
+    figure, plot = plt.subplots(figsize=(8, 6.4), layout="constrained")
+    top = _draw_rows(plot, MODEL, 0, "#DCEBF5", "modeling_electra_exit: travels with a checkpoint")
+    top = _draw_rows(plot, ROOMS, top + 0.35, "#FBE9DF", "trainers: makes a checkpoint")
+    plot.annotate(
+        "", xy=(-0.25, 0.3), xytext=(-0.25, top - 0.3), arrowprops={"arrowstyle": "->", "color": GREY, "lw": 1.5}
+    )
+    plot.text(-0.45, top / 2, "imports", rotation=90, va="center", ha="center", color=GREY)
+    plot.set(xlim=(-0.7, 10.1), ylim=(-0.1, top + 0.1))
+    plot.axis("off")
+    save(figure, "architecture", [ROOMS, MODEL])
+
+
+def _draw_rows(plot, rows, bottom: float, color: str, title: str) -> float:
+    """Rows of boxes from the top down, below a title; returns where they end above."""
+    from matplotlib.patches import FancyBboxPatch
+
+    top = bottom + len(rows) + 0.45
+    plot.add_patch(
+        FancyBboxPatch((0, bottom), 10, top - bottom, boxstyle="round,pad=0,rounding_size=0.1", fc=color, ec="none")
+    )
+    plot.text(0.2, top - 0.25, title, va="center", fontweight="bold")
+    for row, boxes in enumerate(rows):
+        y, width = top - 0.45 - (row + 1), 9.7 / len(boxes)
+        for column, (name, text) in enumerate(boxes):
+            x = 0.15 + column * width
+            frame = "round,pad=0,rounding_size=0.08"
+            corner, size = (x + 0.05, y + 0.07), (width - 0.1, 0.85)
+            plot.add_patch(FancyBboxPatch(corner, *size, boxstyle=frame, fc="white", ec="#AAAAAA", lw=0.8))
+            plot.text(x + width / 2, y + 0.63, name, ha="center", va="center", fontsize=11)
+            plot.text(x + width / 2, y + 0.3, text, ha="center", va="center", fontsize=9, color=GREY)
+    return top
+
+
+# Figure -> what it shows.
+DATA = {"overview": overview_data, "architecture": lambda: [ROOMS, MODEL]}
+
+
+def drawn(name: str) -> Path:
+    return FIGURES / f"{name}.svg"
+
+
+if __name__ == "__main__":
+    draw_overview()
+    draw_architecture()

@@ -1,0 +1,429 @@
+"""Write the numbers and tables of README.md and docs/ from the files in benchmarks/results.
+
+    python -m docs.measurements            # rewrite them in place
+    python -m docs.measurements --check    # status 1 if a page differs
+
+A number stands between `<!--= NAME -->` and `<!--/-->`, which Markdown does not show. `NUMBERS` lists the functions
+that compute them, one for each file or study.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from statistics import mean, quantiles, stdev
+
+from research import report
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"<!--= ([\w.-]+) -->(.*?)<!--/-->", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def fill(text: str, numbers: dict[str, str]) -> str:
+    """`text` with every marked number as it is in `numbers`.
+
+    Raises:
+        KeyError: for a name that no results file gives.
+    """
+
+    def value(found: re.Match) -> str:
+        number = numbers[found[1]]
+        if "\n" in number:
+            number = f"\n\n{number}\n\n"
+        return f"<!--= {found[1]} -->{number}<!--/-->"
+
+    return MARKED.sub(value, text)
+
+
+def without_marks(text: str) -> str:
+    """What a reader sees: the numbers without the comments around them."""
+    return MARKED.sub(lambda found: found[2], text)
+
+
+@cache
+def all_numbers() -> dict[str, str]:
+    """Every number and table, as text, by its name."""
+    numbers = {}
+    for prefix, compute in NUMBERS.items():
+        numbers |= {f"{prefix}.{name}": text for name, text in compute()}
+    return numbers
+
+
+Named = Iterator[tuple[str, str]]
+
+
+# ---- Files of records ----
+
+
+@cache
+def records(name: str) -> dict[tuple[str, str], dict]:
+    """The records of a benchmark's file, by name and metric."""
+    return {(r["name"], r["metric"]): r for r in json.loads((RESULTS / f"{name}.json").read_text("utf-8"))}
+
+
+def table(*rows: list[str]) -> str:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+
+
+VARIANTS = {
+    "hf-loop": "plain loop (`hf-loop`)",
+    "electra-pytorch": "electra-pytorch 0.1.2",
+    "rtd-gdes": "rtd-gdes 0.1.4.1 (another objective)",
+    "dense.torch-kernels": "ours, dense, PyTorch kernels",
+    "dense": "ours, dense",
+    "dense.compiled": "ours, dense, compiled",
+    "exits": "ours, exits active",
+    "exits.compiled": "ours, exits active, compiled",
+    "exits.unigram": "ours, exits active, `unigram`",
+}
+
+
+def step_table(file: str, *cases: str) -> str:
+    """Step time, speed over the plain loop, peak memory and MFU of each variant, for each case in turn."""
+    found = records(file)
+    titles = [f"{title}, {case.replace('/', ' tokens, ')}" for case in cases
+              for title in ("step", "over plain loop", "peak memory", "MFU")]  # fmt: skip
+    rows = [["variant", *titles]]
+    for variant, title in VARIANTS.items():
+        row = [title]
+        for case in cases:
+            name = f"electra-small/{case}/{variant}"
+            if (name, "step_seconds") in found:
+                mfu = found.get((name, "mfu"))
+                row += [
+                    f"{found[name, 'step_seconds']['value'] * 1e3:,.0f} ms",
+                    f"{found[name, 'tokens_per_second']['ratio']:.2f}",
+                    f"{found[name, 'peak_bytes']['value'] / 2**20:,.0f} MiB",
+                    f"{mfu['value']:.0%}" if mfu else "",
+                ]
+        if len(row) > 1:
+            rows.append(row)
+    return table(*rows)
+
+
+def speed() -> Named:
+    yield "zen3", step_table("training_step-zen3", "128/fp32", "512/fp32")
+    yield "avx512", step_table("training_step", "128/fp32", "128/bf16")
+    yield "avx512_512", step_table("training_step-512", "512/fp32", "512/bf16")
+    yield "compiled", step_table("training_step-compiled", "128/fp32", "128/bf16")
+    zen3 = records("training_step-zen3")
+    for variant in ("dense", "exits", "exits.unigram"):
+        for length in (128, 512):
+            name = f"electra-small/{length}/fp32/{variant}"
+            yield f"{variant}_{length}", f"{zen3[name, 'tokens_per_second']['ratio']:.1f}"
+            yield f"{variant}_{length}_memory", f"{zen3[name, 'peak_bytes']['ratio']:.2f}"
+
+    muon = records("training_step-muon")
+    rows = [["model", "ELECTRA's Adam", "Muon for the layers, Adam for the rest"]]
+    for size, title in (
+        ("mini", "mini: 8 layers, 128 wide"),
+        ("electra-small", "ELECTRA-Small"),
+        ("electra-base", "ELECTRA-Base"),
+    ):
+        rows.append(
+            [
+                title,
+                *(
+                    f"{muon[f'{size}/128/fp32/{variant}', 'update_seconds']['value'] * 1e3:,.0f} ms"
+                    for variant in ("dense", "dense.muon")
+                ),
+            ]
+        )
+    yield "muon", table(*rows)
+
+    for name in ("tokenizer", "pack", "pack.one", "pack.again"):
+        value = records("data_preparation")[f"data_preparation/{name}", "megabytes_per_second"]["value"]
+        yield f"data.{name}", f"{value:.3g} MB/s"
+
+
+# Share of a run's steps in which tokens exit, by default: all but the first tenth and the last three tenths.
+EXITING = 0.6
+
+
+def exit_steps() -> Named:
+    """What exits save in time, from turns of steps without them, with them, and at full depth with their heads."""
+    found = records("exits-zen3")
+
+    def ratio(case: str, metric: str, variant: str = "exits") -> float:
+        return found[f"{case}/{variant}", metric]["ratio"]
+
+    def run(case: str, metric: str) -> float:
+        return EXITING * ratio(case, metric) + (1 - EXITING) * ratio(case, metric, "full-depth")
+
+    def spread(case: str, variant: str) -> str:
+        low, median, high = (
+            1e3 * q for q in quantiles(found[f"{case}/{variant}", "step_seconds"]["samples"], n=4, method="inclusive")
+        )
+        return f"{median:,.0f} ms ({low:,.0f} to {high:,.0f})"
+
+    rows = [["case", "no exits", "exits active", "full depth with exit heads", "time, exits active",
+             "layer FLOPs, exits active", "time, run", "FLOPs, run", "layer FLOPs, run"]]  # fmt: skip
+    cases = list(dict.fromkeys(name.rpartition("/")[0] for name, _ in found))
+    for case in cases:
+        row = [f"`{case}`", *(spread(case, variant) for variant in ("dense", "exits", "full-depth"))]
+        row += [f"{ratio(case, metric):.2f}" for metric in ("step_seconds", "block_flops")]
+        row += [f"{run(case, metric):.2f}" for metric in ("step_seconds", "flops", "block_flops")]
+        rows.append(row)
+    yield "steps", table(*rows)
+    times = [run(case, "step_seconds") for case in cases]
+    yield "run_min", f"{min(times):.2f}"
+    yield "run_max", f"{max(times):.2f}"
+
+
+def inference() -> Named:
+    found, place = records("inference"), "sst2-minilm/55/float32/batch-{}/{}"
+    columns = {"dense.compiled": "compiled", "exits": "with exits", "exits.stay": "exits that no example takes",
+               "deebert": "DeeBERT's rule", "pabee": "PABEE's rule"}  # fmt: skip
+    rows = [["batch size", "full depth", *columns.values()]]
+    for batch in (1, 8, 32, 128):
+        row = [str(batch), f"{found[place.format(batch, 'dense'), 'examples_per_second']['value']:.0f}/s"]
+        for variant in columns:
+            record = found.get((place.format(batch, variant), "examples_per_second"))
+            row.append(f"{record['ratio']:.2f}" if record else "")
+            if record:
+                yield f"{variant}_{batch}", f"{record['ratio']:.1f}"
+        rows.append(row)
+    for metric, title, form in (("accuracy", "accuracy", ".4f"), ("layers", "layers, mean", ".2f")):
+        values = [found[place.format(1, variant), metric]["value"] for variant in ("dense", *columns)]
+        rows.append([title, *(f"{value:{form}}" for value in values)])
+    yield "table", table(*rows)
+    full, exits = (found[place.format(1, variant), "accuracy"]["value"] for variant in ("dense", "exits"))
+    yield "drop", f"{100 * (full - exits):.1f}"
+    yield "layers", f"{found[place.format(1, 'exits'), 'layers']['value']:.1f}"
+
+
+def scaling() -> Named:
+    found = records("scaling")
+    rows = [["processes", "tokens/s", "over one process"]]
+    for processes in (1, 2):
+        record = found[f"quickstart/processes-{processes}", "tokens_per_second"]
+        rows.append([str(processes), f"{record['value']:,.0f}", f"{record['ratio']:.2f}"])
+        yield f"ratio_{processes}", f"{record['ratio']:.2f}"
+    yield "weak", table(*rows)
+
+    found = records("equal_runs")
+    rows = [
+        ["run", "first loss", "last loss", "largest relative difference of a loss", "largest difference of a weight"]
+    ]
+    for name, title in (("1x64", "1 process of 64"), ("2x32", "2 of 32"), ("2x32.fsdp2", "2 of 32, FSDP2"),
+                        ("2x32.two-nodes", "2 nodes of 1 process of 32, each with its own address")):  # fmt: skip
+        losses = found[f"quickstart/{name}", "loss_curve"]["value"]
+        differences = [found[f"quickstart/{name}", f"{which}_difference_max"]["value"] for which in ("loss", "weight")]
+        shown = [""] * 2 if name == "1x64" else [f"{value:.1e}" for value in differences]
+        rows.append([title, f"{losses[0]:.4f}", f"{losses[-1]:.4f}", *shown])
+    yield "equal", table(*rows)
+
+    found = records("communication")
+    rows = [["recipe", "GPUs", "computing", "DDP sends", "takes", "FSDP2 sends", "takes", "exits send", "take"]]
+    for recipe in ("electra-small", "electra-base"):
+        for gpus in (8, 64, 512):
+            place = f"{recipe}/gpus-{gpus}."
+            row = [f"`{recipe}`", str(gpus), f"{found[f'{place}ddp', 'seconds_computing']['value'] * 1e3:,.0f} ms"]
+            for way in ("ddp", "fsdp2", "exits"):
+                sent = found[place + way, "bytes_sent"]["value"]
+                row.append(f"{sent / 1e6:,.0f} MB" if sent > 1e6 else f"{sent:,.0f} B")
+                row.append(f"{found[place + way, 'seconds_communicating']['value'] * 1e3:,.3g} ms")
+            rows.append(row)
+    yield "communication", table(*rows)
+
+
+def faults() -> Named:
+    found = records("faults")
+    rows = [["fault", "tries", "runs that ended in other weights"]]
+    rows += [[name, f"{record['samples']}", f"{record['value']}"] for (name, _), record in found.items()]
+    yield "table", table(*rows)
+    yield "cases", f"{len(found)}"
+    yield "tries", f"{sum(record['samples'] for record in found.values())}"
+    yield "lost", f"{sum(record['value'] for record in found.values())}"
+    soak = {metric: record["value"] for (_, metric), record in records("soak").items()}
+    yield "soak.minutes", f"{soak['seconds'] / 60:.0f}"
+    yield "soak.steps", f"{soak['steps']:,}"
+    yield "soak.sigkill", f"{soak['sigkill']}"
+    yield "soak.sigterm", f"{soak['sigterm']}"
+    yield "soak.growth_median", f"{soak['memory_growth_median'] - 1:.1%}"
+    yield "soak.growth_max", f"{soak['memory_growth_max'] - 1:.1%}"
+    yield "soak.files", f"{soak['open_files_growth_max']}"
+    yield "soak.differ", f"{soak['tensors_that_differ']}"
+
+
+# ---- Studies ----
+
+
+@cache
+def study(name: str, stage: str) -> dict[str, list[dict]]:
+    """The results of a stage, by arm, in the order of the seeds."""
+    timed = RESULTS / name / report.timing_file(stage)
+    seconds = json.loads(timed.read_text("utf-8")) if timed.exists() else {}
+    arms = {}
+    for path in sorted((RESULTS / name).glob(f"{stage}-*-seed*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        arm = result["name"].split("/")[1]
+        result["step_seconds"] = seconds.get(arm.split(report.RATE_MARK)[0])
+        arms.setdefault(arm, []).append(result)
+    return arms
+
+
+def judged(results: list[dict], judge: str, metric: str) -> list[float]:
+    return [result["judged"][judge][metric] for result in results if judge in result["judged"]]
+
+
+def values(numbers: list[float], form: str = ".4f") -> str:
+    """The mean and, of several, each one."""
+    if len(numbers) < 2:
+        return "".join(f"{number:{form}}" for number in numbers)
+    return f"{mean(numbers):{form}} ({', '.join(f'{number:{form}}' for number in numbers)})"
+
+
+def cost(results: list[dict], baseline: list[dict], of) -> str:
+    return f"{mean(map(of, results)) / mean(map(of, baseline)):.2f}"
+
+
+NARROW = {
+    "dense": "no exits",
+    "dense_narrow_equal_time": "no exits, 0.78 of the steps",
+    "random_one_exit_early": "**default: random, after layer 2, 1/8 continue, full depth for the last 30 %**",
+    "gain_one_exit_early": "expected gain, the same exits",
+    "random_one_exit": "random, after layer 2, 1/4 continue, full depth for the last 12 %",
+    "gain_one_exit": "expected gain, the same exits",
+    "gain_late": "expected gain, after layers 1 and 2, 1/2 and 1/4 continue, from a quarter of the steps on",
+}
+
+
+def exits() -> Named:
+    arms = study("exits", "narrow")
+    dense, fewer, default = (arms[arm] for arm in ("dense", "dense_narrow_equal_time", "random_one_exit_early"))
+    rows = [["arm", "seeds", "layer FLOPs", "FLOPs", "time", "ROC-AUC", "average precision"]]
+    for arm, title in NARROW.items():
+        results = arms[arm]
+        rows.append([
+            title,
+            str(len(results)),
+            cost(results, dense, lambda r: r["flops"]["blocks"]),
+            cost(results, dense, lambda r: r["flops"]["total"]),
+            cost(results, dense, report.seconds_of),
+            values(judged(results, "held_out", "roc_auc")),
+            values(judged(results, "held_out", "average_precision")),
+        ])  # fmt: skip
+    yield "narrow", table(*rows)
+    yield "time", cost(default, dense, report.seconds_of)
+    yield "seeds", f"{len(default)}"
+    yield "tokens", f"{default[0]['training']['tokens'] / 1e6:.1f}"
+    for name, baseline in (("equal_tokens", dense), ("equal_time", fewer)):
+        for metric, short in (("roc_auc", "auc"), ("average_precision", "ap")):
+            pairs = zip(judged(default, "held_out", metric), judged(baseline, "held_out", metric), strict=True)
+            differences = [ours - theirs for ours, theirs in pairs]
+            yield f"{name}_{short}", f"{mean(differences):+.3f}"
+            yield f"{name}_{short}_error", f"{stdev(differences) / len(differences) ** 0.5:.3f}"
+            yield f"{name}_{short}_each", ", ".join(f"{difference:+.3f}" for difference in differences)
+    yield "dense_auc", f"{mean(judged(dense, 'held_out', 'roc_auc')):.3f}"
+    yield "default_auc", f"{mean(judged(default, 'held_out', 'roc_auc')):.3f}"
+    yield "dense_deviation", f"{stdev(judged(dense, 'held_out', 'roc_auc')):.3f}"
+    tasks = [["arm", "BLiMP", "SST-2", "STS-B"]]
+    for arm in ("dense", "dense_narrow_equal_time", "random_one_exit_early"):
+        scores = (
+            judged(arms[arm], "blimp", "accuracy"),
+            judged(arms[arm], "sst2", "accuracy"),
+            judged(arms[arm], "stsb", "pearson"),
+        )
+        tasks.append([NARROW[arm], *(f"{mean(score):.3f} ± {stdev(score):.3f}" for score in scores)])
+    yield "tasks", table(*tasks)
+
+
+GENERATORS = {
+    "mlm": "`mlm` (ELECTRA's, a quarter as wide, 6 layers)",
+    "mlm_small": "`mlm`, an eighth as wide, 1 layer",
+    "frozen": "`frozen`, temperature falling",
+    "cached": "`cached`, 4 draws of the same model",
+    "uniform": "`uniform`",
+    "unigram": "`unigram`",
+    "unigram_flat": "`unigram`, to the power of 0.5",
+    "unigram_longer": "`unigram`, 1.14 times the steps",
+    "bigram": "`bigram`",
+    "shuffle": "`shuffle`",
+    "self": "`self`",
+    "neighbor": "`neighbor` (removed since)",
+}
+
+
+def seconds_a_step(result: dict) -> float:
+    """Of a run without exits without its fields, some of which a later version may not know."""
+    timed = result["step_seconds"]
+    return report.seconds_of(result) / result["training"]["steps"] if "exits" in timed else timed["dense"]
+
+
+def generator_rows(study_name: str, stage: str, columns: dict, suffix: str = "") -> list[list[str]]:
+    """A row for each generator of a stage: time a step over that of `mlm`, and `columns` of its results."""
+    arms = report.at_better_rate(study(study_name, stage))
+    baseline = report.find_arm(arms, "mlm")
+    rows = []
+    for name, title in GENERATORS.items():
+        if results := report.find_arm(arms, name + suffix):
+            row = [title, cost(results, baseline, seconds_a_step)]
+            rows.append(row + [values(judged(results, *column)) for column in columns.values()])
+    return rows
+
+
+SETS = {"ROC-AUC, easy set": ("held_out_easy", "roc_auc"), "ROC-AUC, hard set": ("held_out_hard", "roc_auc")}
+
+
+def generators() -> Named:
+    plain, exits = (generator_rows("efficiency", "screen", SETS, suffix) for suffix in ("", "_exits"))
+    head = ["generator", *(f"{title}{mark}" for title in ("time a step", *SETS) for mark in ("", ", with exits"))]
+    body = [
+        [row[0], *(cell for pair in zip(row[1:], other[1:], strict=True) for cell in pair)]
+        for row, other in zip(plain, exits, strict=True)
+    ]
+    yield "screen", table(head, *body)
+
+    columns = {**SETS, "BLiMP": ("blimp", "accuracy"), "SST-2": ("sst2", "accuracy"), "STS-B": ("stsb", "pearson")}
+    yield "full", table(["generator", "time a step", *columns], *generator_rows("generators", "full", columns))
+    yield "repeated", table(["generator", "time a step", *SETS], *generator_rows("generators", "repeated", SETS))
+    full = report.at_better_rate(study("generators", "full"))
+    mlm, unigram = report.find_arm(full, "mlm"), report.find_arm(full, "unigram")
+    yield "time", cost(unigram, mlm, seconds_a_step)
+    for name, results in (("mlm", mlm), ("unigram", unigram)):
+        for which in ("easy", "hard"):
+            yield f"{name}_{which}", f"{mean(judged(results, f'held_out_{which}', 'roc_auc')):.3f}"
+    sst2 = json.loads((RESULTS / "generators" / "sst2-more-seeds.json").read_text("utf-8"))
+    for name, results in (("mlm", mlm), ("unigram", unigram)):
+        again = [score for run, found in sst2.items() if f"/{name}@" in run for score in found["accuracy"]["scores"]]
+        yield f"{name}_sst2", f"{mean(judged(results, 'sst2', 'accuracy') + again):.3f}"
+        yield f"{name}_sst2_runs", f"{len(judged(results, 'sst2', 'accuracy') + again)}"
+
+
+NUMBERS = {
+    "speed": speed,
+    "exit_steps": exit_steps,
+    "inference": inference,
+    "scaling": scaling,
+    "faults": faults,
+    "exits": exits,
+    "generators": generators,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and end with status 1 if a page differs")
+    check, differ = parser.parse_args().check, []
+    for page in pages():
+        text = page.read_text("utf-8")
+        if (filled := fill(text, all_numbers())) != text:
+            differ.append(page)
+            if not check:
+                page.write_text(filled, "utf-8")
+    print(*(f"{'differs' if check else 'written'}: {page.relative_to(ROOT)}" for page in differ), sep="\n")
+    return bool(check and differ)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
