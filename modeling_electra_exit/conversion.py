@@ -93,9 +93,9 @@ class PlainPreTraining(FromPlain):
             donor = ElectraForMaskedLM.from_pretrained(generator)
         source = ElectraForPreTraining.from_pretrained(checkpoint)
         model = cls(early_exit_config(config, config_overrides))
-        model.electra.load_state_dict(source.electra.state_dict())
+        copy_weights(model.electra, source.electra)
         for head in (model.discriminator_predictions, *getattr(model, "exit_predictions", ())):
-            head.load_state_dict(source.discriminator_predictions.state_dict())
+            copy_weights(head, source.discriminator_predictions)
         if donor is not None:
             model._load_generator(donor)
         return model.eval()
@@ -110,9 +110,10 @@ class PlainPreTraining(FromPlain):
                     f"{(own[name] - value).abs().max().item():.3g}; they share one here, the discriminator's."
                 )
         for ours, theirs in self._generator_parts(donor):
-            ours.load_state_dict(theirs.state_dict())
+            copy_weights(ours, theirs)
         with torch.no_grad():
             self.generator.lm_head.bias.copy_(donor.generator_lm_head.bias)
+        _note_found(self.generator.lm_head.bias, donor.generator_lm_head.bias)
 
     def _generator_parts(self, plain: ElectraForMaskedLM) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
         """The generator's modules here and in a plain one, but for the embeddings and the output layer."""
@@ -161,6 +162,19 @@ class PlainPreTraining(FromPlain):
         plain.generator_lm_head.load_state_dict(self.generator.lm_head.state_dict())
         plain.tie_weights()
         return plain
+
+
+def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Give a module the weights of another, and what `from_pretrained` has noted of them."""
+    ours.load_state_dict(theirs.state_dict())
+    found = dict(theirs.named_parameters())
+    for name, weight in ours.named_parameters():
+        _note_found(weight, found[name])
+
+
+def _note_found(weight: torch.nn.Parameter, original: torch.nn.Parameter) -> None:
+    """`from_pretrained` marks the weights that the checkpoint had; a copy of one is as little new."""
+    weight._is_hf_initialized = getattr(original, "_is_hf_initialized", False)
 
 
 def generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -> dict:

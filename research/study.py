@@ -35,6 +35,7 @@ from modeling_electra_exit.trainers.generators.registry import build_generator
 from modeling_electra_exit.trainers.pretraining.cached_replacements import cache_replacements
 from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection, build_collator
 from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run, pretrain
+from modeling_electra_exit.trainers.pretraining.starting import starting_point
 from modeling_electra_exit.trainers.runtime.files import read_json, write_json
 from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fingerprints
 
@@ -305,7 +306,8 @@ def _tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
 def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
     """The held-out sequences of a run, corrupted once by a generator that is no part of a model in training; with the
     columns `input_ids` and `labels`, and `token_type_ids` where there are two segments."""
-    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    start = starting_point(config_fields, data_args, training_args)
+    config, packed, tokenizer, _ = prepare_run(config_fields, data_args, start)
     collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
     features = Features({**packed["validation"].features, "labels": SequenceFeature(Value("uint8"))})
     columns = {name: [] for name in features}

@@ -12,10 +12,12 @@ PAGE = Page(
     examples=(
         "  electra-exit pretrain quickstart",
         "  electra-exit pretrain electra-small --train_files my.txt --output_dir runs/mine --bf16 auto",
+        "  electra-exit pretrain domain-adapt --init_from MODEL --train_files my.txt --output_dir runs/mine",
     ),
-    description="Pre-train from a recipe: one of electra-base, electra-small and quickstart, or a YAML file of yours. "
-    "Every field of a recipe is also a flag, and flags win. The defaults below hold where the recipe says nothing. "
-    "--help_all lists all flags, --debug shows tracebacks. The same command continues a run that was interrupted.",
+    description="Pre-train from a recipe: one of domain-adapt, electra-base, electra-small and quickstart, or a YAML "
+    "file of yours. Every field of a recipe is also a flag, and flags win. The defaults below hold where the recipe "
+    "says nothing. --help_all lists all flags, --debug shows tracebacks. The same command continues a run that was "
+    "interrupted.",
     options={
         "text": {
             "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz",
@@ -26,10 +28,13 @@ PAGE = Page(
             "vocab_size N": "entries of the tokenizer that is trained (default: 30522)",
             "max_seq_length N": "tokens a sequence (default: 128)",
         },
+        "start": {
+            "init_from MODEL": "start from a BERT, an ELECTRA or a model of ours, folder or Hub id, instead of from "
+            "random weights; tokenizer and sizes are its own",
+        },
         "model": {
             "num_hidden_layers N": "layers (default: 12)",
             "hidden_size N": "width of the layers (default: 256)",
-            "num_attention_heads N": "attention heads (default: 4)",
             "intermediate_size N": "width of the feed-forward blocks (default: 1024)",
         },
         "exits": {

@@ -19,7 +19,7 @@ from ..runtime.checkpoints import newest_intact
 from ..runtime.cpu_kernels import suit_attention
 from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, read_json, write_json
-from ..runtime.loading import read_config, read_tokenizer
+from ..runtime.loading import NO_THRESHOLDS, named, read_config, read_tokenizer
 from ..runtime.optimization import decay_by_layer
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened
 from .arguments import FineTuningArguments, FineTuningDataArguments
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # In the output folder: the examples that were held out, with columns that `electra-exit calibrate` finds.
 HELD_OUT_FILE = "held_out.jsonl"
-# Those of a calibrated checkpoint are of heads that go on learning, perhaps another task.
-NO_THRESHOLDS = {"inference_exit_thresholds": None, "inference_exit_temperatures": None}
 
 
 class FineTuningTrainer(ElectraTrainer):
@@ -188,10 +186,10 @@ def finetune_seed(
 
 
 def _settings(trainer: FineTuningTrainer, model: str, seconds: float) -> dict:
-    """What the model card says of the training. A folder is named, but not where it lies."""
+    """What the model card says of the training."""
     args = trainer.args
     return {
-        "model": Path(model).resolve().name if Path(model).is_dir() else model,
+        **named(model),
         "epochs": args.num_train_epochs,
         "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,

@@ -20,6 +20,7 @@ from ..generators.registry import IN_MODEL, build_generator
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from .collator import MASK_SHARE
 from .run import build_config, prepare_run
+from .starting import starting_point
 
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def cache_replacements(
         )
     if data_args.streaming:
         raise UsageError("replacements are cached for stored sequences: leave out --streaming")
-    config, packed, tokenizer, _ = prepare_run(config_fields, data_args)
+    config, packed, tokenizer, _ = prepare_run(
+        config_fields, data_args, starting_point(config_fields, data_args, training_args)
+    )
     context = GeneratorContext(config, packed["train"], tokenizer, training_args)
     generator = build_generator(config, packed["train"], tokenizer, training_args)
     return write_cache(generator, packed, context, draws, folder)

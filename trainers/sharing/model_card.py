@@ -132,6 +132,7 @@ def _render(
         pipeline_tag=PIPELINES.get(architecture, "feature-extraction"),
         tags=["electra", "early-exit", *(["replaced-token-detection", "pretraining"] if pretraining else [])],
         datasets=data.get("dataset_name") or facts.get("finetuning", {}).get("dataset_name"),
+        base_model=facts.get("start", facts.get("finetuning", {})).get("base_model"),
         model_name=name,
         eval_results=_eval_results(facts) if pretraining else _task_results(facts, architecture),
     )
