@@ -8,7 +8,7 @@ OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/%.py,c
 DEPENDENCIES = $(shell $(PYTHON) -c "import re, tomllib; \
 	print(*(re.match(r'[\w.-]+', d)[0] for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
 
-.PHONY: pretrain test test-oldest test-latest mutants lint docs lock
+.PHONY: pretrain test test-oldest test-latest mutants lint docs lock version release
 
 pretrain: .venv/installed
 	$(BIN)/electra-exit pretrain quickstart
@@ -53,6 +53,19 @@ docs: .venv/installed
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(LOCK)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-test.lock
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# For maintainers: `make version VERSION=0.1.0` writes a version and its date, `make release` builds and checks what is
+# uploaded. CONTRIBUTING.md has the steps.
+version:
+	$(PYTHON) .ci/release.py version $(VERSION)
+
+release: .venv-release/installed
+	.venv-release/bin/python .ci/release.py build
+
+.venv-release/installed: requirements-release.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 # For maintainers: resolve the newest versions that fit pyproject.toml, in an environment of its own.
