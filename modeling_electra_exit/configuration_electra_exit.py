@@ -27,6 +27,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_electra_exit.ElectraEarlyExitConfig",
     "AutoModel": "modeling_electra_exit.ElectraEarlyExitModel",
     "AutoModelForPreTraining": "modeling_electra_exit.ElectraEarlyExitForPreTraining",
+    "AutoModelForMaskedLM": "modeling_masked_lm.ElectraEarlyExitForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_heads.ElectraEarlyExitForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_heads.ElectraEarlyExitForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_heads.ElectraEarlyExitForQuestionAnswering",

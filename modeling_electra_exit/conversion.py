@@ -3,7 +3,14 @@
 import os
 
 import torch
-from transformers import AutoConfig, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from .configuration_electra_exit import ElectraEarlyExitConfig
@@ -115,7 +122,7 @@ class PlainPreTraining(FromPlain):
             self.generator.lm_head.bias.copy_(donor.generator_lm_head.bias)
         _note_found(self.generator.lm_head.bias, donor.generator_lm_head.bias)
 
-    def _generator_parts(self, plain: ElectraForMaskedLM) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
+    def _generator_parts(self, plain: PreTrainedModel) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
         """The generator's modules here and in a plain one, but for the embeddings and the output layer."""
         parts = [
             (self.generator.encoder, plain.electra.encoder),
@@ -138,12 +145,8 @@ class PlainPreTraining(FromPlain):
         Raises:
             ValueError: for `norm_position="pre"`, which plain ELECTRA does not know.
         """
-        if self.config.norm_position != "post":
-            raise ValueError(
-                f"plain ELECTRA normalises after each block; this model has "
-                f"`norm_position={self.config.norm_position!r}` and no plain form"
-            )
-        plain = ElectraForPreTraining(ElectraConfig(**electra_settings(self.config)))
+        check_plain_form(self.config)
+        plain = plain_model(ElectraForPreTraining, self.config)
         plain.electra.load_state_dict(self.electra.state_dict())
         plain.discriminator_predictions.load_state_dict(self.discriminator_predictions.state_dict())
         parts = {"discriminator": plain}
@@ -155,13 +158,31 @@ class PlainPreTraining(FromPlain):
         return written
 
     def _plain_generator(self) -> ElectraForMaskedLM:
-        plain = ElectraForMaskedLM(ElectraConfig(**electra_settings(self.config.generator_config())))
-        plain.electra.embeddings.load_state_dict(self.electra.embeddings.state_dict())
-        for ours, theirs in self._generator_parts(plain):
-            theirs.load_state_dict(ours.state_dict())
-        plain.generator_lm_head.load_state_dict(self.generator.lm_head.state_dict())
-        plain.tie_weights()
+        plain = plain_model(ElectraForMaskedLM, self.config.generator_config())
+        self.copy_generator(plain)
         return plain
+
+    def copy_generator(self, target: PreTrainedModel):
+        """Copy the generator's weights into a masked language model of its sizes that has ELECTRA's modules."""
+        target.electra.embeddings.load_state_dict(self.electra.embeddings.state_dict())
+        for ours, theirs in self._generator_parts(target):
+            theirs.load_state_dict(ours.state_dict())
+        target.generator_lm_head.load_state_dict(self.generator.lm_head.state_dict())
+        target.tie_weights()
+
+
+def check_plain_form(config: ElectraEarlyExitConfig):
+    """Raise a ValueError for a model that plain ELECTRA has no form of."""
+    if config.norm_position != "post":
+        raise ValueError(
+            f"plain ELECTRA normalises after each block; this model has `norm_position={config.norm_position!r}` and "
+            "no plain form"
+        )
+
+
+def plain_model(model_class: type[PreTrainedModel], config: ElectraEarlyExitConfig) -> PreTrainedModel:
+    """A new plain ELECTRA of the sizes of a config of ours."""
+    return model_class(ElectraConfig(**electra_settings(config)))
 
 
 def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:

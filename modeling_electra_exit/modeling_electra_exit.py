@@ -2,7 +2,7 @@
 
 A training step reads top to bottom in `ElectraEarlyExitForPreTraining.forward`: the generator corrupts, the encoder
 discriminates, and after an exit layer only the surviving tokens are computed (`ElectraEarlyExitEncoder.forward`).
-The fine-tuning heads are in `modeling_heads.py`.
+The fine-tuning heads are in `modeling_heads.py`, the generator as a model of its own in `modeling_masked_lm.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +47,9 @@ from .exit_state import ElectraEarlyExitState, token_losses
 from .generator_head import PredictMaskedTokens, sample_tokens
 
 
-if TYPE_CHECKING:  # never imported here: named, so that the heads' file is copied into every checkpoint
+if TYPE_CHECKING:  # never imported here: named, so that their files are copied into every checkpoint
     from .modeling_heads import ElectraEarlyExitForSequenceClassification  # noqa: F401
+    from .modeling_masked_lm import ElectraEarlyExitForMaskedLM  # noqa: F401
 
 
 logger = logging.get_logger(__name__)
@@ -1166,14 +1167,6 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
             attn_implementation=self.config._attn_implementation,
         )
-
-    def generator_logits(
-        self, input_ids, masked, attention_mask=None, token_type_ids=None, position_ids=None
-    ) -> torch.Tensor:
-        """The trained generator's logits, fp32 of shape `(masked tokens, vocab_size)`, where `masked`, a
-        `torch.BoolTensor` of shape `(batch, sequence)`, is true; the other arguments as in `forward`."""
-        states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
-        return self.generator.lm_head(states).float()
 
     def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
         """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
-from modeling_electra_exit import __version__
+from modeling_electra_exit import ElectraEarlyExitForMaskedLM, __version__
 from modeling_electra_exit.configuration_electra_exit import AUTO_MAP
 from tests.conftest import masked_batch, tiny_model
 
@@ -78,11 +78,12 @@ def test_loads_without_the_plugin_through_every_auto_class(saved, strangers, aut
     if auto_class == "AutoConfig":
         return
     if result["missing"]:
-        assert auto_class not in ("AutoModel", "AutoModelForPreTraining")
+        assert auto_class not in ("AutoModel", "AutoModelForPreTraining", "AutoModelForMaskedLM")
         return
     ids = masked_batch()["input_ids"]
+    parts = {"AutoModelForPreTraining": model, "AutoModelForMaskedLM": ElectraEarlyExitForMaskedLM.of(model)}
     with torch.no_grad():
-        expected = (model if auto_class == "AutoModelForPreTraining" else model.electra)(ids)[0].double().sum().item()
+        expected = parts.get(auto_class, model.electra)(ids)[0].double().sum().item()
     assert result["sum"] == pytest.approx(expected, rel=1e-6)
     # Saved again from there, it still serves every Auto class.
     again = json.loads((folder / "again" / auto_class / "config.json").read_text())
@@ -102,6 +103,7 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
         "model.safetensors",
         "modeling_electra_exit.py",
         "modeling_heads.py",
+        "modeling_masked_lm.py",
     ]
 
 

@@ -9,6 +9,7 @@ from transformers.testing_utils import require_torch, torch_device
 
 from modeling_electra_exit import (
     ElectraEarlyExitConfig,
+    ElectraEarlyExitForMaskedLM,
     ElectraEarlyExitForMultipleChoice,
     ElectraEarlyExitForPreTraining,
     ElectraEarlyExitForQuestionAnswering,
@@ -61,6 +62,7 @@ class ElectraEarlyExitModelTest(common.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (
         ElectraEarlyExitModel,
         ElectraEarlyExitForPreTraining,
+        ElectraEarlyExitForMaskedLM,
         ElectraEarlyExitForSequenceClassification,
         ElectraEarlyExitForTokenClassification,
         ElectraEarlyExitForQuestionAnswering,
@@ -77,6 +79,7 @@ class ElectraEarlyExitModelTest(common.ModelTesterMixin, unittest.TestCase):
         for table, model_class in (
             (modeling_auto.MODEL_MAPPING_NAMES, ElectraEarlyExitModel),
             (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, ElectraEarlyExitForPreTraining),
+            (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, ElectraEarlyExitForMaskedLM),
             (
                 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
                 ElectraEarlyExitForSequenceClassification,

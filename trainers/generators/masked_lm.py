@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
-
-from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import UsageError
 from ..runtime.cpu_kernels import suit_attention
@@ -28,18 +26,12 @@ class MaskedLanguageModel:
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"):
         try:
-            config = AutoConfig.from_pretrained(folder)
             same_tokens = AutoTokenizer.from_pretrained(folder).get_vocab() == tokenizer.get_vocab()
-            self._ours = config.model_type == ElectraEarlyExitConfig.model_type
-            model = (ElectraEarlyExitForPreTraining if self._ours else AutoModelForMaskedLM).from_pretrained(folder)
+            model = AutoModelForMaskedLM.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"cannot load a masked language model from {folder}: {str(error).splitlines()[0]}"
             ) from error
-        if self._ours and config.generator_type != "mlm":
-            raise UsageError(
-                f"{folder} holds no masked language model: its generator_type is {config.generator_type!r}"
-            )
         if not same_tokens:
             raise UsageError(f"the tokenizer in {folder} has another vocabulary than this run's")
         suit_attention(model, device)
@@ -58,9 +50,11 @@ class MaskedLanguageModel:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and getattr(self._model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = token_type_ids
-        if self._ours:
-            return self._model.generator_logits(masked=masked, **inputs)
-        return self._model(**inputs).logits[masked].float()
+        if not hasattr(self._model, "generator_lm_head"):
+            return self._model(**inputs).logits[masked].float()
+        # ELECTRA's and ours: the other tokens need no prediction.
+        states = self._model.electra(**inputs).last_hidden_state[masked]
+        return self._model.generator_lm_head(self._model.generator_predictions(states)).float()
 
     @lru_cache  # noqa: B019  there is one of these a run
     def flops(self, length: int, num_masked: int) -> int:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForMaskedLM, ElectraEarlyExitForPreTraining
 
 from ..errors import UsageError, naming_failures
 
@@ -110,23 +110,24 @@ def quiet_loading():
 
 
 def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
-    """Write a pre-trained checkpoint as plain ELECTRA, each part with its tokenizer.
+    """Write a pre-trained checkpoint, or a generator alone, as plain ELECTRA, each part with its tokenizer.
 
     Returns:
         The folder written for each part.
 
     Raises:
-        UsageError: for a checkpoint without a discriminator or without a plain form, and for an `output` in use.
+        UsageError: for a checkpoint of another kind or without a plain form, and for an `output` in use.
     """
     config = read_config(checkpoint)
     saved_as = architecture(config) if config.model_type == OURS else config.model_type
-    if saved_as != ElectraEarlyExitForPreTraining.__name__:
-        raise UsageError(f"{checkpoint} must hold an {ElectraEarlyExitForPreTraining.__name__}, got {saved_as}")
+    classes = {cls.__name__: cls for cls in (ElectraEarlyExitForPreTraining, ElectraEarlyExitForMaskedLM)}
+    if saved_as not in classes:
+        raise UsageError(f"{checkpoint} must hold an {' or an '.join(classes)}, got {saved_as}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is in use; choose a folder that is empty or not there yet")
     tokenizer = read_tokenizer(checkpoint)
     with naming_failures(checkpoint):
-        model = ElectraEarlyExitForPreTraining.from_pretrained(checkpoint)
+        model = classes[saved_as].from_pretrained(checkpoint)
     try:
         written = model.to_electra(output)
     except ValueError as error:

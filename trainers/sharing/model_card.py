@@ -50,6 +50,7 @@ CARD, FIGURE, METRICS, CALIBRATION = "README.md", "exit_profile.png", "metrics.j
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
 # What the Hub offers a model of each architecture for.
 PIPELINES = {
+    "ElectraEarlyExitForMaskedLM": "fill-mask",
     "ElectraEarlyExitForSequenceClassification": "text-classification",
     "ElectraEarlyExitForTokenClassification": "token-classification",
     "ElectraEarlyExitForQuestionAnswering": "question-answering",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from modeling_electra_exit import ElectraEarlyExitForMaskedLM
 from modeling_electra_exit.trainers.generators.difficulty import Difficulty, DifficultyCallback
 from modeling_electra_exit.trainers.generators.masked_lm import MaskedLanguageModel
 from tests.conftest import masked_batch, tiny_model
@@ -14,7 +15,7 @@ from tests.trainers.pretraining.test_trainer import make_trainer
 
 
 def test_measures_against_plain_loops(tokenizer, tmp_path):
-    model = saved_masked_lm(tmp_path, tokenizer).eval()
+    model = ElectraEarlyExitForMaskedLM.of(saved_masked_lm(tmp_path, tokenizer))
     reference = MaskedLanguageModel(tmp_path, tokenizer)
     difficulty = Difficulty(reference, tokenizer.mask_token_id)
     equal = chosen = 0
@@ -33,7 +34,7 @@ def test_measures_against_plain_loops(tokenizer, tmp_path):
             shown[0, places] = tokenizer.mask_token_id
             where = (labels[row] != -100)[None]
             with torch.no_grad():
-                logs = model.generator_logits(shown, where, mask[row : row + 1]).log_softmax(-1)
+                logs = model(shown, mask[row : row + 1]).logits[where].log_softmax(-1)
             for log, place in zip(logs, places, strict=True):
                 chosen += 1
                 before, after = labels[row, place], corrupted[row, place]

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from electra_exit import main as cli
+from modeling_electra_exit import ElectraEarlyExitForMaskedLM
 from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection, ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.errors import DataError
 from modeling_electra_exit.trainers.generators.base import GeneratorContext
@@ -49,7 +50,7 @@ def test_cached_replacements_have_the_distribution_of_the_generator(tokenizer, t
 
 def test_cached_replacements_of_a_masked_language_model(tokenizer, tmp_path):
     """Every token is predicted once, from a sequence in which it is masked, or left as ELECTRA leaves some."""
-    model = saved_masked_lm(tmp_path, tokenizer).eval()
+    model = ElectraEarlyExitForMaskedLM.of(saved_masked_lm(tmp_path, tokenizer))
     row = [tokenizer.cls_token_id, 20, 30, 40, tokenizer.sep_token_id]  # so short that each is masked alone
     sequences = Dataset.from_dict({"input_ids": [row] * 2})
     _, packed, _ = cache(tokenizer, tmp_path, "frozen", sequences, 20_000, generator_folder=str(tmp_path))
@@ -60,7 +61,7 @@ def test_cached_replacements_of_a_masked_language_model(tokenizer, tmp_path):
         masked = torch.zeros_like(shown, dtype=torch.bool)
         masked[:, position] = True
         with torch.no_grad():
-            expected = model.generator_logits(shown, masked).softmax(-1).double().numpy()
+            expected = model(shown).logits[masked].softmax(-1).double().numpy()
         assert sum(is_drawn_from(table[position], probabilities) for probabilities in expected) == 1
 
 

@@ -39,8 +39,8 @@ def test_export_of_what_has_no_plain_form(tmp_path, tokenizer, capsys):
     tiny_model().save_pretrained(tmp_path / "ours")
     for folder, output, message in (
         ("pre", "plain", "this model has `norm_position='pre'` and no plain form"),
-        ("classifier", "plain", "must hold an ElectraEarlyExitForPreTraining, got ElectraEarlyExitForSequenceClass"),
-        ("bert", "plain", "must hold an ElectraEarlyExitForPreTraining, got bert"),
+        ("classifier", "plain", "ElectraEarlyExitForMaskedLM, got ElectraEarlyExitForSequenceClass"),
+        ("bert", "plain", "must hold an ElectraEarlyExitForPreTraining or an ElectraEarlyExitForMaskedLM, got bert"),
         ("ours", "used", "is in use; choose a folder that is empty or not there yet"),
         ("ours", "plain", "no tokenizer in "),
         ("nowhere", "plain", "no model in "),

@@ -117,8 +117,8 @@ def test_only_what_loading_needs_is_chosen(model_folder):
     assert set(shared_files(model_folder)) == {
         "config.json", "model.safetensors", "configuration_electra_exit.py", "conversion.py", "exit_criteria.py",
         "exit_policy.py", "exit_state.py",
-        "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "tokenizer.json",
-        "tokenizer_config.json",
+        "generator_head.py", "modeling_electra_exit.py", "modeling_heads.py", "modeling_masked_lm.py",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 

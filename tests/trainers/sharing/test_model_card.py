@@ -6,9 +6,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from electra_exit import main as cli
+from modeling_electra_exit import ElectraEarlyExitForMaskedLM
 from modeling_electra_exit.trainers.runtime.figures import can_draw
 from modeling_electra_exit.trainers.sharing.model_card import write_model_card
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_model
 
 
 MEASURED = {
@@ -86,10 +87,24 @@ def test_names_the_data_set_license_and_language_that_the_run_was_told(tmp_path)
     assert (data.datasets, data.language, data.license) == ("someone/texts", ["en"], "apache-2.0")
 
 
+def test_says_how_to_use_the_generator(tmp_path):
+    text = card(tmp_path)
+    assert 'pipeline("fill-mask", model="path-or-repo-id")' in text
+    assert 'AutoModelForMaskedLM.from_pretrained("path-or-repo-id")' in text
+
+
+def test_the_card_of_a_generator_alone(tmp_path):
+    ElectraEarlyExitForMaskedLM.of(tiny_model()).save_pretrained(tmp_path)
+    text = write_model_card(tmp_path).read_text()
+    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == "fill-mask"
+    assert "import AutoModelForMaskedLM, AutoTokenizer" in text
+    assert "AutoModelForPreTraining" not in text
+
+
 def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
     measured = {**MEASURED, "parameters": {"discriminator": 2000000, "generator": 0}}
     text = card(tmp_path, measured, exit_policy="none", generator_type="none")
-    for fragment in ("the generator it was trained with", "dense phases", "more in the generator"):
+    for fragment in ("the generator it was trained with", "dense phases", "more in the generator", "fill-mask"):
         assert fragment not in text
 
 
