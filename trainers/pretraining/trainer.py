@@ -29,7 +29,7 @@ from ..runtime.arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArgume
 from ..runtime.checkpoints import commit, damage, newest_intact
 from ..runtime.compatibility import CompatibleTrainer, completed, switch_fsdp_on
 from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
-from ..runtime.files import INCOMPLETE, naming_write_errors, tolerated
+from ..runtime.files import INCOMPLETE, naming_write_errors, share_weights, tolerated
 from ..runtime.flops import active_tokens, step_flops
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
 from ..runtime.optimization import ElectraAdamW, electra_schedule
@@ -450,6 +450,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         """The state of a generator beside the model."""
         if self.generator is not None and (state := self.generator.state_dict()):
             save_file(state, checkpoint / GENERATOR_FILE)
+            share_weights(checkpoint)
 
     def load_beside_optimizer(self, checkpoint):
         if (path := checkpoint / GENERATOR_FILE).exists():

@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import Preempted
 from .distributed import full_tensor
-from .files import INCOMPLETE
+from .files import INCOMPLETE, share_weights
 
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -180,9 +180,10 @@ class CompatibleTrainer(Trainer):
         if state_dict is not None:  # gathered from shards, tied weights twice
             state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
-        path = os.path.join(output_dir if output_dir is not None else self.args.output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(path):
-            os.remove(path)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            share_weights(folder)
 
     def save_unpushed(self) -> None:
         """[`~transformers.Trainer.save_model`], which otherwise pushes what nothing was measured of yet."""

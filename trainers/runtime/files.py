@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,13 @@ def write_json(path: Path, content: dict) -> None:
         incomplete.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         flush(incomplete)
         os.replace(incomplete, path)
+
+
+def share_weights(folder: Path) -> None:
+    """Give a model's weights the permissions of its config: safetensors 0.8 writes files for their owner alone."""
+    config = folder / "config.json"
+    for path in folder.glob("*.safetensors") if config.exists() else ():
+        path.chmod(stat.S_IMODE(config.stat().st_mode))
 
 
 def flush(path: Path) -> None:

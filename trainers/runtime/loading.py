@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForMaskedLM, ElectraEarlyExitForPreTraining
 
 from ..errors import UsageError, naming_failures
+from .files import share_weights
 
 
 OURS = ElectraEarlyExitConfig.model_type
@@ -47,6 +48,8 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     with naming_failures(f"no model in `{checkpoint}`"):
         if best_model(Path(checkpoint)):
             raise UsageError(lacks_model(Path(checkpoint)))
+        for path in Path(checkpoint).glob("*.safetensors"):
+            path.open("rb").close()  # safetensors says "No such file" of a file that others may read
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)  # else it asks, and runs what is there
 
 
@@ -134,4 +137,5 @@ def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
         raise UsageError(f"{checkpoint}: {error}") from error
     for folder in written.values():
         tokenizer.save_pretrained(folder)
+        share_weights(Path(folder))
     return written

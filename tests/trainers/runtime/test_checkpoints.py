@@ -125,6 +125,14 @@ def test_the_limit_counts_whole_checkpoints_and_leaves_the_only_good_one(tokeniz
     assert first.state.global_step == 4
 
 
+def test_who_may_read_the_config_may_read_the_weights(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer.train()
+    trainer.save_unpushed()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_a_clock_that_is_set_back_costs_no_checkpoint(tokenizer, tmp_path):
     saved(tokenizer, tmp_path, max_steps=4, save_total_limit=2)
     for number, step in enumerate((2, 4)):

@@ -1,5 +1,10 @@
 """`electra-exit export`: plain ELECTRA with its tokenizer, or one line that says why not."""
 
+import os
+import stat
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, ElectraForMaskedLM, ElectraForPreTraining
@@ -58,3 +63,27 @@ def test_export_of_what_has_no_plain_form(tmp_path, tokenizer, capsys):
 def test_export_to_nothing_we_know(tmp_path, capsys, flags, message):
     assert export("a", "b", *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_that_only_others_may_read_are_named(tmp_path, capsys):
+    with tempfile.TemporaryDirectory() as place:  # not in `tmp_path`, into which only its owner may look
+        folder = Path(place, "ours")
+        tiny_model().save_pretrained(folder)
+        for path, mode in ((Path(place), 0o755), (folder, 0o755), (folder / "model.safetensors", 0)):
+            path.chmod(mode)
+        user = os.geteuid()
+        if user == 0:  # who may read everything
+            os.seteuid(12345)
+        try:
+            assert export(folder, tmp_path / "plain", "--to", "electra") == 2
+        finally:
+            os.seteuid(user)
+    assert capsys.readouterr().err.endswith(f"Permission denied: '{folder / 'model.safetensors'}'\n")
+
+
+def test_exported_weights_have_the_permissions_of_their_config(tmp_path, tokenizer):
+    for part in (tiny_model(), tokenizer):
+        part.save_pretrained(tmp_path / "ours")
+    assert export(tmp_path / "ours", tmp_path / "plain", "--to", "electra") == 0
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "plain" / "generator").iterdir()}
+    assert len(modes) == 1
