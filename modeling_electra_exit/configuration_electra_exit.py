@@ -333,7 +333,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
             "exit_layers",
             self.exit_layers == sorted({layer for layer in self.exit_layers if 1 <= layer <= last}),
             f"strictly increasing numbers of completed layers between 1 and {last} (num_hidden_layers - "
-            f"exit_reentry_layers - 1, so that at least one layer runs on fewer tokens)",
+            f"exit_reentry_layers - 1, so that at least one layer runs on fewer tokens)"
+            if last > 0
+            else f"empty in a model of {depth} layers, of which {self.exit_reentry_layers} run on all tokens again",
         )
         self._check(
             "exit_capacities",

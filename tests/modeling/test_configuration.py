@@ -63,6 +63,7 @@ INVALID = [
     ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'topk'", "'random'", "'none'"]),
     ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
     ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),
+    ({"num_hidden_layers": 2, "exit_layers": [1]}, ["exit_layers", "must be empty in a model of 2 layers", "[1]"]),
     ({"exit_layers": [4, 2]}, ["exit_layers", "[4, 2]", "strictly increasing", "between 1 and 4"]),
     ({"exit_layers": [5], "exit_capacities": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
     ({"exit_layers": [0, 2]}, ["exit_layers", "[0, 2]"]),
