@@ -155,6 +155,9 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Share of a sequence's ordinary tokens that is masked for the generator.
         cls_token_id, sep_token_id (`int`, *optional*):
             Ids of the special tokens, which never exit. Position 0 never exits either way.
+        pretraining_depths (`list[list[int]]`, *optional*):
+            A record of a pre-training that grew: from which step on the model had how many layers, such as
+            `[[0, 2], [480, 4]]`.
         electra_exit_version (`str`, *optional*):
             The version of this package that wrote the checkpoint, for those that load it. A config in memory always
             has the version of its own code.
@@ -205,6 +208,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     mlm_probability: float | int = 0.15
     cls_token_id: int | None = None
     sep_token_id: int | None = None
+    pretraining_depths: list[list[int]] | None = None
     electra_exit_version: str | None = None
 
     def __post_init__(self, **kwargs):

@@ -10,7 +10,7 @@ from modeling_electra_exit import ElectraEarlyExitConfig
 _NOT_A_FLAG = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "is_encoder_decoder",
     "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id",
-    "sep_token_id", "is_decoder", "add_cross_attention", "use_cache", "electra_exit_version",
+    "sep_token_id", "is_decoder", "add_cross_attention", "use_cache", "electra_exit_version", "pretraining_depths",
     "inference_exit_criterion", "inference_exit_thresholds", "inference_exit_temperatures",
 }  # fmt: skip
 

@@ -39,6 +39,24 @@ class NewEpochCallback(TrainerCallback):
         self.trainer.stopwatch.lap()
 
 
+class PaceCallback(TrainerCallback):
+    """Plans a run that ends by the clock, and ends it."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.pace.start(state.global_step, self.trainer.cost_of())
+        self.trainer.plan()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.pace.due(state.global_step):
+            self.trainer.plan()
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != "no"
+
+
 class PreemptionCallback(TrainerCallback):
     """Notices SIGTERM, by which a scheduler announces that it will end the job, and the first Ctrl-C; the Trainer acts
     on them between steps. A second Ctrl-C ends the run at once.
@@ -135,6 +153,7 @@ class OneLineProgressCallback(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and (line := one_line(logs)):
+            self.training_bar.total = state.max_steps  # which a run that ends by the clock plans anew
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
 
 

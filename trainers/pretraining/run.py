@@ -30,6 +30,7 @@ from ..errors import PushError, UsageError, config_reason
 from ..generators.cached import attach_replacements
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from ..runtime.cpu_kernels import suit_attention
+from ..runtime.depths import DepthSchedule
 from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, tolerated, write_json
 from ..runtime.flops import (
@@ -41,6 +42,7 @@ from ..runtime.flops import (
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from .callbacks import OneLineProgressCallback
+from .depth import check_depths, phases
 from .initialization import initialize_from_corpus
 from .starting import Start, start_facts, starting_point
 from .trainer import ElectraEarlyExitTrainer
@@ -140,6 +142,8 @@ def build_trainer(
             such as those corrupted beforehand. Left out: the run's own.
         checkpoint: of the run, from which it continues: what it started from is not read again.
     """
+    if args.depth_schedule is not None:
+        _check_depths(config_fields, args)
     start = starting_point(config_fields, data_args, args, checkpoint)
     config, packed, tokenizer, counts = prepare_run(config_fields, data_args, start)
     batch, train = args.train_batch_size * args.world_size, packed["train"]
@@ -178,6 +182,18 @@ def build_trainer(
         "counts": counts,
     }
     return trainer, described, packed["validation"]
+
+
+def _check_depths(config_fields: dict, args: ElectraEarlyExitTrainingArguments) -> None:
+    """Refuse a model that cannot grow by the schedule."""
+    if args.init_from is not None:
+        raise UsageError(
+            f"--depth_schedule grows a new model, and {args.init_from} has its layers: leave out one of both"
+        )
+    try:
+        check_depths(DepthSchedule.parse(args.depth_schedule), build_config(config_fields))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _check_streaming(config: ElectraEarlyExitConfig, args: ElectraEarlyExitTrainingArguments) -> None:
@@ -273,7 +289,7 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
 
 
 def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
-    """Operations of the whole run as scheduled, and of the same run without exits.
+    """Operations of the whole run as scheduled, and of the same run without exits and of one depth.
 
     The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
     """
@@ -281,9 +297,13 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = trainer.state.global_step
     executed, published = StepFlops(0, 0, 0), 0.0
-    for active, count in Counter(args.exits_active(step, trainer.state.max_steps) for step in range(steps)).items():
-        executed = executed + step_flops(config, batch, length, active) * count
-        published += step_flops_as_published(config, batch, length, active) * count
+    begins = phases(config)
+    ends = [*(step for step, _ in begins[1:]), steps]
+    for (first, stage), end in zip(begins, ends, strict=True):
+        exits = Counter(args.exits_active(step, trainer.state.max_steps) for step in range(first, end))
+        for active, count in exits.items():
+            executed = executed + step_flops(stage, batch, length, active) * count
+            published += step_flops_as_published(stage, batch, length, active) * count
     if trainer.generator is not None:
         beside = trainer.generator.flops(batch, length) * steps
         executed.generator += beside

@@ -35,7 +35,7 @@ OF_ITS_GENERATOR = (
 )  # fmt: skip
 # What says what a checkpoint was, or follows from the tokenizer; a config's other fields are the run's.
 NOT_TAKEN_OVER = {"architectures", "dtype", "transformers_version", "auto_map", "id2label", "label2id", "problem_type",
-                  "model_type"}  # fmt: skip
+                  "model_type", "pretraining_depths"}  # fmt: skip
 # Parts of a model, by the first word of their weights' names.
 PARTS = {
     "discriminator_predictions": "the discriminator's head",

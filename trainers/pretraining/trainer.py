@@ -1,5 +1,6 @@
 """A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
 
+import contextlib
 import logging
 import math
 import os
@@ -25,22 +26,26 @@ from ..errors import DivergenceError, WriteError
 from ..generators.difficulty import Difficulty, DifficultyCallback
 from ..generators.masked_lm import MaskedLanguageModel
 from ..runtime import cpu_kernels
-from ..runtime.arguments import ELECTRA_SCHEDULE, ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
+from ..runtime.arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from ..runtime.checkpoints import commit, damage, newest_intact
-from ..runtime.compatibility import CompatibleTrainer, completed, switch_fsdp_on
+from ..runtime.compatibility import CompatibleTrainer, attention_of, completed, switch_fsdp_on
+from ..runtime.depths import DepthSchedule
 from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
-from ..runtime.files import INCOMPLETE, naming_write_errors, share_weights, tolerated
+from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights, tolerated, write_json
 from ..runtime.flops import active_tokens, step_flops
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
-from ..runtime.optimization import ElectraAdamW, electra_schedule
+from ..runtime.optimization import ELECTRA_SCHEDULE, ElectraAdamW, electra_schedule
+from ..runtime.pace import Pace, paced_schedule, seconds_of
 from ..sharing.hub import PushingTrainer
 from .callbacks import (
     NewEpochCallback,
+    PaceCallback,
     PreemptionCallback,
     outlived,
     quiet_event_writers,
 )
 from .collator import build_collator
+from .depth import StageCallback, at_depth, check_depths, train_in_stages
 from .profiling import StepProfileCallback
 from .timing import StepTimer
 
@@ -49,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 # A loss above this many times that of a model that knows nothing does not come back.
 EXPLODED = 100
-GENERATOR_FILE = "generator.safetensors"
+GENERATOR_FILE, PACE_FILE = "generator.safetensors", "pace.json"
 LOGGED = (
     "discriminator_loss",
     "exit_loss",
@@ -99,9 +104,7 @@ class ElectraTrainer(CompatibleTrainer):
         """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM and on the first Ctrl-C a
         checkpoint is written at the end of the step, and [`callbacks.Preempted`] or [`callbacks.Interrupted`] raised;
         a second Ctrl-C ends it at once."""
-        if resume_from_checkpoint is True:
-            found = run_on_main_and_broadcast(lambda: newest_intact(Path(self.args.output_dir)))
-            resume_from_checkpoint = found or True  # the library's own message, where there is none
+        resume_from_checkpoint = self.newest(resume_from_checkpoint)
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
             logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
@@ -114,6 +117,13 @@ class ElectraTrainer(CompatibleTrainer):
                 saved = run_on_main_and_broadcast(lambda: self.checkpoint_folder(None).is_dir())
                 raise self.preemption.stop(self.state.global_step if saved else None)
         return output
+
+    def newest(self, checkpoint: str | bool | None) -> str | bool | None:
+        """For `True` the newest checkpoint that is not damaged; or `True`, where there is none, for the library's own
+        message."""
+        if checkpoint is not True:
+            return checkpoint
+        return run_on_main_and_broadcast(lambda: newest_intact(Path(self.args.output_dir))) or True
 
     def between_steps(self, model, trial):
         """The moment to end when told to. An evaluation that SIGTERM meets is not finished."""
@@ -234,6 +244,16 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
         self._difficulty = Difficulty(reference, getattr(self.tokenizer, "mask_token_id", None))
         self.add_callback(NewEpochCallback(self))
+        self.pace: Pace | None = None
+        self.stage, self.depths = 0, None
+        if self.args.train_time is not None:
+            self.add_callback(PaceCallback(self))
+        if self.args.depth_schedule is not None:
+            if self.optimizer is not None:
+                raise ValueError("`depth_schedule` makes an optimizer for every stage: leave out `optimizers`")
+            self.depths = DepthSchedule.parse(self.args.depth_schedule)
+            check_depths(self.depths, self.model_config)
+            self.add_callback(StageCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
         self.add_callback(DifficultyCallback())
@@ -262,6 +282,82 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._micro_steps = 0
         self._batches = []
         self._exits_were_active = False
+
+    # ---- The course of a run ----
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As [`ElectraTrainer.train`]; with a `train_time` until that is over, with a `depth_schedule` stage by stage:
+        `model` is that of the stage then, and at the end that of the last."""
+        if self.args.train_time is not None:
+            self.pace = Pace(seconds_of(self.args.train_time))
+        if self.depths is None:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        checkpoint = self.newest(resume_from_checkpoint or None)
+        run_stage = super().train
+        return train_in_stages(self, checkpoint, lambda start: run_stage(start, *args, **kwargs))
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """One that follows the clock, where the clock ends the run."""
+        if self.lr_scheduler is None and self.pace is not None:
+            self.own_scheduler(paced_schedule(optimizer or self.optimizer, self.args, self.pace))
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def plan(self) -> None:
+        """Plan by the clock how many steps there will be, the same in every process."""
+        step, end, later = self.state.global_step, 1.0, 0.0
+        if self.depths is not None:
+            end = self.depths.ends[self.stage]
+            ends, cost = self.depths.ends, self.cost_of
+            shares = {n: ends[n] - ends[n - 1] for n in range(self.stage + 1, len(ends))}
+            fits = {n: share * cost() / cost(self.depths.depths[n]) for n, share in shares.items()}
+            later = sum(fits.values()) / max(1 - end, 1e-9)
+
+        def decide() -> dict:
+            self.pace.plan(step, end, later)
+            return self.pace.state_dict()
+
+        self.pace.load_state_dict(run_on_main_and_broadcast(decide))
+        self.state.max_steps = self.pace.max_steps
+
+    def cost_of(self, depth: int | None = None) -> float:
+        """Operations of a sequence's step at full depth, of this model or of one with as many layers."""
+        config = self.model_config if depth is None else at_depth(self.model_config, depth)
+        return step_flops(config, 1, self.sequence_length, False).total
+
+    def stage_of(self, checkpoint: str | None) -> int:
+        """The number of the stage with which a run goes on from a checkpoint."""
+        if checkpoint is None:
+            return 0
+        state = read_json(Path(checkpoint, TRAINER_STATE_NAME))
+        if self.pace is None:
+            return self.depths.stage_after(state["global_step"], state["max_steps"])
+        pace = Pace(self.pace.budget)
+        pace.load_state_dict(read_json(Path(checkpoint, PACE_FILE)))
+        return self.depths.stage_at(pace.progress(state["global_step"]))
+
+    def stage_end(self) -> int | None:
+        """After which step the model grows; `None` in the last stage."""
+        if self.depths is None or self.stage == len(self.depths.depths) - 1:
+            return None
+        if self.pace is None:
+            return self.depths.last_step(self.stage, self.state.max_steps)
+        return self.pace.steps[1]
+
+    def replace_model(self, model) -> None:
+        """Go on with another model of the same kind, and an optimizer and a schedule of its own."""
+        model.set_attn_implementation(attention_of(self.accelerator.unwrap_model(self.model)))
+        self.model = self.model_wrapped = model.to(self.args.device)
+        self.optimizer = self.lr_scheduler = None
+
+    def optimizer_names(self, model) -> list[str]:
+        """The names of a model's parameters in the order in which its optimizer numbers them."""
+        before, self.optimizer = self.optimizer, None
+        try:
+            groups = self.create_optimizer(model).param_groups
+        finally:
+            self.optimizer = before
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return [names[parameter] for group in groups for parameter in group["params"]]
 
     # ---- Training ----
 
@@ -382,6 +478,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self._micro_steps = 0
             logs["tokens_per_second"] = round(self.stopwatch.lap())
             logs |= self._exit_logs()
+            if self.depths is not None:
+                logs["depth"] = self.model_config.num_hidden_layers
+        if self.pace is not None and "train_steps_per_second" in logs:  # by how many steps the library takes it to be
+            batch = self.get_total_train_batch_size(self.args)
+            logs["train_samples_per_second"] = round(logs["train_steps_per_second"] * batch, 3)
         super().log(logs, start_time)
 
     def _exit_logs(self) -> dict[str, float]:
@@ -410,7 +511,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with self._pause(), torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             if hasattr(self.data_collator, "set_epoch"):
                 self.data_collator.set_epoch(0)
@@ -451,16 +552,24 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         if self.generator is not None and (state := self.generator.state_dict()):
             save_file(state, checkpoint / GENERATOR_FILE)
             share_weights(checkpoint)
+        if self.pace is not None:
+            write_json(checkpoint / PACE_FILE, self.pace.state_dict())
 
     def load_beside_optimizer(self, checkpoint):
         if (path := checkpoint / GENERATOR_FILE).exists():
             self.generator.load_state_dict(load_file(path))
+        if self.pace is not None and (path := checkpoint / PACE_FILE).exists():
+            self.pace.load_state_dict(read_json(path))
 
     def save_checkpoint(self, model, trial):
         """Not counted as training time."""
         self.stopwatch.lap()
-        super().save_checkpoint(model, trial)
+        with self._pause():
+            super().save_checkpoint(model, trial)
         self.stopwatch.start()
+
+    def _pause(self):
+        return contextlib.nullcontext() if self.pace is None else self.pace.pause()
 
 
 def name_special_tokens(config, tokenizer) -> None:

@@ -14,14 +14,16 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from . import cpu_kernels
 from .compatibility import arguments_as
+from .depths import DepthSchedule
 from .muon import MUON
+from .optimization import ELECTRA_SCHEDULE
+from .pace import ENDLESS, schedule_by_progress, seconds_of
 
 
 # The help texts that come with TrainingArguments; redefining a field's default would lose its text.
 INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
-ELECTRA_SCHEDULE = "electra"
 # What fields of TrainingArguments must be that it does not check itself: name, words, test.
 _BOUNDS = (
     *((name, "a number of at least 0", lambda x: 0 <= x < math.inf)
@@ -161,7 +163,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` false.
 
     Raises:
-        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits.
+        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits; for a `train_time`
+            or a `depth_schedule` that is none, or goes with nothing that there is.
     """
 
     learning_rate: float = field(default=5e-4, metadata=INHERITED["learning_rate"])
@@ -195,6 +198,30 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         metadata={
             "help": "Start embeddings and attention from statistics of the training text instead of at random "
             "(`trainers/pretraining/initialization.py`): small models learn millions of tokens sooner."
+        },
+    )
+    train_time: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train for this time, such as 2h or 90min, instead of a number of steps: the run plans its steps "
+            "by what they take, evaluations and checkpoints included, and the schedule of the learning rate ends with "
+            "the time. `warmup_steps` keep their share of the `max_steps` that they were given with."
+        },
+    )
+    depth_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start shallow and grow: rising depths with their shares of the run, such as 2:0.15,4:0.55,8, of "
+            "which the last is --num_hidden_layers (`trainers/pretraining/depth.py`)."
+        },
+    )
+    depth_growth: str = field(
+        default="identity",
+        metadata={
+            "help": "How layers begin that a --depth_schedule adds: `stack`, as copies of the others on top of them; "
+            "`interleave`, each as a copy of the layer below; `identity`, as those on top, but with the last "
+            "projections of attention and feed-forward at 0, so that the deeper model starts where the other was.",
+            "choices": ["stack", "interleave", "identity"],
         },
     )
     model_license: str | None = field(
@@ -237,7 +264,12 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     )
 
     def __post_init__(self):
+        if self.train_time is not None:
+            self._end_by_the_clock()
+        self._check_stages()
         super().__post_init__()
+        if self.train_time is not None:
+            schedule_by_progress(self)
         if self.profile_step is not None and self.profile_step < 1:
             raise ValueError(f"`profile_step` must be at least 1, got {self.profile_step}")
         for name in ("exit_warmup", "exit_cooldown", "exit_loss_warmup"):
@@ -251,6 +283,39 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
 
         if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
             raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
+
+    def _end_by_the_clock(self) -> None:
+        """Let the steps have no end of their own, and the warm-up be a share."""
+        seconds_of(self.train_time)
+        for name in ("logging_steps", "save_steps", "eval_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1 with `train_time`, which knows no number of steps yet, "
+                                 f"got {value}")  # fmt: skip
+        if self.warmup_steps >= 1:
+            self.warmup_steps = self.warmup_steps / self.max_steps if self.max_steps > 0 else math.inf
+        if not self.warmup_steps < 1:
+            raise ValueError("`warmup_steps` must be below 1 with `train_time`, a share of it, or below `max_steps`")
+        self.max_steps = ENDLESS
+
+    def _check_stages(self) -> None:
+        if self.depth_growth not in (choices := ("stack", "interleave", "identity")):
+            raise ValueError(f"`depth_growth` must be one of {', '.join(choices)}, got {self.depth_growth}")
+        if self.depth_schedule is not None:
+            DepthSchedule.parse(self.depth_schedule)
+            if self.load_best_model_at_end:
+                raise ValueError("`load_best_model_at_end` must be False with `depth_schedule`: the best of a shallow "
+                                 "stage is another model")  # fmt: skip
+        for name in ("train_time", "depth_schedule"):
+            if getattr(self, name) is None:
+                continue
+            if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+                raise ValueError(
+                    f"`{name}` must be left out with DeepSpeed, which keeps its own optimizer and schedule"
+                )
+        if self.depth_schedule is not None and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+            raise ValueError(
+                "`depth_schedule` must be left out with FSDP, whose checkpoints hold no optimizer of ours"
+            )
 
     @property
     def mask_seed(self) -> int:

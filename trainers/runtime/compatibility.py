@@ -228,6 +228,11 @@ def was_loaded(weight: torch.nn.Parameter) -> bool:
     return getattr(weight, "_is_hf_initialized", False)
 
 
+def attention_of(model: PreTrainedModel) -> str:
+    """The name of the attention that a model computes with, as `set_attn_implementation` takes it."""
+    return model.config._attn_implementation
+
+
 def initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
     """Draw the weights of one module of a model, as a new model has them: in public there is only all of a model."""
     model._init_weights(module)

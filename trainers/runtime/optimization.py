@@ -8,6 +8,10 @@ from transformers import PreTrainedModel
 from .compatibility import overflowed
 
 
+# What `--lr_scheduler_type` calls it.
+ELECTRA_SCHEDULE = "electra"
+
+
 class ElectraAdamW(torch.optim.AdamW):
     """AdamW without bias correction, as google-research/electra (`model/optimization.py`) has it:
 

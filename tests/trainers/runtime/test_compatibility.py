@@ -100,6 +100,7 @@ SOURCES = [
     (HfArgumentParser, "add_argument_group(dtype._argument_group_name)"),
     (transformers.core_model_loading, 'weight_conversions = getattr(model, "_weight_conversions", None)'),
     (transformers.core_model_loading, "_is_hf_initialized = True"),
+    (PreTrainedModel.set_attn_implementation, "requested_implementation != self.config._attn_implementation"),
     (torch.amp.GradScaler, 'getattr(optimizer, "_step_supports_amp_scaling", False)'),
     (torch.amp.GradScaler, "optimizer.found_inf = found_inf"),
     (accelerate.state.AcceleratorState, "self.distributed_type = DistributedType.FSDP"),

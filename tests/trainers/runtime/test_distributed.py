@@ -32,6 +32,7 @@ from modeling_electra_exit.trainers.runtime.distributed import full_tensor
 from tests.conftest import tiny_model, write_corpus
 from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
+from tests.trainers.pretraining.test_depth import growing
 from tests.trainers.pretraining.test_trainer import make_trainer, sequences
 
 
@@ -78,6 +79,19 @@ def muon_runs(folder: Path, tokenizer, **settings) -> dict:
     return runs
 
 
+def grown_runs(folder: Path, tokenizer) -> dict:
+    """A run that grows, its continuation from before it did, and one that ends by the clock."""
+    runs = {}
+    for name, checkpoint in (("straight", None), ("resumed", str(folder / "grown-straight" / "checkpoint-1"))):
+        trainer = growing(tokenizer, folder / f"grown-{name}", per_device_train_batch_size=4)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs[name] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer = growing(tokenizer, folder / "timed", depth_schedule=None, train_time="1s", save_strategy="no")
+    trainer.train()
+    runs["steps"] = trainer.state.global_step, trainer.state.max_steps
+    return runs
+
+
 def work(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
     """Everything that the tests ask of two processes, so that they are started once."""
     results = {}
@@ -103,6 +117,7 @@ def work(rank: int, folder: Path, tokenizer, recipe: str) -> dict:
         results["preempted"] = (stop.code, trainer.state.global_step)
 
     results["muon"] = muon_runs(folder, tokenizer)
+    results["grown"] = grown_runs(folder, tokenizer)
     results["statuses"] = [cli.main(["pretrain", recipe]) for _ in range(2)]
     flags = ["--streaming", "true", "--validation_files", str(folder / "corpus.txt")]
     results["streamed"] = cli.main(["pretrain", recipe, *flags, "--output_dir", str(folder / "streamed")])
@@ -229,6 +244,16 @@ def test_a_run_of_two_resumes_exactly(two):
     for name, value in first["straight"]["state"].items():
         assert torch.equal(value, first["resumed"]["state"][name]), name
     assert first["straight"]["flos"] == first["resumed"]["flos"]
+
+
+def test_a_run_of_two_grows_and_ends_by_one_clock(two):
+    _, (first, second) = two
+    straight, resumed = first["grown"]["straight"], first["grown"]["resumed"]
+    assert "electra.encoder.layer.3.output.dense.weight" in straight
+    assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
+    others = second["grown"]["straight"]
+    assert [name for name in straight if not torch.equal(straight[name], others[name])] == []
+    assert first["grown"]["steps"] == second["grown"]["steps"]
 
 
 def test_sigterm_to_one_process_ends_both_at_one_step(two):

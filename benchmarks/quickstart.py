@@ -1,0 +1,110 @@
+"""How soon does a recipe get there: held-out quality of a run against the time it has taken.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.quickstart quickstart --name now --seed 1 --folder runs/now-1 \\
+        --json benchmarks/results/quickstart/now-seed1.json
+
+The run is that of `electra-exit pretrain`; the same command continues it. Its time is the processor time of its
+process from the reading of the text on, without that of its evaluations. Other work on the machine makes processor
+time longer, too: run what is to be compared at the same time. ROC-AUC is measured twice: by the samples of the run's
+own generator, as every run reports it, and on one corruption of the held-out text, the same for all recipes with
+the same text and vocabulary.
+"""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from electra_exit.parsing import parse
+from modeling_electra_exit.trainers.pretraining.run import build_trainer
+from modeling_electra_exit.trainers.runtime.checkpoints import newest_intact
+from modeling_electra_exit.trainers.runtime.files import read_json, write_json
+from research.study import corrupt_held_out
+
+
+# Held-out sequences that each evaluation reads.
+EVALUATED = 384
+OWN, FIXED = "own_samples", "fixed_samples"
+# The corruption that is the same for all recipes: replacements drawn by how often the text has them.
+CORRUPTION = ["--generator_type", "unigram", "--seed", "0", "--data_seed", "20"]
+
+
+class Curve(TrainerCallback):
+    """Keeps what evaluations find, with the processor time until then, theirs left out, and writes it as it goes.
+
+    Args:
+        run: what is written; a run that goes on brings its `curve` and, for its checkpoints, `seconds_by_step`.
+        before: processor time of this process that is no part of the run.
+    """
+
+    def __init__(self, run: dict, path: Path, before: float):
+        self.run, self.path, self.left_out = run, path, before
+        self.mark = self.seconds = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """What an interrupted run did after its last checkpoint is done again."""
+        self.run["curve"] = [point for point in self.run.get("curve", []) if point["step"] <= state.global_step]
+        if state.global_step:
+            self.left_out = time.process_time() - self.run["seconds_by_step"][str(state.global_step)]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.mark = time.process_time()
+        self.seconds = self.mark - self.left_out
+        self.run.setdefault("seconds_by_step", {})[str(state.global_step)] = round(self.seconds, 1)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        points = self.run["curve"]
+        if not points or points[-1]["step"] != state.global_step:
+            points.append({"step": state.global_step, "seconds": round(self.seconds, 1)})
+        for name, value in metrics.items():
+            if found := re.match(rf"eval_({OWN}|{FIXED})_(roc_auc|average_precision)$", name):
+                points[-1][f"{found[1]}/{found[2]}"] = round(value, 5)
+        saved = self.run["seconds_by_step"]
+        kept = {step: saved[step] for step in saved if int(step) % args.save_steps == 0}
+        write_json(self.path, {**self.run, "seconds_by_step": kept})
+        self.left_out += time.process_time() - self.mark
+        self.mark = time.process_time()
+
+
+def measure(recipe: str, flags: list[str], args: argparse.Namespace) -> None:
+    common = [recipe, *flags, "--seed", str(args.seed), "--output_dir", str(args.folder), "--report_to", "none"]
+    often = [f"--{what}_{name}" for what, name in (("eval", "steps"), ("save", "steps"))]
+    own = [word for flag in often for word in (flag, str(args.every))]
+    own += ["--eval_strategy", "steps", "--disable_tqdm", "true"]
+    fixed = corrupt_held_out(*parse([*common, *CORRUPTION])[:3])
+    before = time.process_time()
+    config, data, training, _ = parse([*common, *own])
+    trainer, _, held_out = build_trainer(config, data, training)
+    first = range(min(EVALUATED, len(held_out)))
+    trainer.eval_dataset = {OWN: held_out.select(first), FIXED: fixed.select(first)}
+    fresh = {
+        "recipe": args.name,
+        "seed": args.seed,
+        "flags": flags,
+        "max_steps": training.max_steps,
+        "threads": torch.get_num_threads(),
+        "seconds_before_training": round(time.process_time() - before, 1),
+    }
+    checkpoint = newest_intact(args.folder) if args.folder.exists() else None
+    run = fresh if checkpoint is None else read_json(args.json)
+    trainer.add_callback(Curve(run, args.json, before))
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--name", required=True, help="of the recipe in the results")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", type=int, default=200, help="steps between two evaluations")
+    parser.add_argument("--folder", type=Path, required=True, help="of the run")
+    parser.add_argument("--json", type=Path, required=True)
+    args, flags = parser.parse_known_args()
+    measure(args.recipe, flags, args)
+
+
+if __name__ == "__main__":
+    main()

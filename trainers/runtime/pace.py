@@ -1,0 +1,193 @@
+"""A run that is given a time instead of a number of steps: how many steps fit into it, and how far it is."""
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import TrainingArguments, get_scheduler
+
+from .optimization import ELECTRA_SCHEDULE, electra_schedule
+
+
+logger = logging.getLogger(__name__)
+
+# Steps of a run that ends by the clock, as far as the library has to know a number.
+ENDLESS = 10**9
+# A plan holds for this share of the time. The first ones are made after 2, 4, 8, ... steps.
+PLAN_SHARE = 0.02
+# A plan is told when this many steps were timed, and again when another number of steps differs by this share.
+TOLD_AFTER, TOLD_AGAIN = 8, 0.1
+# Schedules are looked up at this many points of the run.
+POINTS = 10**6
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds in `2h`, `90min`, `1h30m` or `45s`.
+
+    Raises:
+        ValueError: for anything else, and for no time at all.
+    """
+    compact = text.replace(" ", "")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", compact)
+    seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != compact or not seconds > 0:
+        raise ValueError(f"`train_time` must be a time such as 2h, 90min or 1h30m, got {text!r}")
+    return seconds
+
+
+def in_words(seconds: float) -> str:
+    """A time as a reader takes it in: `2 h 5 min`, `3 min 20 s`, `40 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest if not hours else 0, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
+
+
+class Pace:
+    """How far a run is that ends when its time is over, and how many steps it will have made then.
+
+    Progress is the share of the time that is over. Between two plans it grows evenly from step to step, so that what
+    follows it, the learning rate above all, does not jump; each plan sets it to what the clock says. Evaluations and
+    checkpoints count as time of the run.
+
+    Args:
+        budget: the time of the run, in seconds.
+        clock: returns seconds.
+    """
+
+    def __init__(self, budget: float, clock: Callable[[], float] = time.monotonic):
+        self.budget, self.clock = budget, clock
+        self.paused = 0.0
+        self.step_seconds: float | None = None
+        self.cost = 1.0
+        # Of the plan: its first and last step, and the progress at each.
+        self.steps, self.shares = (0, ENDLESS), (0.0, 0.0)
+        self.max_steps, self.next_plan, self.told = ENDLESS, 1, 0
+        self._before, self._started, self._began = 0.0, None, 0
+        self._marked: tuple[int, float, float] | None = None
+
+    def start(self, step: int = 0, cost: float = 1.0) -> None:
+        """The clock runs from here on, after `step` steps; of steps that cost more than those before, in any unit, as
+        much more time is expected."""
+        if self.step_seconds is not None:
+            self.step_seconds *= cost / self.cost
+        self.cost = cost
+        self._before, self._started = self.elapsed, self.clock()
+        self._marked, self._began, self.next_plan = None, step, step + 1
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the run so far, those before an interruption included."""
+        return self._before + (0.0 if self._started is None else self.clock() - self._started)
+
+    def progress(self, step: int) -> float:
+        """The share of the run, from 0 to 1, that is over after `step` steps."""
+        (first, last), (before, after) = self.steps, self.shares
+        return after if step >= last else before + (after - before) * max(0, step - first) / max(last - first, 1)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time of the run that is no training: what a step takes is measured without it."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.paused += self.clock() - start
+
+    def due(self, step: int) -> bool:
+        """Whether a plan has to be made after `step` steps. Answers alike in all processes of a run."""
+        return step >= self.next_plan
+
+    def plan(self, step: int, end: float = 1.0, later: float = 0.0) -> None:
+        """Plan anew after `step` steps, by what the last ones took.
+
+        Args:
+            end: the progress at which these steps stop being alike, in (0, 1].
+            later: steps that fit into the rest of the run, per step that would fit there if it took as long as now.
+        """
+        elapsed = self.elapsed
+        if self._marked is not None and step > self._marked[0]:
+            before, since, paused = self._marked
+            took = (elapsed - since - (self.paused - paused)) / (step - before)
+            self.step_seconds = took if self.step_seconds is None else (self.step_seconds + took) / 2
+        if step > self._began:  # the first step is no measure of the others
+            self._marked = step, elapsed, self.paused
+        if self.step_seconds is None:
+            self.next_plan = step + 1
+            self.max_steps = step if elapsed >= self.budget else ENDLESS
+            return
+        a_step = max(self.step_seconds, 1e-9) / max(1 - self.paused / max(elapsed, 1e-9), 0.05)
+        left = end * self.budget - elapsed
+        count = max(0 if left <= 0 else 1, round(left / a_step))
+        self.steps, self.shares = (step, step + count), (min(elapsed / self.budget, end), end)
+        self.max_steps = step + count + round((1 - end) * self.budget / a_step * later)
+        self.next_plan = step + max(1, min(step - self._began, round(PLAN_SHARE * self.budget / a_step)))
+        self._tell(step, a_step)
+
+    def _tell(self, step: int, a_step: float) -> None:
+        if (
+            step < min(self._began + TOLD_AFTER, self.max_steps)
+            or abs(self.max_steps - self.told) <= TOLD_AGAIN * self.told
+        ):
+            return
+        again = "now " if self.told else ""
+        logger.info(
+            f"{in_words(self.budget)} of training {again}make {self.max_steps:,} steps, at {a_step:.3g} s a step; "
+            f"{in_words(max(0.0, self.budget - self.elapsed))} are left, at the end of which the learning rate is at "
+            "the end of its schedule"
+        )
+        self.told = self.max_steps
+
+    def state_dict(self) -> dict:
+        names = ("paused", "step_seconds", "cost", "steps", "shares", "max_steps", "next_plan", "told")
+        return {"elapsed": self.elapsed, **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from another process's state, or from that of a checkpoint: what is left of the time is what was left
+        then, but for the time that this process has been at work since."""
+        values = {**state, "steps": tuple(state["steps"]), "shares": tuple(state["shares"])}
+        self._before = max(self.elapsed, values.pop("elapsed"))
+        if self._started is not None:
+            self._started = self.clock()
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def schedule_by_progress(args: TrainingArguments) -> Callable[[float], float]:
+    """The factor of the learning rate at a progress from 0 to 1, by the schedule that `args` name; their warm-up is a
+    share.
+
+    Raises:
+        ValueError: for a schedule that does not follow from the progress alone.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    if args.lr_scheduler_type == ELECTRA_SCHEDULE:
+        schedule = electra_schedule(optimizer, args.warmup_steps, POINTS)
+    else:
+        counted = [name for name in args.lr_scheduler_kwargs or {} if "steps" in name]
+        if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay") or counted:
+            raise ValueError(
+                f"`lr_scheduler_type` must not count steps or watch a measurement with `train_time`, got "
+                f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}; linear or cosine do neither"
+            )
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=round(args.warmup_steps * POINTS),
+            num_training_steps=POINTS,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    factor = schedule.lr_lambdas[0]
+    return lambda progress: factor(round(progress * POINTS))
+
+
+def paced_schedule(
+    optimizer: torch.optim.Optimizer, args: TrainingArguments, pace: Pace
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedule that `args` name, over the time of a run instead of a number of steps."""
+    factor = schedule_by_progress(args)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(pace.progress(step)))
