@@ -24,6 +24,7 @@ COMMANDS = {
     "finetune": "fine-tune a checkpoint on a task of yours, or of GLUE",
     "calibrate": "pick the thresholds of a fine-tuned model's exits",
     "evaluate": "measure a checkpoint on its own task, GLUE tasks and BLiMP",
+    "info": "say what a model is, what it measured and what can be done with it",
     "score": "say what a checkpoint makes of texts: labels, tags, or tokens replaced",
     "export": "write a checkpoint as plain ELECTRA",
     "push": "push a run or a saved model to the Hub",
@@ -31,7 +32,7 @@ COMMANDS = {
     "card": "render a run's model card again",
 }
 # These are run for what they print, the others for what they write.
-ANSWERING = ("score",)
+ANSWERING = ("score", "info")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
