@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
         help="gets the fine-tuned models and evaluation.json (default: %(default)s)",
     )  # fmt: skip
     args, fields = parser.parse_known_args(list(argv))
-    check_flags(parser, fields)
+    check_flags(parser, fields, [args.model])
     if args.blimp is not None and not args.blimp.is_file():
         parser.error(f"no such file: {args.blimp}")
     from modeling_electra_exit.trainers.errors import UsageError

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .hub import check_reachable
 from .parser import Parser
 
 
@@ -16,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("output", metavar="OUT", type=Path, help="gets a subfolder for each of the two")
     parser.add_argument("--to", choices=["electra"], required=True, help="the architecture to write")
     args = parser.parse_args(list(argv))
+    check_reachable(parser, [args.checkpoint])
     from modeling_electra_exit.trainers.runtime.loading import export_electra
 
     for part, folder in export_electra(args.checkpoint, args.output).items():

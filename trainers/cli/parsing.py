@@ -16,6 +16,7 @@ from modeling_electra_exit.trainers.finetuning.arguments import FineTuningArgume
 from modeling_electra_exit.trainers.runtime.arguments import ElectraEarlyExitTrainingArguments
 
 from .flags import config_flags
+from .hub import DATASETS, GLUE_ON_THE_HUB, MODELS, check_reachable
 from .parser import OneLineErrors, ParserExit
 from .places import RECIPES, yaml_names
 from .quick import HELP_ALL, unknown_field, with_underscores
@@ -171,6 +172,10 @@ def parse_fields(
         given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
         if unread := sorted(name for name in given if name.startswith("exit_") and name != "exit_policy"):
             raise UsageError(f"--{unread[0]} needs exits, and `exit_policy` is none: give --exit_policy random")
+    models, datasets = ([getattr(namespace, flag[2:], None) for flag in flags] for flags in (MODELS, DATASETS))
+    if getattr(namespace, "task", None) and not (namespace.data_dir or namespace.train_file or any(datasets)):
+        datasets = [GLUE_ON_THE_HUB]
+    check_reachable(parser, models, datasets)  # a recipe may name some, too
     try:
         data_args = command.data(**_take(namespace, command.data))
         training_args = command.training(**_take(namespace, command.training))

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .hub import check_pushable
 from .parser import Parser
 
 
@@ -31,6 +32,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     if not Path(arguments.folder).is_dir():
         parser.error(f"no such folder: {arguments.folder}")
+    check_pushable(parser)
     from modeling_electra_exit.trainers.sharing.hub import push_folder
 
     from .sentences import show_progress

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .hub import check_pushable
 from .parser import Parser
 from .push import add_where_arguments
 
@@ -22,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     if not arguments.folder.is_dir():
         parser.error(f"no such folder: {arguments.folder}")
+    check_pushable(parser)
     from modeling_electra_exit.trainers.sharing.push_dataset import push_dataset
 
     from .sentences import show_progress

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from .hub import DATASETS, GLUE_ON_THE_HUB, MODELS, check_reachable
 from .parser import Parser
 from .places import RECIPES, TRAINERS, package_folder, yaml_names
 
@@ -74,12 +75,22 @@ def answer(page: Page, argv: Sequence[str]) -> None:
         parser.error(f"the {what} comes first: one of {', '.join(names)}, or the path of a YAML file")
     if not page.or_model and argv[0] not in names and not os.path.isfile(argv[0]):
         parser.error(f"no recipe `{argv[0]}`: give a YAML file, or one of {', '.join(names)}")
-    check_flags(parser, argv[1:])
+    is_model = page.or_model and argv[0] not in names and not os.path.isfile(argv[0])
+    given = {with_underscores(token).partition("=")[0] for token in argv[1:]}
+    of_the_hub = is_model and "--task" in given and not given & {"--data_dir", "--train_file", "--dataset_name"}
+    check_flags(parser, argv[1:], argv[:1] if is_model else (), [GLUE_ON_THE_HUB] if of_the_hub else ())
 
 
-def check_flags(parser: Parser, tokens: Sequence[str]) -> None:
-    """Refuse a flag that no class declares, and a file that is not there."""
+def check_flags(
+    parser: Parser, tokens: Sequence[str], models: Sequence[str] = (), datasets: Sequence[str] = ()
+) -> None:
+    """Refuse a flag that no class declares, a file that is not there, and a name on the Hub that cannot be read.
+
+    Args:
+        models, datasets: folders or Hub ids beside those that flags name.
+    """
     known, flag = {f"--{name}" for name in declared_fields()}, ""
+    named = {"models": [*models], "datasets": [*datasets]}
     for token in map(with_underscores, tokens):
         if token.startswith("--"):
             flag, _, token = token.partition("=")
@@ -87,6 +98,10 @@ def check_flags(parser: Parser, tokens: Sequence[str]) -> None:
                 parser.error(unknown_field(flag, known))
         if flag in FILES and token and not os.path.isfile(token):
             parser.error(f"no such file: {token}")
+        for kind, flags in (("models", MODELS), ("datasets", DATASETS)):
+            if flag in flags:
+                named[kind].append(token)
+    check_reachable(parser, **named)
 
 
 def with_underscores(token: str) -> str:

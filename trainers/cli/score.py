@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from .columns import add_column_arguments
+from .hub import check_reachable
 from .parser import Parser
 
 
@@ -18,6 +19,7 @@ def run(argv: Sequence[str]) -> int:
         score_parser().error(f"--output {args.output} is the input itself; name another file")
     if not os.path.isfile(args.file):
         score_parser().error(f"no such file: {args.file}")
+    check_reachable(score_parser(), [args.checkpoint])
     from modeling_electra_exit.trainers.finetuning.prediction import is_fine_tuned, predictions, replacements
     from modeling_electra_exit.trainers.runtime.loading import read_config
 
