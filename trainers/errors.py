@@ -1,5 +1,6 @@
 """What ends a command with one sentence, and how the errors of other libraries become that sentence."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -71,6 +72,9 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def first_line(error: BaseException) -> str:
     """What an error says in its first line, or else what it is."""
+    if isinstance(error, UnicodeDecodeError):
+        written = "UTF-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
+        return f"it is not UTF-8 (byte {error.start:,}); convert it, perhaps with: iconv -f {written} -t UTF-8"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

@@ -201,6 +201,8 @@ def csv_header(path: str) -> tuple[str, list[str]]:
     try:
         with opened_text(path) as file:
             first = file.readline()
+            if first.startswith("sep="):
+                raise ValueError("its first line is an instruction for a spreadsheet; remove it")
             rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
     except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
         raise DataError(f"cannot read {path} as csv: {first_line(error)}") from error

@@ -55,7 +55,7 @@ def find_texts(rows: Dataset, where: str, asked: Columns, defaults: Columns, of_
             raise DataError(f"{where} must have the column `{column}`, got {column_names(rows)}")
     if text := asked.text or defaults.text:
         return Columns(text, asked.pair)
-    labels = tuple(name for name in rows.column_names if name in LABELS)
+    labels = tuple(name for name in rows.column_names if name.lower() in LABELS)
     return Columns(*_Table(rows, where).texts(labels, asked.pair, of_words))
 
 
@@ -85,9 +85,9 @@ class _Table:
         """The column of the labels: by its name; or the only one beside the text; or the only one that repeats its
         values, has numbers with fractions, or lists."""
         free = [name for name in self.rows.column_names if name not in asked.texts]
-        fitting = [name for name in free if name in LABELS]
+        fitting = [name for name in free if name.lower() in LABELS]
         if not fitting and len(free) == 2:
-            fitting = [name for name in free if name not in TEXTS]
+            fitting = [name for name in free if name.lower() not in TEXTS]
         if len(fitting) != 1:
             fitting = [name for name in fitting or free if self._can_be_label(name)]
         return self._only(fitting, "label", "--label_column")
@@ -97,10 +97,11 @@ class _Table:
         free = [name for name in self.rows.column_names if name not in (*labels, pair) and self._holds_text(name)]
         lists = [name for name in free if is_list(self.rows.features[name])]
         free = lists if of_words and lists else [name for name in free if name not in lists]
-        pairs = [each for each in PAIRS if set(each) <= set(free)]
+        named = {name.lower(): name for name in free}
+        pairs = [(named[one], named[other]) for one, other in PAIRS if {one, other} <= named.keys()]
         if pair is None and len(pairs) == 1:
             return pairs[0]
-        fitting = [name for name in free if name in TEXTS]
+        fitting = [name for name in free if name.lower() in TEXTS]
         if len(fitting) != 1:
             fitting = fitting or free
             spaced = [name for name in fitting if not is_list(self.rows.features[name]) and self._has_spaces(name)]
@@ -109,7 +110,7 @@ class _Table:
 
     def _can_be_label(self, name: str) -> bool:
         if is_list(self.rows.features[name]):
-            return name not in TEXTS
+            return name.lower() not in TEXTS
         values = [value for value in self.distinct(name) if value is not None]
         numbers = [number_in(value) for value in values]
         fractions = None not in numbers and any(number % 1 for number in numbers)

@@ -11,7 +11,7 @@ from ..runtime.run_folder import METRICS_FILE, RunRecord
 from .blimp import judge_blimp
 from .encoding import encode
 from .examples import asked_columns, read_examples, read_examples_of
-from .run import build_trainer, check_task, encode_splits, evaluate, finetune, inputs, summarize
+from .run import build_trainer, check_task, encode_splits, encoded_length, evaluate, finetune, inputs, summarize
 from .starting import Start, check_head, has_head_for
 from .tasks import TASKS, Task, task_of
 
@@ -41,8 +41,7 @@ def evaluate_own_task(arguments: tuple) -> dict[str, dict]:
         raise UsageError("`validation_file` must name examples of the task of the model, got None; or name --tasks")
     task, rows = read_examples_of(task_of(config), data_args.validation_file, asked_columns(data_args))
     start, tokenizer = Start(model, task, config_fields), read_tokenizer(model)
-    length = min(data_args.max_seq_length, start.model.config.max_position_embeddings)
-    encoded = {"validation": encode(rows, task, tokenizer, length)}
+    encoded = {"validation": encode(rows, task, tokenizer, encoded_length(start.model, data_args))}
     return {task.name: {"how": "as it is", "evaluation": measure(start, task, tokenizer, args, encoded)}}
 
 

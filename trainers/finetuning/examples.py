@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..data.reading import csv_header, load_from_hub, naming_cache_errors, read_files
 from ..errors import DataError, UsageError
 from .arguments import FineTuningDataArguments
-from .columns import find_columns, is_list, number_in
+from .columns import LABELS, find_columns, is_list, number_in
 from .conll import is_conll, read_conll
 from .labels import name_of, prepare, values_of
 from .tasks import TASKS, Columns, Task, metrics_of
@@ -24,6 +24,10 @@ GLUE_ON_THE_HUB = "nyu-mll/glue"
 FEW_EXAMPLES, EPOCHS_OF_FEW = 6000, 10.0
 # Different values of a label that may be classes in however few rows.
 MANY_CLASSES = 20
+# Names of files, labels and folders that say nothing of a task.
+SAYS_LITTLE = re.compile(
+    rf"(train|training|data|datasets?|examples?|split|upos|xpos|{'|'.join(LABELS)}|\d+)([-_ ]?\d+)?", re.IGNORECASE
+)
 
 
 @dataclass
@@ -170,10 +174,18 @@ def read_table(path: str) -> tuple[Dataset, Columns]:
 def _infer_task(rows: Dataset, columns: Columns, where: str, data_args: FineTuningDataArguments) -> Task:
     kind = data_args.task_type or _kind(rows, columns)
     labels = _label_names(rows, columns, kind, where)
-    name = Path(data_args.train_file).name.split(".")[0] if data_args.train_file else data_args.dataset_name
-    name = name or "task"
     epochs = EPOCHS_OF_FEW if len(rows) < FEW_EXAMPLES else 3.0
-    return Task(name, kind, columns, labels, metrics_of(kind, labels), epochs)
+    return Task(_task_name(columns, data_args), kind, columns, labels, metrics_of(kind, labels), epochs)
+
+
+def _task_name(columns: Columns, data_args: FineTuningDataArguments) -> str:
+    """What tells the task from others: the name of its file, else of its label, else of its folder."""
+    if not data_args.train_file:
+        return data_args.dataset_name or "task"
+    file = Path(data_args.train_file).resolve()
+    folder = "" if file.parent == Path.home() else file.parent.name  # named for its owner
+    names = (file.name.split(".")[0], columns.labels[0], folder)
+    return next((name for name in names if name and not SAYS_LITTLE.fullmatch(name)), "task")
 
 
 def _kind(rows: Dataset, columns: Columns) -> str:

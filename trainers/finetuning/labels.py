@@ -1,5 +1,6 @@
 """Texts that are there, and labels as numbers."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,13 +12,15 @@ from .columns import column_names, is_list, number_in
 from .tasks import Task
 
 
+logger = logging.getLogger(__name__)
+
 # Labels that are named in a message.
 NAMED = 20
 
 
 def name_of(value) -> str | None:
     """The name of a class that is written as text, a number or a truth value; `None` for none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         return None
     if isinstance(value, bool):
         return str(value).lower()
@@ -39,14 +42,14 @@ def values_of(rows: Dataset, column: str, unique: bool = False) -> list:
 
 
 def prepare(rows: Dataset, task: Task, where: str, whose: str = "") -> Dataset:
-    """Rows as [`examples.Examples.splits`] has them.
+    """Rows as [`examples.Examples.splits`] has them, without those that lack a text or a label.
 
     Args:
         where: what messages call the rows.
         whose: what they call the labels, such as " of the model".
 
     Raises:
-        DataError: if a column is missing, a text is empty, or a label is not one of the task's.
+        DataError: if a column is missing, half of the rows lack a text or label, or a label is not one of the task's.
     """
     columns = task.columns
     for column in (*columns.texts, *columns.labels):
@@ -56,7 +59,7 @@ def prepare(rows: Dataset, task: Task, where: str, whose: str = "") -> Dataset:
         raise DataError(f"{where} must have a row, got none")
     for column in columns.texts:
         (_check_words if task.tags_words else check_text)(rows.features, column, where)
-        _check_filled(rows, column, where, task.tags_words)
+    rows = _complete_rows(rows, task, where)
     labels = _numbers(rows, task, where, whose)
     if task.is_regression:
         kind = Value("float32")
@@ -76,16 +79,29 @@ def _check_words(features: Features, column: str, where: str):
         raise DataError(f"the column `{column}` of {where} must hold lists of words, got {feature}")
 
 
-def _check_filled(rows: Dataset, column: str, where: str, of_words: bool):
-    """Raises: DataError for a text that is missing or empty, or has no words, or empty ones."""
-    texts = rows[column][:]
-    if missing := sum(text is None for text in texts):
-        raise DataError(f"the column `{column}` of {where} must have a value everywhere, {missing} are missing")
-    for number, text in enumerate(texts, 1):
-        words = text if of_words else [text]
-        if not words or not all(word is not None and word.strip() for word in words):
-            what = "an empty word, or none," if of_words else "an empty text"
-            raise DataError(f"the column `{column}` of {where} has {what} in row {number}; leave out the row")
+def _complete_rows(rows: Dataset, task: Task, where: str) -> Dataset:
+    """The rows that have a text and a label. How many have none is logged.
+
+    Raises:
+        DataError: if these are half of the rows or more: the column is not the one that is meant.
+    """
+    lacking: dict[int, str] = {}
+    for column in (*task.columns.texts, *task.columns.labels):
+        of_words = task.tags_words and column in task.columns.texts
+        for number, value in enumerate(values_of(rows, column)):
+            if _is_blank(value) or (of_words and (not value or any(map(_is_blank, value)))):
+                lacking.setdefault(number, column)
+    if not lacking:
+        return rows
+    count, first = f"{len(lacking):,} of {len(rows):,} rows of {where} lack a text or a label", min(lacking)
+    if 2 * len(lacking) >= len(rows):
+        raise DataError(f"{count}: row {first + 1} lacks `{lacking[first]}`")
+    logger.warning(f"{count} and are left out: row {first + 1} lacks `{lacking[first]}`")
+    return rows.select([number for number in range(len(rows)) if number not in lacking])
+
+
+def _is_blank(value) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _numbers(rows: Dataset, task: Task, where: str, whose: str) -> list:
@@ -94,8 +110,6 @@ def _numbers(rows: Dataset, task: Task, where: str, whose: str) -> list:
         return _switches(rows, task, where)
     (column,) = task.columns.labels
     values = values_of(rows, column)
-    if missing := sum(value is None or (isinstance(value, str) and not value.strip()) for value in values):
-        raise DataError(f"the column `{column}` of {where} must have a value everywhere, {missing} are missing")
     lists = task.tags_words or task.kind == "multi_label"
     if is_list(rows.features[column]) != lists:
         want, got = ("a list of labels", "one label") if lists else ("one label", "a list of labels")
@@ -168,7 +182,7 @@ def _switches(rows: Dataset, task: Task, where: str) -> list[list[float]]:
     found = []
     for column in task.labels:
         names = [name_of(value) for value in rows[column]]
-        if wrong := [name for name in names if name is None or name.lower() not in meaning]:
+        if wrong := [name for name in names if name.lower() not in meaning]:
             raise DataError(f"the column `{column}` of {where} must hold 0 or 1, got {wrong[0]!r}")
         found.append([meaning[name.lower()] for name in names])
     return [list(row) for row in zip(*found, strict=True)]

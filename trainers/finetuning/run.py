@@ -236,14 +236,29 @@ def encode_splits(
     model: PreTrainedModel,
     data_args: FineTuningDataArguments,
 ) -> dict[str, Dataset]:
-    """The splits as a model reads them; and as `swapped`, where the order of a pair does not matter and is to be
-    learned both ways, the training data with the second text first."""
+    """The splits as a model reads them, but for training data of which each seed draws its own; and as `swapped`,
+    where the order of a pair does not matter and is to be learned both ways, the same with the second text first."""
     task, splits = examples.task, dict(examples.splits)
     if task.symmetric and data_args.both_orders and "train" in splits:
         other = splits["train"].rename_columns({"text": "text_pair", "text_pair": "text"})
         splits["swapped"] = other.select_columns(["text", "text_pair", "labels"])
-    length = min(data_args.max_seq_length, model.config.max_position_embeddings)
-    return {split: encode(rows, task, tokenizer, length) for split, rows in splits.items()}
+    length = encoded_length(model, data_args)
+    few = _draws(data_args, splits)
+    return {
+        split: rows if few and split != "validation" else encode(rows, task, tokenizer, length)
+        for split, rows in splits.items()
+    }
+
+
+def encoded_length(model: PreTrainedModel, data_args: FineTuningDataArguments) -> int:
+    """In tokens; what is longer is cut."""
+    return min(data_args.max_seq_length, model.config.max_position_embeddings)
+
+
+def _draws(data_args: FineTuningDataArguments, splits: dict[str, Dataset]) -> bool:
+    """Whether each seed trains on examples of its own, which are encoded when they are drawn."""
+    most = data_args.max_train_examples
+    return most is not None and len(splits.get("train", ())) > most
 
 
 def train(
@@ -256,8 +271,10 @@ def train(
 ) -> FineTuningTrainer:
     """Fine-tune with `args.seed` alone: the new head, the order of the examples and dropout follow from it."""
     parts = [encoded[split] for split in ("train", "swapped") if split in encoded]
-    if data_args.max_train_examples is not None and len(parts[0]) > data_args.max_train_examples:
-        parts = [part.shuffle(seed=args.seed).select(range(data_args.max_train_examples)) for part in parts]
+    if _draws(data_args, encoded):
+        drawn = [part.shuffle(seed=args.seed).select(range(data_args.max_train_examples)) for part in parts]
+        length = encoded_length(start.model, data_args)
+        parts = [encode(part, task, tokenizer, length) for part in drawn]
     args.num_train_epochs = args.num_train_epochs or task.epochs
     splits = {"train": concatenate_datasets(parts), "validation": encoded["validation"]}
     trainer = build_trainer(start.model_for(args.seed), task, tokenizer, args, splits)

@@ -246,15 +246,15 @@ def test_columns_that_hold_no_text_or_not_everywhere(folders, capsys, monkeypatc
         (["score", "model", "text.txt", "--output", "model"], "Is a directory: model"),
         (
             ["calibrate", "texts", "null.jsonl"],
-            "the column `text` of null.jsonl must have a value everywhere, 1 are missing",
+            "1 of 2 rows of null.jsonl lack a text or a label: row 2 lacks `text`",
         ),
         (
             ["calibrate", "texts", "label.jsonl"],
-            "the column `label` of label.jsonl must have a value everywhere, 1 are",
+            "1 of 2 rows of label.jsonl lack a text or a label: row 2 lacks `label`",
         ),
         (
             ["calibrate", "words", "words.jsonl"],
-            "the column `text` of words.jsonl has an empty word, or none, in row 1",
+            "1 of 1 rows of words.jsonl lack a text or a label: row 1 lacks `text`",
         ),
     ):
         assert cli.main(argv) == 2

@@ -276,9 +276,9 @@ GOOD = [{"text": f"the cat {i} runs"} for i in range(20)]
 FILES = {
     "empty.txt": (b"", "there is no text in"),
     "nul.txt": (b"\0" * 1000, "there is no text in"),
-    "binary.txt": (bytes(range(128, 256)) * 20, "cannot read .* 'utf-8' codec can't decode"),
-    "invalid.txt": (b"the cat\n\n\xff\xfe runs", "cannot read .* 'utf-8' codec can't decode"),
-    "utf16.txt": ("the cat runs".encode("utf-16"), "cannot read .* 'utf-8' codec can't decode"),
+    "binary.txt": (bytes(range(128, 256)) * 20, r"cannot read .* it is not UTF-8 \(byte 0\); convert it"),
+    "invalid.txt": (b"the cat\n\n\xff runs", r"it is not UTF-8 \(byte 9\); .* iconv -f WINDOWS-1252 -t UTF-8"),
+    "utf16.txt": ("the cat runs".encode("utf-16"), "perhaps with: iconv -f UTF-16 -t UTF-8"),
     "numbers.jsonl": (b'{"text": 1}\n{"text": 2}', "the column `text` of the train data must hold text, got"),
     "lists.jsonl": (b'{"text": ["a"]}\n{"text": ["b"]}', "the column `text` of the train data must hold text, got"),
     "other.jsonl": (b'{"txt": "a"}', "must have the column `text`, got txt"),

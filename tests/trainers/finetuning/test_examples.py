@@ -42,6 +42,68 @@ def test_columns_are_guessed_where_one_is_meant(name):
         assert find_texts(Dataset.from_dict(table), "the data", Columns(), Columns(), False).texts == found.texts
 
 
+def test_the_case_of_a_column_name_does_not_matter():
+    table = {"Id": TEXTS, "Text": TEXTS, "LABEL": CLASSES, "other": CLASSES}
+    found = find_columns(Dataset.from_dict(table), "the data", Columns(), Columns(), None)
+    assert (found.text, found.labels) == ("Text", ("LABEL",))
+    pairs = {"Sentence1": TEXTS, "Sentence2": TEXTS, "Label": CLASSES}
+    assert find_columns(Dataset.from_dict(pairs), "the data", Columns(), Columns(), None).texts == (
+        "Sentence1",
+        "Sentence2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "label", "name"),
+    [
+        ("reviews/mood.csv", "label", "mood"),
+        ("reviews/train.csv", "stars", "stars"),
+        ("reviews/train-00000.csv", "label", "reviews"),
+        ("reviews/TRAIN.csv", "Label", "reviews"),
+        ("data/train.csv", "label", "task"),
+        ("training_of_staff/data.csv", "label", "training_of_staff"),
+    ],
+)
+def test_a_task_is_named_by_what_says_something_of_it(tmp_path, monkeypatch, file, label, name):
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_text(f"text,{label}\n" + "the cat sleeps,a\na dog sings,b\n" * 20)
+    assert read_examples(FineTuningDataArguments(train_file=str(path))).task.name == name
+    if name == "reviews":  # a home folder is named for its owner
+        monkeypatch.setenv("HOME", str(path.parent))
+        assert read_examples(FineTuningDataArguments(train_file=str(path))).task.name == "task"
+
+
+@pytest.mark.parametrize("kind", ["classification", "tagging", "multi_label", "several columns", "pair"])
+def test_rows_without_a_text_or_a_label_are_left_out_and_counted(kind, caplog):
+    task = Task("mine", "classification", Columns("text", None, ("label",)), ("a", "b"), ("accuracy",))
+    table, gaps = {"text": TEXTS, "label": CLASSES}, {"text": [None, " "], "label": [None, ""]}
+    if kind == "tagging":
+        task = replace(task, kind="tagging", columns=Columns("words", None, ("tags",)))
+        table = {"words": WORDS, "tags": [["a"] * len(words) for words in WORDS]}
+        gaps = {"words": [[], ["a", " "]], "tags": [None, None]}
+    elif kind == "multi_label":
+        task, table["label"] = replace(task, kind="multi_label"), [["a"], []] * (COUNT // 2)
+        gaps["label"] = [None, None]
+    elif kind == "several columns":
+        task = replace(task, kind="multi_label", columns=Columns("text", None, ("a", "b")))
+        table, gaps = {"text": TEXTS, "a": [0, 1] * 4, "b": [1, 0] * 4}, {"text": [None, " "], "b": [None, None]}
+    elif kind == "pair":
+        task = replace(task, columns=Columns("text", "other", ("label",)))
+        table["other"], gaps["other"] = TEXTS, [None, ""]
+    whole = prepare(Dataset.from_dict(table), task, "the data")
+    assert not caplog.records
+    for column, empty in gaps.items():
+        caplog.clear()
+        holed = {name: [*values[:2], *values, values[-1]] for name, values in table.items()}
+        holed[column][:2] = empty
+        assert list(prepare(Dataset.from_dict(holed), task, "the data")) == [*whole, whole[-1]]
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            f"2 of {COUNT + 3} rows of the data lack a text or a label and are left out: row 1 lacks `{column}`"
+        )
+
+
 BOTH = {"text": TEXTS, "label": CLASSES}
 
 

@@ -183,6 +183,19 @@ def test_a_recipe_of_ones_own(start, glue, tmp_path):
     assert json.loads((tmp_path / "out" / "seed-42" / "config.json").read_text())["classifier_dropout"] == 0.3
 
 
+def test_only_examples_that_are_drawn_are_tokenised(start, glue, tmp_path, monkeypatch):
+    encoded = []
+
+    def counted(rows, *args):
+        encoded.append(len(rows))
+        return encode(rows, *args)
+
+    monkeypatch.setattr(finetuning, "encode", counted)
+    few = {"max_train_examples": 8, "max_steps": 1}
+    assert run(start, "--task", "mrpc", "--seeds", "1", "2", *flags(glue, tmp_path, **few)) == 0
+    assert encoded == [32, 8, 8, 8, 8]  # a draw a seed, and its pairs the other way round
+
+
 def test_packaged_recipes_are_electras():
     for name, learning_rate, decay in (("small", 3e-4, 0.8), ("base", 1e-4, 0.8), ("large", 5e-5, 0.9)):
         _, data_args, args, _ = parsing.parse([f"glue-{name}", "--task", "rte"], parsing.FINETUNE)
@@ -297,9 +310,8 @@ ROWS = [{"sentence1": "a cat", "sentence2": "the dog", "label": label} for label
          "the column `label` of the train data of mrpc must hold 0 (not_equivalent), 1 (equivalent), got 2"),
         ("mrpc", [{**row, "label": "yes"} for row in ROWS], "equivalent), got 'yes'"),
         ("mrpc", [{**row, "label": row["label"] + 0.5} for row in ROWS], "equivalent), got 0.5"),
-        ("mrpc", [*ROWS, {**ROWS[0], "label": None}],
-         "the column `label` of the train data of mrpc must have a value everywhere, 1 are missing"),
-        ("mrpc", [*ROWS, {**ROWS[0], "sentence2": None}], "the column `sentence2` of the train data of mrpc must"),
+        ("mrpc", [*ROWS, *[{**ROWS[0], "label": None}] * 3],
+         "3 of 6 rows of the train data of mrpc lack a text or a label: row 4 lacks `label`"),
         ("mrpc", [{**row, "sentence1": 7} for row in ROWS], "the column `sentence1` of the train data of mrpc must"),
         ("mrpc", [{**row, "sentence1": ["a"]} for row in ROWS],
          "the column `sentence1` of the train data of mrpc must hold text, got List"),
@@ -308,8 +320,7 @@ ROWS = [{"sentence1": "a cat", "sentence2": "the dog", "label": label} for label
         ("stsb", [*ROWS, {**ROWS[0], "label": -1}], "must hold numbers from 0 to 5, got -1"),
         ("stsb", [{**row, "label": "about 3"} for row in ROWS],
          "the column `label` of the train data of stsb must hold numbers from 0 to 5, got 'about 3'"),
-        ("mrpc", [*ROWS, {**ROWS[0], "sentence2": " "}],
-         "the column `sentence2` of the train data of mrpc has an empty text in row 4; leave out the row"),
+        ("mrpc", [*ROWS, *[{**ROWS[0], "sentence2": " "}] * 4], "4 of 7 rows of the train data of mrpc lack"),
     ],
 )  # fmt: skip
 def test_examples_that_do_not_fit_the_task(start, glue, tmp_path, capsys, task, rows, message):

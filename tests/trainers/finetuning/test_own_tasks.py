@@ -108,10 +108,9 @@ def test_german_labels_and_semicolons_from_the_file_to_predictions(start, tmp_pa
 
 
 def test_conll_with_four_columns_from_the_file_to_predictions(start, tmp_path, capsys):
-    train, dev = (
-        write_conll(tmp_path / "train.txt", texts(96)),
-        write_conll(tmp_path / "dev.conll", texts(24, seed=1)),
-    )
+    (tmp_path / "animals").mkdir()  # which names the task: the names of file and tags say nothing
+    train = write_conll(tmp_path / "animals" / "train.txt", texts(96))
+    dev = write_conll(tmp_path / "animals" / "dev.conll", texts(24, seed=1))
     files = ("--train_file", train, "--validation_file", dev)
     assert run("finetune", start, *files, *settings(tmp_path, **LEARNING)) == 0
     summary, folder = json_of(tmp_path / "out" / "metrics.json"), tmp_path / "out" / "seed-42"
@@ -129,7 +128,7 @@ def test_conll_with_four_columns_from_the_file_to_predictions(start, tmp_path, c
     assert run("score", folder, dev) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["words"] == texts(1, seed=1)[0]
     assert run("evaluate", folder, "--validation_file", dev, *settings(tmp_path, output_dir=tmp_path / "again")) == 0
-    assert "entity_f1" in json_of(tmp_path / "again" / "evaluation.json")["tasks"]["train"]["evaluation"]
+    assert "entity_f1" in json_of(tmp_path / "again" / "evaluation.json")["tasks"]["animals"]["evaluation"]
 
 
 def test_a_regression_predicts_in_the_unit_of_its_labels(start, tmp_path, capsys):
@@ -248,9 +247,10 @@ MISTAKES = {
     "one class": (["--train_file", "{one}"], "`label` of {one} must hold two labels or more, got only 'yes'"),
     "label of validation alone": (["--train_file", "{good}", "--validation_file", "{other}"],
                                   "{other} must hold the labels of the training data (no, yes), got 'maybe'"),
-    "empty text": (["--train_file", "{empty}"], "the column `text` of {empty} has an empty text in row 3; leave out"),
+    "empty texts": (["--train_file", "{empty}"], "2 of 4 rows of {empty} lack a text or a label: row 3 lacks `text`"),
     "NaN": (["--train_file", "{nan}"], "the column `label` of {nan} must hold numbers, got 'nan'"),
-    "no label": (["--train_file", "{unlabelled}"], "{unlabelled} must have a value everywhere, 1 are missing"),
+    "no labels": (["--train_file", "{good}", "--validation_file", "{unlabelled}"], "20 of 30 rows of {unlabelled} "
+                  "lack a text or a label: row 11 lacks `label`"),
     "no header": (["--train_file", "{headless}"], "{headless} must begin with a line that names its columns"),
     "ambiguous": (["--train_file", "{many}"], "{many} that holds the text with --text_column: it has title, body, "
                   "label; title, body may be meant"),
@@ -263,7 +263,9 @@ MISTAKES = {
     "too few": (["--train_file", "{few}"], "{few} has 4 rows, of which none can be held out; give --validation_file"),
     "width": (["--train_file", "{ragged}"], "line 3 of {ragged} must have 2 columns, as the first, got 3"),
     "no sentence": (["--train_file", "{blank}"], "there is no sentence in {blank}"),
-    "bytes": (["--train_file", "{latin}"], "cannot read {latin} as csv: "),
+    "bytes": (["--train_file", "{latin}"], "cannot read {latin} as csv: it is not UTF-8 (byte 12); convert it"),
+    "spreadsheet": (["--train_file", "{sep}"], "cannot read {sep} as csv: its first line is an instruction for a "
+                    "spreadsheet; remove it"),
     "head of another kind": (["--train_file", "{good}", "--model", "{three}"],
                              "`num_labels` of {three} is 3, and the task good needs 2"),
 }  # fmt: skip
@@ -273,8 +275,9 @@ MISTAKES = {
 def test_mistakes_are_one_line_and_touch_nothing(start, tmp_path, capsys, name):
     tables = {
         "good": GOOD, "one": [[text, "yes"] for text, _ in GOOD], "other": [*GOOD, ["a house", "maybe"]],
-        "empty": [*GOOD[:2], ["  ", "yes"]], "nan": [["a cat", "1.5"], ["a dog", "nan"], ["a bird", "2"]],
-        "unlabelled": [*GOOD, ["a house", ""]], "constant": [[text, "1.5"] for text, _ in GOOD], "few": GOOD[:4],
+        "empty": [*GOOD[:2], ["  ", "yes"], ["", "no"]], "nan": [["a cat", "1.5"], ["a dog", "nan"], ["a bird", "2"]],
+        "unlabelled": [*GOOD[:10], *([["a house", ""]] * 20)],
+        "constant": [[text, "1.5"] for text, _ in GOOD], "few": GOOD[:4],
     }  # fmt: skip
     paths = {table: write_csv(tmp_path / f"{table}.csv", ["text", "label"], rows) for table, rows in tables.items()}
     for table, header, rows in (
@@ -288,6 +291,8 @@ def test_mistakes_are_one_line_and_touch_nothing(start, tmp_path, capsys, name):
         paths[table].write_text(content)
     paths["latin"] = tmp_path / "latin.csv"
     paths["latin"].write_bytes("text,label\nmüde,ja\nwach,nein\n".encode("latin-1"))
+    paths["sep"] = tmp_path / "sep.csv"
+    paths["sep"].write_text("sep=;\ntext;label\na cat;yes\n")
     (start / "config.yaml").write_text("a: b")
     ElectraEarlyExitForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path / "three")
     paths |= {"folder": tmp_path, "three": tmp_path / "three"}
