@@ -57,6 +57,7 @@ PAGE = Page(
             "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 10000)",
             "bf16 auto": "train in bf16: true, false, or auto, where the device is fast in it (default: false)",
             "seed N": "seed of weights, masks and exits (default: 42)",
+            "dry_run": "prepare, time a few steps, say how long the run would take, and stop",
         },
         "output": {
             "output_dir FOLDER": "folder of the run (default: trainer_output)",

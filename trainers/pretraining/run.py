@@ -1,5 +1,6 @@
 """One pre-training run: data, model and Trainer from arguments; what it measured; what the user sees at the end."""
 
+import copy
 import functools
 import json
 import logging
@@ -7,18 +8,21 @@ import os
 import platform
 import random
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
 
@@ -41,9 +45,10 @@ from ..runtime.flops import (
 )
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
-from .callbacks import OneLineProgressCallback
+from .callbacks import OneLineProgressCallback, outlived
 from .depth import check_depths, phases
 from .initialization import initialize_from_corpus
+from .overview import OverviewCallback
 from .starting import Start, start_facts, starting_point
 from .trainer import ElectraEarlyExitTrainer
 
@@ -69,12 +74,16 @@ def pretrain(
     """  # fmt: skip
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
+    if training_args.dry_run:
+        dry_run(config_fields, data_args, training_args, evaluated)
+        return
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     folder = Path(training_args.output_dir)
     sources = [name for name in (training_args.init_from, training_args.generator_init_from) if name is not None]
     inputs = functools.partial(_inputs, data_args, training_args, sources)
     with opened(training_args, given, inputs, sources) as (record, before, checkpoint):
         trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated, checkpoint)
+        trainer.add_callback(outlived(OverviewCallback(trainer, data_report["counts"].get("train", {}))))
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
         record.start = before.start if checkpoint and before else start_facts(training_args)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
@@ -89,6 +98,25 @@ def pretrain(
                 raise PushError(
                     f"{error}. The run itself is complete in {folder}; `electra-exit push` repeats this"
                 ) from error
+
+
+def dry_run(
+    config_fields: dict, data_args: DataArguments, training_args: ElectraEarlyExitTrainingArguments, evaluated=None
+) -> None:
+    """Prepare all that a run needs, train a few steps, say what the run would be and take, and leave no run behind."""
+    args = copy.copy(training_args)
+    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    args.report_to, args.push_to_hub = [], False
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir = folder
+        trainer, data_report, _ = build_trainer(config_fields, data_args, args, evaluated)
+        trainer.pop_callback(OneLineProgressCallback)
+        trainer.add_callback(OverviewCallback(trainer, data_report["counts"].get("train", {}), stops=True))
+        trainer.train()
+    logger.info(
+        f"dry run: nothing was written to {training_args.output_dir}; the prepared text stays in "
+        f"{datasets.config.HF_DATASETS_CACHE}, where the run finds it"
+    )
 
 
 def _inputs(

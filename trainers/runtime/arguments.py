@@ -227,6 +227,13 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     model_license: str | None = field(
         default=None, metadata={"help": "License of the model that the card states, such as apache-2.0."}
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Prepare the text and train a few steps, say what the run would be and how long it would take, "
+            "and leave no run behind."
+        },
+    )
     profile_step: int | None = field(
         default=None,
         metadata={
