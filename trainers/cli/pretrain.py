@@ -20,7 +20,8 @@ PAGE = Page(
     "interrupted.",
     options={
         "text": {
-            "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz",
+            "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; folders "
+            "of them, patterns such as 'texts/**/*.txt', or - for standard input",
             "dataset_name NAME": "or a data set on the Hub",
             "validation_files FILE ...": "held-out text (default: 2 % of the documents)",
             "streaming": "tokenise while reading, in constant memory",

@@ -4,6 +4,7 @@ All of it is looked at again when the arguments are parsed. What is let through 
 """
 
 import difflib
+import glob
 import os
 import re
 import textwrap
@@ -16,7 +17,9 @@ from .places import RECIPES, TRAINERS, package_folder, yaml_names
 
 
 # Flags whose values are local files.
-FILES = {"--train_files", "--validation_files", "--train_file", "--validation_file"}
+FILES = {"--train_file", "--validation_file"}
+# And those that take folders and patterns, too.
+TEXTS = {"--train_files", "--validation_files"}
 HELP, HELP_ALL = {"-h", "--help"}, {"--help_all", "--help-all"}
 # Where fields are declared that are flags, by package.
 DECLARED_IN = {
@@ -96,12 +99,17 @@ def check_flags(
             flag, _, token = token.partition("=")
             if flag.replace("--no_", "--", 1) not in known:
                 parser.error(unknown_field(flag, known))
-        if flag in FILES and token and not os.path.isfile(token):
-            parser.error(f"no such file: {token}")
+        if flag in FILES | TEXTS and token and not os.path.isfile(token) and not (flag in TEXTS and _is_text(token)):
+            parser.error(f"no file matches {token}" if glob.has_magic(token) else f"no such file: {token}")
         for kind, flags in (("models", MODELS), ("datasets", DATASETS)):
             if flag in flags:
                 named[kind].append(token)
     check_reachable(parser, **named)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name that is no file's is a folder, a pattern that matches something, or standard input."""
+    return name == "-" or os.path.isdir(name) or next(glob.iglob(name, recursive=True), None) is not None
 
 
 def with_underscores(token: str) -> str:

@@ -17,10 +17,13 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_files: list[str] | None = field(
         default=None,
-        metadata={"help": "Local .txt, .jsonl, .csv, .tsv or .parquet files, plain, .gz or .xz; one kind a run."},
+        metadata={
+            "help": "Local .txt, .jsonl, .csv, .tsv or .parquet files, plain, .gz or .xz, one kind a run; folders of "
+            "them, patterns such as 'texts/**/*.txt', or - for text on standard input."
+        },
     )
     validation_files: list[str] | None = field(
-        default=None, metadata={"help": "Held-out files of the same kind. Left out: documents are held out."}
+        default=None, metadata={"help": "Held-out files, named likewise. Left out: documents are held out."}
     )
     streaming: bool = field(
         default=False,

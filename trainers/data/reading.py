@@ -26,15 +26,12 @@ from datasets.arrow_writer import SchemaInferenceError
 from ..errors import UNWRITABLE, DataError, first_line
 from ..runtime.compatibility import first_features
 from .arguments import DataArguments
+from .files import COMPRESSED, LOADERS, few, loader_of, text_files
 
 
 logger = logging.getLogger(__name__)
 
-# File name endings and the `datasets` loader that reads them; a compression suffix may follow.
-LOADERS = {
-    ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"
-}  # fmt: skip
-COMPRESSIONS = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSIONS = dict(zip(COMPRESSED, (gzip.open, lzma.open), strict=True))
 # What may stand between the columns of a .csv file; of several that may be meant, the first.
 SEPARATORS = ",;\t"
 # The arguments that name the text; exactly one must be given.
@@ -88,11 +85,14 @@ def load_documents(args: DataArguments) -> DatasetDict:
     if args.demo_corpus:
         splits = {"train": _demo_documents()}
     elif args.train_files:
-        splits = {"train": read_files(args.train_files, args.sample_by, args.streaming, [args.text_column])}
+        splits = {
+            "train": read_files(text_files(args.train_files), args.sample_by, args.streaming, [args.text_column])
+        }
     else:
         splits = load_from_hub(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
     if args.validation_files:
-        splits["validation"] = read_files(args.validation_files, args.sample_by, text_columns=[args.text_column])
+        files = text_files(args.validation_files)
+        splits["validation"] = read_files(files, args.sample_by, text_columns=[args.text_column])
     for name, split in splits.items():
         features = split.features or _first_features(split)
         check_text(features, args.text_column, f"the {name} data", "; choose one with --text_column")
@@ -160,10 +160,10 @@ def read_files(
             raise DataError(f"no such file: {path}")
         if "::" in path or os.path.expandvars(path) != path:
             raise DataError(f"rename {path}: the reader of files gives `::` and `$` in a name a meaning of their own")
-    kinds = {path: _loader_of(path) for path in paths}
-    if len(set(kinds.values())) > 1:
+    kinds = {_known_loader(path): path for path in reversed(paths)}
+    if len(kinds) > 1:
         raise DataError(f"all files of a split must be of one kind, got {kinds}")
-    (loader,) = set(kinds.values())
+    (loader,) = kinds
     options = {}
     if loader == "text":
         options = {"sample_by": sample_by}
@@ -182,8 +182,8 @@ def read_files(
     except Exception as error:
         reason = error.__cause__ or error
         if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
-            raise DataError(f"there is no text in {', '.join(paths)}") from error
-        raise DataError(f"cannot read {', '.join(paths)} as {loader}: {first_line(reason)}") from error
+            raise DataError(f"there is no text in {few(paths)}") from error
+        raise DataError(f"cannot read {few(paths)} as {loader}: {first_line(reason)}") from error
 
 
 def opened_text(path: str):
@@ -239,16 +239,12 @@ def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset
         return load_dataset(loader, split=split, download_mode="force_redownload", **options)
 
 
-def _loader_of(path: str) -> str:
-    name = path
-    for suffix in COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    ending = os.path.splitext(name)[1].lower()
-    if ending not in LOADERS:
+def _known_loader(path: str) -> str:
+    if (loader := loader_of(path)) is None:
         raise DataError(
             f"cannot tell what {path} is: the name must end in {', '.join(LOADERS)}, or that and .gz or .xz"
         )
-    return LOADERS[ending]
+    return loader
 
 
 def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:

