@@ -30,6 +30,7 @@ PAGE = Page(
             "max_seq_length N": "tokens a sequence (default: 128)",
         },
         "start": {
+            "continue_from FOLDER": "train a finished run for --max_steps more, in another --output_dir",
             "init_from MODEL": "start from a BERT, an ELECTRA or a model of ours, folder or Hub id, instead of from "
             "random weights; tokenizer and sizes are its own",
         },

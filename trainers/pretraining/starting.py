@@ -1,4 +1,5 @@
-"""The model that a pre-training starts from, where it does not start from random weights: `--init_from`."""
+"""The model that a pre-training starts from, where it does not start from random weights: `--init_from` and
+`--continue_from`."""
 
 import functools
 import logging
@@ -21,6 +22,7 @@ from ..errors import UsageError, naming_failures
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from ..runtime.compatibility import was_loaded
 from ..runtime.loading import NO_THRESHOLDS, OURS, architecture, named, quiet_loading, read_config
+from .continuing import check_tokenizer, finished_run
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ OF_ITS_WEIGHTS = (
 OF_ITS_GENERATOR = (
     "generator_size", "generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size",
 )  # fmt: skip
+# What a config says of the run, or the task, that is over.
+NEW_RUN = {**NO_THRESHOLDS, "pretraining_depths": None}
 # What says what a checkpoint was, or follows from the tokenizer; a config's other fields are the run's.
 NOT_TAKEN_OVER = {"architectures", "dtype", "transformers_version", "auto_map", "id2label", "label2id", "problem_type",
                   "model_type", "pretraining_depths"}  # fmt: skip
@@ -116,8 +120,19 @@ def _with_other_exits(
     return model.eval()
 
 
+def sources_of(args: ElectraEarlyExitTrainingArguments) -> list[str]:
+    """The models that a run reads when it begins."""
+    return [name for name in (args.init_from, args.generator_init_from, args.continue_from) if name is not None]
+
+
 def start_facts(args: ElectraEarlyExitTrainingArguments) -> dict:
-    """What the card says of the models that were named: which, and no place on this machine. Empty without any."""
+    """What the card says of the models that were named: which, and no place on this machine; for a run that another
+    one continues, see [`finished_run`]. Empty without any.
+
+    Raises: as [`finished_run`].
+    """
+    if args.continue_from is not None:
+        return finished_run(args.continue_from)
     if args.init_from is None:
         return {}
     generator = {} if args.generator_init_from is None else {"generator": named(args.generator_init_from)["model"]}
@@ -139,12 +154,16 @@ def starting_point(
     Raises:
         UsageError: if the model cannot be read or is of another kind, or something that was given contradicts it.
     """
-    if args.init_from is None:
+    if len(sources_of(args)) > 1 and args.continue_from is not None:
+        raise UsageError("--continue_from says where the run starts: leave out --init_from and --generator_init_from")
+    if args.continue_from is None and args.init_from is None:
         if args.generator_init_from is not None:
             raise UsageError("--generator_init_from needs --init_from, the discriminator that it was trained with")
         return None
     if checkpoint is not None:
         return Start(checkpoint, None, ElectraEarlyExitConfig.from_pretrained(checkpoint))
+    if args.continue_from is not None:
+        return _continued(config_fields, data_args, args.continue_from)
     for name, given in (("tokenizer_name", data_args.tokenizer_name), ("corpus_init", args.corpus_init)):
         if given:
             raise UsageError(f"--init_from brings its own tokenizer and weights: leave out `{name}`")
@@ -165,11 +184,7 @@ def _config(
 ) -> ElectraEarlyExitConfig:
     """That of the source with what was given."""
     if source.model_type == OURS:
-        own, names = source.to_dict(), OF_ITS_WEIGHTS
-        if source.generator_type == config_fields.get("generator_type", source.generator_type) == "mlm":
-            names += OF_ITS_GENERATOR
-        _check_agrees(args.init_from, own, names, config_fields)
-        return ElectraEarlyExitConfig.from_pretrained(args.init_from, **NO_THRESHOLDS, **config_fields)
+        return _config_of_ours(source, args.init_from, OF_ITS_WEIGHTS, config_fields)
     plain = source_config(args.init_from, source.model_type)
     _check_agrees(args.init_from, early_exit_config(plain, {"exit_policy": "none"}).to_dict(), OF_ITS_WEIGHTS,
                   config_fields)  # fmt: skip
@@ -178,6 +193,26 @@ def _config(
         settings = generator_settings(plain, source_config(args.generator_init_from, "electra"))
         _check_agrees(args.generator_init_from, settings, settings.keys(), config_fields)
     return early_exit_config(plain, {**settings, **config_fields})
+
+
+def _config_of_ours(
+    source: PreTrainedConfig, folder: str, names: tuple[str, ...], config_fields: dict
+) -> ElectraEarlyExitConfig:
+    if source.generator_type == config_fields.get("generator_type", source.generator_type) == "mlm":
+        names += OF_ITS_GENERATOR
+    _check_agrees(folder, source.to_dict(), names, config_fields)
+    fields = {name: value for name, value in config_fields.items() if name not in names}
+    return ElectraEarlyExitConfig.from_pretrained(folder, **NEW_RUN, **fields)
+
+
+def _continued(config_fields: dict, data_args: DataArguments, folder: str) -> Start:
+    """The end of a finished run. The recipe that made it says how large a tokenizer is trained at most, and that
+    embeddings start from statistics: neither is done again."""
+    finished_run(folder)
+    check_tokenizer(folder, data_args.tokenizer_name)
+    fields = {name: value for name, value in config_fields.items() if name != "vocab_size"}
+    with naming_failures(f"cannot continue from `{folder}`"):
+        return Start(folder, None, _config_of_ours(read_config(folder), folder, OF_ITS_WEIGHTS, fields))
 
 
 def _check_agrees(model: str, own: dict, names: Iterable[str], given: dict) -> None:

@@ -45,6 +45,7 @@ from .callbacks import (
     quiet_event_writers,
 )
 from .collator import build_collator
+from .continuing import inherit_moments
 from .depth import StageCallback, at_depth, check_depths, train_in_stages
 from .profiling import StepProfileCallback
 from .timing import StepTimer
@@ -244,6 +245,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         reference = None if folder is None else MaskedLanguageModel(folder, self.tokenizer, self.args.device)
         self._difficulty = Difficulty(reference, getattr(self.tokenizer, "mask_token_id", None))
         self.add_callback(NewEpochCallback(self))
+        self.moments: Path | None = None
         self.pace: Pace | None = None
         self.stage, self.depths = 0, None
         if self.args.train_time is not None:
@@ -295,6 +297,14 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         checkpoint = self.newest(resume_from_checkpoint or None)
         run_stage = super().train
         return train_in_stages(self, checkpoint, lambda start: run_stage(start, *args, **kwargs))
+
+    def create_optimizer(self, *args, **kwargs):
+        """A fresh one with the `moments` of another, where that file is set."""
+        if self.optimizer is None:
+            super().create_optimizer(*args, **kwargs)
+            if self.moments is not None:
+                inherit_moments(self.optimizer, self.moments)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """One that follows the clock, where the clock ends the run."""

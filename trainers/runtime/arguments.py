@@ -187,6 +187,13 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             "are its own; what it lacks, such as a generator, is new."
         },
     )
+    continue_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a finished run for --max_steps more, in another output folder: its weights, tokenizer and "
+            "optimizer's moments go on, with a warm restart of the learning rate; the text may be another."
+        },
+    )
     generator_init_from: str | None = field(
         default=None,
         metadata={
