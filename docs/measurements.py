@@ -179,6 +179,10 @@ def exit_steps() -> Named:
     yield "run_max", f"{max(times):.2f}"
 
 
+# Of SST-2's validation set.
+SST2_EXAMPLES = 872
+
+
 def inference() -> Named:
     found, place = records("inference"), "sst2-minilm/55/float32/batch-{}/{}"
     columns = {"dense.compiled": "compiled", "exits": "with exits", "exits.stay": "exits that no example takes",
@@ -198,6 +202,7 @@ def inference() -> Named:
     yield "table", table(*rows)
     full, exits = (found[place.format(1, variant), "accuracy"]["value"] for variant in ("dense", "exits"))
     yield "drop", f"{100 * (full - exits):.1f}"
+    yield "error", f"{100 * (full * (1 - full) / SST2_EXAMPLES) ** 0.5:.1f}"
     yield "layers", f"{found[place.format(1, 'exits'), 'layers']['value']:.1f}"
 
 
@@ -387,9 +392,17 @@ def generators() -> Named:
     columns = {**SETS, "BLiMP": ("blimp", "accuracy"), "SST-2": ("sst2", "accuracy"), "STS-B": ("stsb", "pearson")}
     yield "full", table(["generator", "time a step", *columns], *generator_rows("generators", "full", columns))
     yield "repeated", table(["generator", "time a step", *SETS], *generator_rows("generators", "repeated", SETS))
+    ratios = [float(exits_row[1]) / float(row[1]) for row, exits_row in zip(plain, exits, strict=True)]
+    yield "exits_min", f"{min(ratios):.2f}"
+    yield "exits_max", f"{max(ratios):.2f}"
+    for stage in ("screen", "full", "repeated"):
+        mlm = report.find_arm(study("generators", stage), "mlm")
+        yield f"tokens_{stage}", f"{report.tokens_of(mlm):.1f}"
     full = report.at_better_rate(study("generators", "full"))
     mlm, unigram = report.find_arm(full, "mlm"), report.find_arm(full, "unigram")
     yield "time", cost(unigram, mlm, seconds_a_step)
+    easy = judged(mlm, "held_out_easy", "roc_auc")
+    yield "mlm_seeds_apart", f"{max(easy) - min(easy):.2f}"
     for name, results in (("mlm", mlm), ("unigram", unigram)):
         for which in ("easy", "hard"):
             yield f"{name}_{which}", f"{mean(judged(results, f'held_out_{which}', 'roc_auc')):.3f}"
@@ -400,7 +413,14 @@ def generators() -> Named:
         yield f"{name}_sst2_runs", f"{len(judged(results, 'sst2', 'accuracy') + again)}"
 
 
+def package() -> Named:
+    from modeling_electra_exit import __version__
+
+    yield "version", __version__
+
+
 NUMBERS = {
+    "package": package,
     "speed": speed,
     "exit_steps": exit_steps,
     "inference": inference,
