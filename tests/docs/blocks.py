@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+)
 
 from docs.measurements import without_marks
 from tests.conftest import WORDS, write_corpus
@@ -24,24 +31,23 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 RUN = ("bash", "python")
-# Larger values on a command line are followed by these, which win.
-TINY = {
-    "vocab_size": 60, "max_seq_length": 32, "max_position_embeddings": 32, "hidden_size": 32, "embedding_size": 16,
-    "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4, "generator_size": 0.5, "max_steps": 2,
-    "warmup_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 1,
-    "save_steps": 1, "disable_tqdm": "true", "use_cpu": "true", "report_to": "none",
+# Flags after those of a command, which win.
+SIZES = {
+    "vocab_size": 60, "max_position_embeddings": 32, "hidden_size": 32, "embedding_size": 16, "intermediate_size": 64,
+    "num_attention_heads": 2, "num_hidden_layers": 4, "generator_size": 0.5,
 }  # fmt: skip
-TUNED = (
-    "max_seq_length",
-    "max_steps",
-    "warmup_steps",
-    "per_device_train_batch_size",
-    "disable_tqdm",
-    "use_cpu",
-    "report_to",
-)
-FINETUNING = {**{name: TINY[name] for name in TUNED}, "seeds": 42}
-FLAGS = {"pretrain": TINY, "cache-replacements": TINY, "finetune": FINETUNING, "evaluate": FINETUNING}
+TUNING = {
+    "max_seq_length": 32, "max_steps": 2, "warmup_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": "true",
+    "use_cpu": "true", "report_to": "none",
+}  # fmt: skip
+TRAINING = {**TUNING, "gradient_accumulation_steps": 1, "logging_steps": 1, "save_steps": 1}
+FINETUNING = {**TUNING, "seeds": 42}
+FLAGS = {
+    "pretrain": {**SIZES, **TRAINING},
+    "cache-replacements": {**SIZES, **TRAINING},
+    "finetune": FINETUNING,
+    "evaluate": FINETUNING,
+}
 
 
 class Block(NamedTuple):
@@ -69,15 +75,20 @@ def tiny(arguments: list[str]) -> list[str]:
     command, *_ = arguments
     if command in ("pretrain", "cache-replacements") and not {"--train_files", "my_recipe.yaml"} & set(arguments):
         arguments += ["--train_files", "my_text.txt"]
+    flags = FLAGS.get(command, {})
     if command == "evaluate" and "--tasks" not in arguments:
-        return [*arguments, "--use_cpu", "true"]
-    return arguments + [str(word) for name, value in FLAGS.get(command, {}).items() for word in (f"--{name}", value)]
+        flags = {"use_cpu": "true"}
+    elif "--init_from" in arguments:
+        flags = TRAINING  # the sizes are those of the model
+    if "--train_time" in arguments:
+        flags = {**flags, "train_time": "1s"}
+    return arguments + [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
 
 
 def smaller(code: str) -> str:
     """A block of Python with a small model and few steps."""
     sizes = ("num_hidden_layers", "hidden_size", "embedding_size", "intermediate_size", "num_attention_heads")
-    config = "".join(f"{name}={TINY[name]}, " for name in ("vocab_size", *sizes))
+    config = "".join(f"{name}={SIZES[name]}, " for name in ("vocab_size", *sizes))
     code = code.replace("exit_layers=[4]", "exit_layers=[2]").replace(
         "max_steps=1000, warmup_steps=100", "max_steps=2"
     )
@@ -101,6 +112,10 @@ class Page:
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 make(self, path)
+
+    @property
+    def tokenizer(self):
+        return AutoTokenizer.from_pretrained(self.checkpoint)
 
     def text(self) -> str:
         return " ".join(self.choose.choices(WORDS, k=6))
@@ -176,16 +191,19 @@ class Page:
         config = {"vocab_size": 60, "embedding_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
         kind, size = (ElectraForMaskedLM, 16) if "generator" in path.name else (ElectraForPreTraining, 32)
         kind(ElectraConfig(**config, hidden_size=size, intermediate_size=2 * size)).save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
 
     def bert(self, path: Path) -> None:
         config = BertConfig(
             vocab_size=60, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64
         )
         BertForMaskedLM(config).save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
 
     FILES = {
         "my_text.txt": texts,
         "sentences.txt": texts,
+        "texts/one.txt": texts,
         "wiki.txt.xz": compressed,
         "my_recipe.yaml": recipe,
         "my_finetuning.yaml": finetuning_recipe,
@@ -215,6 +233,7 @@ class Page:
     }
     # What else is read where these words stand.
     IMPLIED = {
+        "--train_files texts": "texts/one.txt",
         "part-*.parquet": "part-1.parquet part-2.parquet",
         "--data_dir glue": " ".join(name for name in FILES if "glue" in name),
         "pretrain": "my_text.txt",
