@@ -32,11 +32,13 @@ def roc_auc(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         `torch.FloatTensor` of shape `()`; 0.5 where a class is missing.
     """
     positive, negative = labels == 1, labels == 0
+    counted = positive | negative
     # Tokens left out go to the bottom together, where they move all ranks alike.
-    ranks = logits.float().masked_fill(~(positive | negative), -torch.inf).argsort().argsort() + 1
-    ranks = ranks - (~(positive | negative)).sum()
-    pairs = positive.sum() * negative.sum()
-    wins = (ranks * positive).sum() - positive.sum() * (positive.sum() + 1) / 2
+    order = logits.float().masked_fill(~counted, -torch.inf).argsort()
+    ranks = torch.arange(1, len(order) + 1, device=order.device)
+    num_positive, num_negative = positive.sum(), negative.sum()
+    pairs, left_out = num_positive * num_negative, len(order) - num_positive - num_negative
+    wins = ((ranks - left_out) * positive[order]).sum() - num_positive * (num_positive + 1) / 2
     return torch.where(pairs > 0, wins / pairs.clamp_min(1), 0.5)
 
 

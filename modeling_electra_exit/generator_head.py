@@ -5,13 +5,16 @@ of that size: logits, log-softmax, its gradient, the probabilities to sample fro
 rows at a time are taken through everything that needs them, the gradients included, and one buffer serves it all.
 """
 
+import contextlib
 import math
 
 import torch
 
 
-# Logits held at a time, at most: 16 MB of fp32. Larger blocks are hardly faster.
+# Logits held at a time, at most: on a CPU 16 MB of fp32, of which larger blocks are hardly faster. On any other device
+# 256 MB: a chunk has some twenty launches, and each should have work for all of the device.
 CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS_OF_A_DEVICE = 2**26
 # Probabilities summed at a time when sampling; about the square root of a usual vocabulary.
 BLOCK = 128
 
@@ -74,7 +77,7 @@ class PredictMaskedTokens(torch.autograd.Function):
         hidden (`torch.FloatTensor` of shape `(rows, width)`).
         weight (`torch.FloatTensor` of shape `(vocabulary, width)`).
         bias (`torch.FloatTensor` of shape `(vocabulary,)`).
-        targets (`torch.LongTensor` of shape `(rows,)`).
+        targets (`torch.LongTensor` of shape `(rows,)`): -100 leaves a row out of loss and gradients.
         noise (`torch.FloatTensor` of shape `(rows, 2)`, *optional*): as in [`sample_in_proportion`].
 
     Returns:
@@ -85,31 +88,36 @@ class PredictMaskedTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, noise=None):
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        casts = torch.amp.is_autocast_available(device)  # not on `meta`
+        dtype = torch.get_autocast_dtype(device) if casts and torch.is_autocast_enabled(device) else hidden.dtype
         wants_gradients = any(ctx.needs_input_grad)
         loss = torch.zeros((), device=hidden.device)
+        counted = (targets != -100).unsqueeze(1)
+        targets = targets.clamp_min(0).unsqueeze(1)
         grad_hidden, grad_weight, grad_bias = torch.zeros_like(hidden), None, torch.zeros_like(bias)
-        samples = torch.empty_like(targets)
-        scale = 1 / max(1, len(targets))
+        samples = torch.empty(len(targets), dtype=torch.long, device=hidden.device)
+        scale = counted.sum().clamp_min(1).reciprocal()
+        scales = counted * scale
         # As many in each chunk: a rest of a few rows would cost nearly as much as a whole one.
-        chunks = max(1, math.ceil(len(targets) / max(1, CHUNK_ELEMENTS // len(weight))))
+        elements = CHUNK_ELEMENTS if device == "cpu" else CHUNK_ELEMENTS_OF_A_DEVICE
+        chunks = max(1, math.ceil(len(targets) / max(1, elements // len(weight))))
         rows = max(1, math.ceil(len(targets) / chunks))
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if casts else contextlib.nullcontext():
             matrix, offset = weight.to(dtype), bias.to(dtype)
             for start in range(0, len(targets), rows):
                 here = slice(start, start + rows)
-                states, wanted = hidden[here].to(dtype), targets[here].unsqueeze(1)
+                states, wanted = hidden[here].to(dtype), targets[here]
                 logits = torch.addmm(offset, states, matrix.t()).float()
                 logits -= logits.amax(dim=1, keepdim=True)
                 of_target = logits.gather(1, wanted)
                 weights = logits.exp_()
                 total = weights.sum(dim=1, keepdim=True)
-                loss += (total.log() - of_target).sum() * scale
+                loss += (total.log() - of_target).where(counted[here], 0).sum() * scale
                 samples[here] = sample_in_proportion(weights, None if noise is None else noise[here])
                 if not wants_gradients:
                     continue
                 # d loss / d logits = (softmax - one-hot) / rows
-                gradient = weights.mul_(scale / total).scatter_add_(1, wanted, torch.full_like(of_target, -scale))
+                gradient = weights.mul_(scales[here] * total.reciprocal()).scatter_add_(1, wanted, -scales[here])
                 grad_bias += gradient.sum(dim=0)
                 gradient = gradient.to(dtype)
                 grad_hidden[here] = gradient @ matrix

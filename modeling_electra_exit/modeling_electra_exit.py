@@ -7,7 +7,7 @@ The fine-tuning heads are in `modeling_heads.py`, the generator as a model of it
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -94,6 +94,27 @@ def warn_of_evaluation_mode(loss: torch.Tensor):
             "inference exits, layers get no gradient: call `model.train()` before training, or `torch.no_grad()` "
             "before evaluating."
         )
+
+
+def fetch(*numbers: torch.Tensor) -> list[int]:
+    """Numbers `()` on a device, in one copy: what waits for the device at an exit of a fine-tuned model."""
+    return torch.stack(numbers).tolist()
+
+
+def full_attention_mask(
+    config: ElectraEarlyExitConfig, embeddings: torch.Tensor, token_mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The mask of full-length layers that `config`'s attention implementation wants, for embeddings (batch, sequence,
+    width) and a `token_mask` (batch, sequence) of 0 at padding.
+
+    Transformers looks whether a mask hides anything, to leave it out. That is worth it on a CPU; any other device
+    would have to be waited for. Implementations that take boolean masks get one that is not copied for every query.
+    """
+    if token_mask is None or token_mask.dim() != 2 or token_mask.device.type == "cpu":
+        return create_bidirectional_mask(config, embeddings, token_mask)
+    if config._attn_implementation == "sdpa":
+        return token_mask.bool()[:, None, None, :]
+    return create_bidirectional_mask(config, embeddings, token_mask, allow_is_bidirectional_skip=False)
 
 
 def take_tokens(hidden_states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -330,16 +351,22 @@ class ActiveTokens:
         self.active, self.frozen = tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1)
         self.alive = alive
 
-    def keep(self, continues: torch.Tensor):
+    def keep(self, exiting: torch.Tensor, continues: torch.Tensor) -> bool:
         """Freeze the active tokens but those that `continues` (batch, active tokens) names, whatever other rows do: a
-        row must get the result that it gets alone. Places that another row needs more of stay idle."""
+        row must get the result that it gets alone. Places that another row needs more of stay idle.
+
+        Returns whether any is `exiting` (batch, active tokens). Otherwise all stay as they are.
+        """
         if in_graph():
             self.alive, self.in_place = continues, True
-            return
-        most = int(continues.sum(dim=1).max())
+            return True
+        num_exiting, most = fetch(exiting.sum(), continues.sum(dim=1).amax())
+        if num_exiting == 0:
+            return False
         num_kept = min(round_up(most), self.items.shape[1]) if most else 0
         order = torch.argsort((~continues).to(torch.uint8), dim=1, stable=True)
         self.exit(order, num_kept, continues.gather(1, order[:, :num_kept]))
+        return True
 
     def restore(self) -> torch.Tensor:
         """All tokens in the order of the text, (batch, sequence, hidden)."""
@@ -418,26 +445,33 @@ class ActiveSequences:
         whole[self._rows(self.items), : self.active.shape[1]] = self.active
         return whole
 
-    def keep(self, continues: torch.Tensor):
-        """Freeze the active items but those that `continues` (active,) names."""
+    def keep(self, exiting: torch.Tensor, continues: torch.Tensor) -> bool:
+        """Freeze the active items but those that `continues` (active,) names. Returns whether any is `exiting`
+        (active,); otherwise all stay as they are."""
         if in_graph():
             self._continues = continues.repeat_interleave(self.rows_per_item)[:, None, None]
-            return
-        staying = continues.nonzero().squeeze(1)
-        rows = self._rows(staying)
-        self._whole, self.active, self.items = self.restore(), self.active[rows], self.items[staying]
-        self.empty = len(staying) == 0
-        if self.empty:
-            return
+            return True
+        places = torch.arange(1, self.active.shape[1] + 1, device=continues.device)
+        read = continues.repeat_interleave(self.rows_per_item).unsqueeze(1)
         if self.token_mask is not None:
-            self.token_mask = self.token_mask[rows]
-            places = torch.arange(1, self.token_mask.shape[1] + 1, device=rows.device)
-            longest = int((self.token_mask.any(dim=0) * places).amax().clamp_min(1))
-            self.token_mask, self.active = self.token_mask[:, :longest], self.active[:, :longest]
-        self.attention_mask = create_bidirectional_mask(self.config, self.active, self.token_mask)
+            read = read & (self.token_mask != 0)
+        num_exiting, staying, longest = fetch(exiting.sum(), continues.sum(), (read * places).amax())
+        if num_exiting == 0:
+            return False
+        kept = torch.argsort((~continues).to(torch.uint8), stable=True)[:staying]
+        rows = self._rows(kept)
+        self._whole, self.active, self.items = self.restore(), self.active[rows], self.items[kept]
+        self.empty = staying == 0
+        if self.empty:
+            return True
+        if self.token_mask is not None:
+            longest = max(longest, 1)
+            self.token_mask, self.active = self.token_mask[rows, :longest], self.active[:, :longest]
+        self.attention_mask = full_attention_mask(self.config, self.active, self.token_mask)
         if self.position_ids is not None:
             own = self.position_ids[rows] if len(self.position_ids) > 1 else self.position_ids
             self.position_ids = own[:, : self.active.shape[1]]
+        return True
 
     def _rows(self, items: torch.Tensor) -> torch.Tensor:
         """The rows of the batch that belong to these items."""
@@ -587,16 +621,15 @@ class ElectraEarlyExitEncoder(nn.Module):
         self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, finished: torch.Tensor
     ) -> bool:
         """Let exactly the items exit that `finished`, of the shape of `batch.items`, marks; whether there are any."""
-        real, dim = batch.real(), batch.items.dim() - 1
-        # Waits for the device, and is all that an exit costs where no item exits.
-        if not in_graph() and not (finished if real is None else finished & real).any():
-            return False
-        left_at = trace.exit_layers.gather(dim, batch.items)
+        real, items = batch.real(), batch.items
+        left_at = trace.exit_layers.gather(items.dim() - 1, items)
         there = left_at == len(self.layer)
-        continues = there & ~finished if real is None else there & ~finished & real
+        candidates = there if real is None else there & real
+        continues = candidates & ~finished
+        if not batch.keep(candidates & finished, continues):
+            return False
         left_at = left_at.masked_fill(there & ~continues, self.config.exit_layers[number])
-        trace.exit_layers = trace.exit_layers.scatter(dim, batch.items, left_at)
-        batch.keep(continues)
+        trace.exit_layers = trace.exit_layers.scatter(items.dim() - 1, items, left_at)
         return True
 
 
@@ -616,15 +649,15 @@ class ElectraEarlyExitGenerator(nn.Module):
         self.predictions = ElectraGeneratorPredictions(config)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
 
-    def forward(self, embeddings, attention_mask, masked: torch.Tensor, **kwargs) -> torch.Tensor:
-        """What `lm_head` reads where `masked` (batch, sequence) is true: (masked tokens of the batch, embedding size).
+    def forward(self, embeddings, attention_mask, places: torch.Tensor, **kwargs) -> torch.Tensor:
+        """What `lm_head` reads at `places` (tokens,) among all tokens of the batch: (tokens, embedding size).
 
         `lm_head` itself is left to [`PredictMaskedTokens`]: its logits are never all in memory.
         """
         if hasattr(self, "embeddings_project"):
             embeddings = self.embeddings_project(embeddings)
         hidden_states, _ = self.encoder(embeddings, attention_mask, **kwargs)
-        return self.predictions(hidden_states[masked])
+        return self.predictions(hidden_states.flatten(0, 1).index_select(0, places))
 
 
 class ElectraEarlyExitSelfGenerator(nn.Module):
@@ -654,6 +687,48 @@ def originals(input_ids: torch.Tensor | None, mlm_labels: torch.Tensor | None) -
     if input_ids is None or mlm_labels is None:
         return input_ids
     return torch.where(mlm_labels != -100, mlm_labels, input_ids)
+
+
+class ChosenTokens(NamedTuple):
+    """The tokens of a batch that are to be predicted, in the order of the text.
+
+    places (`torch.LongTensor` of shape `(tokens,)`): where they stand among all tokens of the batch.
+    targets (`torch.LongTensor` of shape `(tokens,)`): the originals; -100 where an entry is none, and only fills up.
+    """
+
+    places: torch.Tensor
+    targets: torch.Tensor
+
+    def take(self, values: torch.Tensor) -> torch.Tensor:
+        """Their values, (tokens, ...), of those of all tokens (batch, sequence, ...)."""
+        return values.flatten(0, 1).index_select(0, self.places)
+
+    def put(self, text: torch.Tensor, replacements: torch.Tensor) -> torch.Tensor:
+        """The text (batch, sequence) with `replacements` (tokens,) in their places."""
+        # Entries that only fill up go behind the text.
+        places = self.places.where(self.targets != -100, text.numel())
+        flat = torch.cat([text.flatten(), text.new_zeros(1)])
+        return flat.scatter(0, places, replacements)[:-1].view_as(text)
+
+
+def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | None = None) -> ChosenTokens:
+    """Those at `mlm_labels != -100` (batch, sequence).
+
+    Where `masked_positions` (batch, places) say which these are, -1 filling rows up, shapes do not depend on the data
+    and nothing waits for the device. On a CPU, where nothing waits, they are looked for, and no row is filled up.
+    """
+    flat, (batch, length) = mlm_labels.flatten(), mlm_labels.shape
+    if masked_positions is not None and (masked_positions.dim() != 2 or len(masked_positions) != batch):
+        raise ValueError(
+            f"`masked_positions` must be of shape (batch, places) with a batch of {batch}, got "
+            f"{tuple(masked_positions.shape)}"
+        )
+    if masked_positions is None or (mlm_labels.device.type == "cpu" and not in_graph()):
+        places = (flat != -100).nonzero().squeeze(1)
+        return ChosenTokens(places, flat.index_select(0, places))
+    starts = length * torch.arange(batch, device=mlm_labels.device).unsqueeze(1)
+    places = (masked_positions.clamp_min(0) + starts).flatten()
+    return ChosenTokens(places, flat.index_select(0, places).masked_fill((masked_positions < 0).flatten(), -100))
 
 
 def replace_tokens(
@@ -861,7 +936,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             embedding_output = self.embeddings_project(embedding_output)
         hidden_states, trace = self.encoder(
             embedding_output,
-            create_bidirectional_mask(self.config, embedding_output, attention_mask),
+            full_attention_mask(self.config, embedding_output, attention_mask),
             token_mask=attention_mask if exit_policy != "none" else None,
             protected=protected,
             exit_policy=exit_policy,
@@ -990,6 +1065,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         labels: torch.Tensor | None = None,
         exit_policy: str | None = None,
         exit_loss_scale: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
         proposal_mask: torch.Tensor | None = None,
         noise_seeds: torch.Tensor | None = None,
         **kwargs,
@@ -1011,6 +1087,9 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 mode, `"none"` (full depth) in evaluation mode.
             exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
                 tensor, so that a changing value does not make `torch.compile` compile again.
+            masked_positions (`torch.LongTensor` of shape `(batch, places)`, *optional*): where `mlm_labels` is not
+                -100, ascending, and -1 to fill rows up. With them no shape depends on the data: on a GPU the step does
+                not wait, and `torch.compile` compiles once. Left out: they are looked for.
             proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): for the generator `"self"`,
                 where to propose replacements for the sequences' next visit.
             noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): one seed a sequence, the only source of
@@ -1038,14 +1117,17 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         text, generator_loss, proposals = originals(input_ids, mlm_labels), None, None
         beside = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
         if mlm_labels is not None and labels is None:
-            input_ids, labels, generator_loss = self.corrupt(input_ids, mlm_labels, **beside, noise_seeds=noise_seeds)
+            input_ids, labels, generator_loss = self.corrupt(
+                input_ids, mlm_labels, **beside, noise_seeds=noise_seeds, masked_positions=masked_positions
+            )
 
         proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **beside}
         exits = {"exit_policy": exit_policy, "exits": self.exits(noise_seeds, text)}
         outputs, early_states = self._encode(proposes, **inputs, **exits, **kwargs)
         if proposes:
-            generator_loss, proposals = self.predict_originals(early_states, mlm_labels, proposal_mask)
+            chosen = None if mlm_labels is None else chosen_tokens(mlm_labels, masked_positions)
+            generator_loss, proposals = self.predict_originals(early_states, chosen, proposal_mask)
 
         logits = self.discriminator_predictions(outputs.last_hidden_state)
         losses = {}
@@ -1103,6 +1185,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         noise_seeds: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Let the generator replace the masked tokens.
 
@@ -1110,7 +1193,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token at masked positions, else
                 -100.
-            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): as in [`forward`].
+            noise_seeds, masked_positions: as in [`forward`].
 
         Returns:
             The corrupted ids and the labels, as of [`replace_tokens`], and the generator's loss, the mean
@@ -1123,15 +1206,18 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             )
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
-        masked, noise = mlm_labels != -100, None
+        chosen, noise = chosen_tokens(mlm_labels, masked_positions), None
         if noise_seeds is not None:
-            noise = torch.stack([row_noise(noise_seeds, stream, masked.shape[1])[masked] for stream in (0, 1)], dim=1)
-        states = self._generator_states(input_ids, masked, attention_mask, token_type_ids, position_ids)
-        generator_loss, samples = self._predict_tokens(states, mlm_labels[masked], noise)
-        return *replace_tokens(input_ids, mlm_labels, samples), generator_loss
+            length = mlm_labels.shape[1]
+            noise = chosen.take(torch.stack([row_noise(noise_seeds, stream, length) for stream in (0, 1)], dim=2))
+        states = self._generator_states(input_ids, chosen.places, attention_mask, token_type_ids, position_ids)
+        generator_loss, samples = self._predict_tokens(states, chosen.targets, noise)
+        text = originals(input_ids, mlm_labels)
+        corrupted = chosen.put(text, samples)
+        return corrupted, (corrupted != text).long(), generator_loss
 
     def predict_originals(
-        self, hidden_states: torch.Tensor, mlm_labels: torch.Tensor | None, proposal_mask: torch.Tensor | None
+        self, hidden_states: torch.Tensor, chosen: ChosenTokens | None, proposal_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What the generator `"self"` does with the states (batch, sequence, hidden) of its layer.
 
@@ -1139,7 +1225,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         unchanged. It can therefore not copy its input, and proposes well at positions that hold the original.
 
         Returns:
-            The mean cross-entropy at `mlm_labels != -100`, and samples (batch, sequence) at `proposal_mask`, -100
+            The mean cross-entropy at the `chosen` tokens, and samples (batch, sequence) at `proposal_mask`, -100
             elsewhere; each `None` where its argument is.
         """
         hidden_states, loss, proposals = self.electra.encoder.norm(hidden_states), None, None
@@ -1148,22 +1234,21 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 samples = sample_tokens(self.generator.lm_head(self.generator(hidden_states[proposal_mask])))
             proposals = torch.full(proposal_mask.shape, -100, device=samples.device)
             proposals = proposals.masked_scatter(proposal_mask, samples)
-        if mlm_labels is not None:
-            chosen = mlm_labels != -100
-            loss, _ = self._predict_tokens(self.generator(hidden_states[chosen]), mlm_labels[chosen])
+        if chosen is not None:
+            loss, _ = self._predict_tokens(self.generator(chosen.take(hidden_states)), chosen.targets)
         return loss, proposals
 
     def _predict_tokens(self, states, targets, noise=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The generator's mean cross-entropy at `targets` (tokens,), and a sample for each."""
+        """The generator's mean cross-entropy at `targets` (tokens,) but for those of -100, and a sample for each."""
         head = self.generator.lm_head
         return PredictMaskedTokens.apply(states, head.weight, head.bias, targets, noise)
 
-    def _generator_states(self, input_ids, masked, attention_mask, token_type_ids, position_ids) -> torch.Tensor:
+    def _generator_states(self, input_ids, places, attention_mask, token_type_ids, position_ids) -> torch.Tensor:
         embeddings = self.electra.embed(input_ids, attention_mask, token_type_ids, position_ids)
         return self.generator(
             embeddings,
-            create_bidirectional_mask(self.config, embeddings, attention_mask),
-            masked,
+            full_attention_mask(self.config, embeddings, attention_mask),
+            places,
             # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
             attn_implementation=self.config._attn_implementation,
         )

@@ -98,7 +98,8 @@ class ExitHeads(nn.Module):
         return self.heads[number](states)
 
     def train(self, mode: bool = True) -> "ExitHeads":
-        _read_record(self)
+        if mode != self.training:  # the Trainer calls this in every step, and reading waits for the device
+            _read_record(self)
         return super().train(mode)
 
     def mark_trained(self, number: int, *_):

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..errors import Interrupted, Preempted
-from ..runtime.distributed import any_rank
+from ..runtime.distributed import any_rank, flags_set, is_distributed
+from ..runtime.late import LateNumber
 
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,10 @@ class PreemptionCallback(TrainerCallback):
     def __init__(self, device: torch.device):
         self.device = device
         self._noticed: int | None = None
+        self._previous_step: LateNumber | None = None
 
     def __enter__(self):
-        self._noticed, self._previous, self._process = None, {}, os.getpid()
+        self._noticed, self._previous, self._process, self._previous_step = None, {}, os.getpid(), None
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
             self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
@@ -93,6 +95,17 @@ class PreemptionCallback(TrainerCallback):
     def requested(self) -> bool:
         """Whether any process of the run was told to end: all of them learn it at the same step."""
         return any_rank(self._noticed is not None, self.device)
+
+    def requested_before(self) -> bool:
+        """The same of the end of the step before, where several processes would have to wait for their devices. To be
+        asked once a step."""
+        if not is_distributed() or self.device.type == "cpu":
+            return self.requested()
+        previous, self._previous_step = (
+            self._previous_step,
+            LateNumber(flags_set(self._noticed is not None, self.device)),
+        )
+        return previous is not None and previous.value() > 0
 
     def stop(self, step: int | None) -> Preempted | Interrupted:
         """What ends the run, of which `step` is saved. Every process has to ask."""

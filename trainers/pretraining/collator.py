@@ -87,9 +87,10 @@ class DataCollatorForReplacedTokenDetection:
             `replacements`, these `input_ids` are corrupted, and `labels` is 1 where a token was replaced by another
             and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`, padded on the right; but without
             `replacements`, `labels` are empty, `(batch, 0)`, because they are made later: a Trainer evaluates no
-            batch that does not have what its model calls labels. `noise_seeds`, `torch.LongTensor` of shape
-            `(batch,)`. `token_type_ids`, where the features have them. And `attention_mask` (shape of `input_ids`),
-            only where there is padding.
+            batch that does not have what its model calls labels. With those, `masked_positions`, where the chosen
+            tokens stand, ascending: `(batch, places)`, padded with -1 to as many as a row of that length has.
+            `noise_seeds`, `torch.LongTensor` of shape `(batch,)`. `token_type_ids`, where the features have them. And
+            `attention_mask` (shape of `input_ids`), only where there is padding.
         """
         texts = [self._without_padding(**feature) for feature in features]
         rows = [self._corrupted(**text) for text in texts]
@@ -107,7 +108,9 @@ class DataCollatorForReplacedTokenDetection:
             for i, row in enumerate(rows):
                 padded[i, : len(row[name])] = row[name]
             batch[name] = torch.from_numpy(padded)
-        batch.setdefault("labels", torch.empty(len(rows), 0, dtype=torch.int64))
+        if "labels" not in batch:
+            batch["labels"] = torch.empty(len(rows), 0, dtype=torch.int64)
+            batch["masked_positions"] = self._positions(batch["mlm_labels"] != -100)
         seeds = [self._generator(text["input_ids"], int(self._epoch), 1) for text in texts]
         batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
         if (lengths < length).any():
@@ -168,8 +171,21 @@ class DataCollatorForReplacedTokenDetection:
         """The positions to corrupt, never a special token's, and the sequence's own random generator."""
         generator = self._generator(row, epoch)
         candidates = np.flatnonzero(self._ordinary.take(row, mode="clip"))
-        count = min(len(candidates), max(1, round(self.mlm_probability * len(row))))
+        count = min(len(candidates), self._num_chosen(len(row)))
         return (generator.choice(candidates, count, replace=False) if count else candidates), generator
+
+    def _num_chosen(self, length: int) -> int:
+        """How many tokens of a sequence of that length are chosen, if it has as many ordinary ones."""
+        return max(1, round(self.mlm_probability * length))
+
+    def _positions(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Where `chosen` (batch, sequence) is true, (batch, places): as many places in every batch of that length."""
+        rows, columns = chosen.nonzero(as_tuple=True)
+        counts = chosen.sum(dim=1)
+        places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        positions = torch.full((len(chosen), self._num_chosen(chosen.shape[1])), -1)
+        positions[rows, places] = columns
+        return positions
 
     def _generator(self, row: np.ndarray, epoch: int, *purpose: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes()), *purpose))

@@ -33,6 +33,7 @@ from ..runtime.depths import DepthSchedule
 from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
 from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights, tolerated, write_json
 from ..runtime.flops import active_tokens, step_flops
+from ..runtime.late import LateNumbers
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
 from ..runtime.optimization import ELECTRA_SCHEDULE, ElectraAdamW, electra_schedule
 from ..runtime.pace import Pace, paced_schedule, seconds_of
@@ -128,7 +129,7 @@ class ElectraTrainer(CompatibleTrainer):
 
     def between_steps(self, model, trial):
         """The moment to end when told to. An evaluation that SIGTERM meets is not finished."""
-        if self.preemption.requested():
+        if self.preemption.requested_before():
             self.control.should_training_stop = True
             missing = self.args.should_save and damage(self.checkpoint_folder(trial)) is not None
             if any_rank(missing, self.args.device):
@@ -283,6 +284,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self._loss_parts = defaultdict(float)
         self._micro_steps = 0
         self._batches = []
+        self._guards = LateNumbers()
+        self._step_flops = {}
         self._exits_were_active = False
 
     # ---- The course of a run ----
@@ -429,57 +432,68 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Stops at a loss that is no number, or that no number of further steps would mend."""
+        """Stops at a loss that is no number, or that no number of further steps would mend: on a CPU before it reaches
+        the weights, on any other device when it is known there, and before it reaches a log line or a checkpoint."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches.append(inputs)
-        value = float(loss) * self.current_gradient_accumulation_steps
-        if not value <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
-            self._stop(f"the loss is {value:.4g}")
+        step, batches, parts = self.state.global_step + 1, self._batches, self.current_gradient_accumulation_steps
+
+        def look(value):
+            if not value * parts <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
+                self._stop(f"the loss is {value * parts:.4g}", step, batches)
+
+        self._guards.watch(loss, look)
         return loss
 
     def check_grad_norm(self, grad_norm):
-        """Stops before a gradient that is no number reaches the weights. With fp16 that is common, and skipped."""
-        if not self.args.fp16 and not math.isfinite(grad_norm):
-            self._stop(f"the gradients' norm is {float(grad_norm)}")
-        self._batches.clear()
+        """Stops, as at a loss, at a gradient that is no number. With fp16 that is common, and skipped."""
+        step, batches, self._batches = self.state.global_step + 1, self._batches, []
+
+        def look(value):
+            if not math.isfinite(value):
+                self._stop(f"the gradients' norm is {value}", step, batches)
+
+        if not self.args.fp16:
+            self._guards.watch(grad_norm, look)
 
     def _uninformed_loss(self) -> float:
         """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
         config = self.model_config
         return config.generator_weight * math.log(config.vocab_size) + config.discriminator_weight * math.log(2)
 
-    def _stop(self, reason: str):
-        path = Path(self.args.output_dir) / f"diverged-step-{self.state.global_step + 1}-{self.args.process_index}"
+    def _stop(self, reason: str, step: int, batches: list[dict[str, torch.Tensor]]):
+        path = Path(self.args.output_dir) / f"diverged-step-{step}-{self.args.process_index}"
         path = path.with_suffix(".safetensors")
         tensors = {
-            f"{n}.{name}": value
-            for n, batch in enumerate(self._batches)
-            for name, value in batch.items()
-            if value.numel()
+            f"{n}.{name}": value for n, batch in enumerate(batches) for name, value in batch.items() if value.numel()
         }
         with tolerated(f"the writing of {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
         raise DivergenceError(
-            f"{reason} in step {self.state.global_step + 1}; its batch is in {path}; weights and checkpoints are as "
-            "before it. A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
+            f"{reason} in step {step}; its batch is in {path}; the checkpoints are from before it. "
+            "A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
         )
 
     def _exit_loss_scale(self) -> torch.Tensor | None:
-        """Between 0 and 1 while the exit heads' loss warms up."""
-        steps = round(self.args.exit_loss_warmup * self.state.max_steps)
-        if self.state.global_step >= steps:
+        """Rises to 1 while the exit heads' loss warms up. A tensor always, so that nothing is compiled anew then."""
+        if not self.model_config.has_exit_heads:
             return None
-        return torch.tensor((self.state.global_step + 1) / (steps + 1), device=self.args.device)
+        steps = round(self.args.exit_loss_warmup * self.state.max_steps)
+        scale = min(1.0, (self.state.global_step + 1) / (steps + 1))
+        return torch.full((), scale, device=self.args.device)  # filled there: copied, it would be waited for
 
     def floating_point_ops(self, inputs) -> float:
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
-        rows, length = inputs["input_ids"].shape
-        beside = 0.0 if self.generator is None else self.generator.flops(rows, length)
-        return step_flops(self.model_config, rows, length, self.exits_active()).total + beside
+        case = *inputs["input_ids"].shape, self.exits_active()
+        if case not in self._step_flops:
+            beside = 0.0 if self.generator is None else self.generator.flops(*case[:2])
+            self._step_flops[case] = step_flops(self.model_config, *case).total + beside
+        return self._step_flops[case]
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
+        self._guards.settle()
         if "loss" in logs and self._micro_steps:
             parts = all_reduce(torch.stack(list(self._loss_parts.values())))
             for name, total in zip(self._loss_parts, parts.tolist(), strict=True):
@@ -518,6 +532,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     def evaluation_loop(self, *args, **kwargs):
         """The same corruption at every evaluation, and no trace of it in the training run's random state."""
+        self._guards.settle()
         self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -573,6 +588,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     def save_checkpoint(self, model, trial):
         """Not counted as training time."""
+        self._guards.settle()
         self.stopwatch.lap()
         with self._pause():
             super().save_checkpoint(model, trial)

@@ -106,6 +106,8 @@ class ElectraTrainingArguments(TrainingArguments):
         self._check_optimizer()
         own = {"optim": MUON, "lr_scheduler_type": ELECTRA_SCHEDULE}
         ours = [name for name, value in own.items() if getattr(self, name) == value]
+        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
+            self.accelerator_config = {"non_blocking": True}  # batches go to the device while it computes
         with arguments_as(self, **{name: getattr(TrainingArguments, name) for name in ours}):
             super().__post_init__()
         self.sharding()
@@ -160,7 +162,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
 
     Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
-    (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` false.
+    (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` and
+    `logging_nan_inf_filter` false.
 
     Raises:
         ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits; for a `train_time`
@@ -176,6 +179,13 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             "help": "Leave out an epoch's last sequences that do not fill a batch of all processes, other ones every "
             "epoch. Otherwise several processes repeat sequences to fill it, and one has a smaller batch. Evaluation "
             "leaves out none."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave losses that are no numbers out of the logged mean. A run stops at one anyway, and looking "
+            "for them waits for the device in every step."
         },
     )
     # Every parameter takes part in every step.

@@ -135,6 +135,12 @@ class CompatibleTrainer(Trainer):
         """Sequences in a batch of this process: fewer than `args` say where `auto_find_batch_size` had to halve."""
         return self._train_batch_size
 
+    def _prepare_input(self, data):
+        """Without waiting for the device, as the library's copies of what its own loaders have not put there do."""
+        if isinstance(data, torch.Tensor):
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def prepare_inputs(self, inputs):
         """A batch on the device of the run: `prediction_step` gets it as it left the collator."""
         return self._prepare_inputs(inputs)

@@ -15,8 +15,17 @@ from ..errors import WorkerError
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in any process of the run. Every process has to call it."""
-    return bool(all_reduce(torch.tensor(float(flag), device=device)))
+    """Whether `flag` is set in any process of the run. Every process has to call it, and all wait for the device."""
+    return bool(flags_set(flag, device)) if is_distributed() else flag
+
+
+def is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def flags_set(flag: bool, device: torch.device) -> torch.Tensor:
+    """In how many processes of the run `flag` is set, `()` on the device. Every process has to call it."""
+    return all_reduce(torch.full((), float(flag), device=device))
 
 
 def run_on_main_and_broadcast(decide: Callable[[], Any]) -> Any:

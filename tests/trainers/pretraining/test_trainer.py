@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForPreTraining
 
 from modeling_electra_exit.trainers import (
@@ -15,7 +16,7 @@ from modeling_electra_exit.trainers import (
 from modeling_electra_exit.trainers.errors import DivergenceError
 from modeling_electra_exit.trainers.pretraining.collator import build_collator
 from modeling_electra_exit.trainers.pretraining.trainer import EXPLODED
-from modeling_electra_exit.trainers.runtime import cpu_kernels
+from modeling_electra_exit.trainers.runtime import cpu_kernels, late
 from modeling_electra_exit.trainers.runtime.flops import step_flops
 from tests.conftest import tiny_model
 from tests.trainers.generators.test_generators import saved_masked_lm
@@ -343,7 +344,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(to
     with pytest.raises(DivergenceError, match=r"the loss is nan in step 2; its batch is in .*diverged-step-2-0"):
         trainer.train()
     seen = load_file(tmp_path / "diverged-step-2-0.safetensors")
-    assert set(seen) == {"0.input_ids", "0.mlm_labels", "0.noise_seeds"}
+    assert set(seen) == {"0.input_ids", "0.masked_positions", "0.mlm_labels", "0.noise_seeds"}
     assert torch.equal(seen["0.input_ids"], batches[-1])
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-1" / "model.safetensors").values())
@@ -362,6 +363,82 @@ def test_an_exploding_loss_and_gradients_without_end_stop_the_run(tokenizer, tmp
     with pytest.raises(DivergenceError, match=f"{reason}.* in step 1"):
         trainer.train()
     assert (tmp_path / "diverged-step-1-0.safetensors").is_file()
+
+
+class SlowNumber:
+    """As a number of a GPU: it does not arrive before it is waited for."""
+
+    def __init__(self, number):
+        self._number = float(number.detach().numpy())  # which no operator does
+
+    def has_arrived(self):
+        return False
+
+    def value(self):
+        return self._number
+
+
+@pytest.fixture
+def slow_device(monkeypatch):
+    """Guards watch numbers as if they were on a GPU that is far behind."""
+    monkeypatch.setattr(late, "LateNumber", SlowNumber)
+    monkeypatch.setattr(late, "on_host", lambda number: False)
+
+
+@pytest.mark.parametrize(("settings", "detected"), [({"save_steps": 3}, 3), ({"logging_steps": 4}, 4)])
+def test_on_a_device_a_loss_that_is_no_number_stops_the_run_later(
+    tokenizer, tmp_path, slow_device, settings, detected
+):
+    """Before it gets into a checkpoint or a log line, with the batch that it is of."""
+    trainer = make_trainer(
+        tokenizer, tmp_path, save_strategy="steps", **{"logging_steps": 6, "save_steps": 6} | settings
+    )
+    batches, step = [], trainer.training_step
+
+    def training_step(model, inputs, *args):
+        batches.append(inputs)
+        if trainer.state.global_step == 1:
+            model.discriminator_predictions.dense.bias.data[0] = torch.nan
+        return step(model, inputs, *args)
+
+    trainer.training_step = training_step
+    with pytest.raises(DivergenceError, match="the loss is nan in step 2"):
+        trainer.train()
+    assert trainer.state.global_step == detected
+    seen = load_file(tmp_path / "diverged-step-2-0.safetensors")
+    assert torch.equal(seen["0.input_ids"], batches[1]["input_ids"])
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert not [log for log in trainer.state.log_history if "loss" in log]
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that Python reads of tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_run_reads_numbers_where_it_logs_and_nowhere_else(tokenizer, tmp_path, slow_device, monkeypatch):
+    found, collate = Reads(), DataCollatorForReplacedTokenDetection.__call__
+
+    def uncounted(collator, features):  # what it reads is on the host
+        before, batch = found.count, collate(collator, features)
+        found.count = before
+        return batch
+
+    monkeypatch.setattr(DataCollatorForReplacedTokenDetection, "__call__", uncounted)
+
+    def reads(steps):
+        trainer = make_trainer(tokenizer, tmp_path, max_steps=steps, logging_steps=steps, exit_loss_warmup=0.5)
+        found.count = 0
+        with found:
+            trainer.train()
+        return found.count
+
+    assert reads(4) == reads(2) > 0
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

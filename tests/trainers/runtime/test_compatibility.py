@@ -43,6 +43,7 @@ CALLABLES = [
     (Trainer, "_set_signature_columns_if_needed", "self"),
     (Trainer, "_get_dataloader", "self, dataset, description, batch_size, sampler_fn, is_training, dataloader_key"),
     (Trainer, "_prepare_inputs", "self, inputs"),
+    (Trainer, "_prepare_input", "self, data"),
     (Trainer, "_get_output_dir", "self, trial"),
     (Trainer, "_save_checkpoint", "self, model, trial"),
     (Trainer, "_save", "self, output_dir, state_dict"),

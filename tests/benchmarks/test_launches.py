@@ -1,0 +1,160 @@
+"""No training step waits for its device, and an exit at inference once: followed without a device, and without values.
+
+`meta` is there in every build of PyTorch. Fake tensors of `cuda` need a build for it, not a GPU.
+"""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+
+from modeling_electra_exit import modeling_electra_exit
+from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
+from tests.modeling.test_heads import ANSWER, CHOICE, SEQUENCE, TOKEN, batch_of, examples, head_model
+
+
+DEVICES = [
+    "meta",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this PyTorch knows no CUDA")
+    ),
+]
+STEPS = {
+    "dense": {"exit_policy": "none"},
+    "random": {"exit_policy": "random"},
+    "topk": {"exit_signal": "expected_gain", "exit_auc_floor": 0.6, "exit_context": "first"},
+    "distilled": {"exit_distillation_weight": 1.0, "exit_context": "none", "norm_position": "pre"},
+    "unigram": {"generator_type": "unigram"},
+}
+
+
+@pytest.fixture
+def launches(load):
+    return load("launches")
+
+
+def with_positions(batch: dict, places: int = 12) -> dict:
+    """A batch as the collator sends it: rows have fewer chosen tokens than places."""
+    positions = torch.full((len(batch["input_ids"]), places), -1)
+    for row, labels in zip(positions, batch["mlm_labels"], strict=True):
+        found = (labels != -100).nonzero().squeeze(1)
+        row[: len(found)] = found
+    return {**batch, "masked_positions": positions, "noise_seeds": torch.arange(len(positions))}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("fields", STEPS.values(), ids=STEPS)
+def test_a_training_step_waits_for_no_device(launches, device, fields, padding):
+    calls = launches.follow_step(tiny_config(**fields), device, 4, 64, padding=padding)
+    assert calls.waits == []
+    assert calls.launches.total() > 300
+
+
+def test_without_the_places_a_step_looks_for_them_and_waits(launches):
+    model = tiny_model().train().to("meta")
+    batch = launches.batch_of(model.config, 4, 64, "meta")
+    del batch["masked_positions"]
+    with launches.DeviceCalls() as calls, pytest.raises(NotImplementedError, match="nonzero"):
+        model(**batch)
+    assert len(calls.waits) == 1
+    assert "nonzero" in calls.waits[0]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: torch.where(x > 0, x, torch.zeros(())),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).all()),
+        lambda x: x.cpu(),
+        lambda x: torch.tensor(1.0, device="meta") + x,
+    ],
+)
+def test_what_waits_is_counted(launches, wait):
+    # Without a value it cannot go on.
+    with launches.DeviceCalls() as calls, contextlib.suppress(RuntimeError, NotImplementedError):
+        wait(torch.empty(3, device="meta"))
+    assert calls.waits
+
+
+def test_exits_cost_few_launches(launches):
+    small = {"num_hidden_layers": 12, "exit_layers": [3], "exit_capacities": [0.5], "exit_policy": "random"}
+    dense, exits = (
+        launches.follow_step(tiny_config(**fields), "meta", 4, 64).launches.total()
+        for fields in ({**small, "exit_policy": "none"}, small)
+    )
+    assert dense < exits < dense + 200  # whatever the number of layers
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("model_class", [SEQUENCE, TOKEN, ANSWER, CHOICE])
+@pytest.mark.parametrize("answers", ["none", "some", "all"])
+def test_an_exit_at_inference_waits_once(launches, monkeypatch, device, model_class, answers):
+    """What the device would say is made up: how many exit, how many stay, and how long they are."""
+    asked = []
+
+    def fetch(*numbers):
+        asked.append(len(numbers))
+        return {"none": [0, 3, 10], "some": [1, 2, 9], "all": [3, 0, 0]}[answers][: len(numbers)]
+
+    monkeypatch.setattr(modeling_electra_exit, "fetch", fetch)
+    model = trained_exits(head_model(model_class, num_hidden_layers=4, exit_layers=[1, 2])).eval()
+    model.config.inference_exit_thresholds = [0.5, 0.5]
+    batch = batch_of(examples(model_class)[:3])
+    with launches.without_values(device), torch.no_grad():
+        # A copy of the model is made of fake tensors there.
+        model = type(model)(model.config).to(device).eval() if device == "cuda" else model.to(device)
+        trained_exits(model)
+        batch = {name: torch.zeros(value.shape, dtype=value.dtype, device=device) for name, value in batch.items()}
+        with launches.DeviceCalls() as calls:
+            model(**batch)
+    assert calls.waits == []
+    assert len(asked) == (1 if answers == "all" else 2)
+
+
+def test_places_give_the_step_that_labels_alone_give(monkeypatch):
+    """Rows that are filled up add zeros to sums, in another order: equal but for rounding."""
+    model, batch = tiny_model(exit_policy="random").train(), with_positions(masked_batch(padding=8))
+    batch["mlm_labels"][2, 5:] = -100
+    batch = with_positions(batch)
+
+    def step():
+        model.zero_grad()
+        outputs = model(**batch)
+        outputs.loss.backward()
+        return outputs, [parameter.grad.clone() for parameter in model.parameters()]
+
+    looked_for, expected = step()
+    # As on any device but a CPU.
+    monkeypatch.setattr(modeling_electra_exit, "in_graph", lambda: True)
+    given, found = step()
+    assert torch.equal(given.corrupted_ids, looked_for.corrupted_ids)
+    torch.testing.assert_close(given.loss, looked_for.loss, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(given.generator_loss, looked_for.generator_loss, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_places_of_another_batch_are_refused():
+    batch = with_positions(masked_batch())
+    with pytest.raises(ValueError, match=r"`masked_positions` must be of shape \(batch, places\) with a batch of 4"):
+        tiny_model()(**{**batch, "masked_positions": batch["masked_positions"][:2]})
+
+
+def test_a_step_is_one_graph_and_compiled_once():
+    """Whatever is masked, padded and drawn, and while the exits' loss warms up."""
+    eager = tiny_model(num_hidden_layers=2, exit_layers=[1], exit_capacities=[0.5], exit_reentry_layers=0).train()
+    eager.config.exit_policy = "random"
+    compiled = copy.deepcopy(eager)
+    torch._dynamo.reset()
+    compiled.compile(backend="eager", fullgraph=True, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed, (padding, scale) in enumerate([(8, 0.25), (4, 1.0)]):
+            batch = with_positions(masked_batch(padding=padding, seed=seed))
+            batch["exit_loss_scale"] = torch.full((), scale)
+            losses = [model(**batch).loss for model in (eager, compiled)]
+            torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+            losses[1].backward()
+            assert all(parameter.grad is not None for parameter in compiled.parameters())
