@@ -6,26 +6,38 @@ the run goes on at the same place in the data, in the learning rate's schedule a
 interrupted run continues from whichever of the two it finds.
 """
 
+import itertools
+import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from ..errors import WriteError, config_reason
+from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from ..runtime.checkpoints import MANIFEST, commit, damage
-from ..runtime.depths import DepthSchedule
+from ..runtime.depths import DepthSchedule, FoundDepths, read_depths
 from ..runtime.distributed import run_on_main_and_broadcast
-from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights
+from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights, write_json
 
 
+logger = logging.getLogger(__name__)
+
+# In a checkpoint at which depths were compared: what was found.
+DECISION = "depth.json"
+# Steps of a fork, as a share of those of the run so far and within bounds; and the held-out batches that judge it.
+FORK_SHARE, FEWEST, MOST = 0.03, 8, 64
+FORK_BATCHES = 16
 LAYER = re.compile(r"^(electra\.encoder\.layer\.)(\d+)(\..*)$")
 # What a block adds to the residual stream comes from these two projections.
 LAST_PROJECTIONS = (".attention.output.dense.", ".output.dense.")
@@ -59,15 +71,18 @@ def phases(config: ElectraEarlyExitConfig) -> list[tuple[int, ElectraEarlyExitCo
     ]
 
 
-def check_depths(schedule: DepthSchedule, config: ElectraEarlyExitConfig) -> None:
-    """Raises: ValueError if a model of this config cannot grow by the schedule."""
-    if schedule.depths[-1] != config.num_hidden_layers:
-        raise ValueError(
-            f"the last depth of `depth_schedule` must be `num_hidden_layers`, {config.num_hidden_layers}, got "
-            f"{schedule.depths[-1]}"
-        )
+def check_depths(args: ElectraEarlyExitTrainingArguments, config: ElectraEarlyExitConfig) -> DepthSchedule:
+    """The schedule that the arguments name, for a model of this config.
+
+    Raises:
+        ValueError: if it cannot grow by that.
+    """
+    schedule = read_depths(args.depth_schedule, config.num_hidden_layers)
     for depth in schedule.depths:
         at_depth(config, depth)
+    if isinstance(schedule, FoundDepths) and (args.world_size > 1 or args.fp16):
+        raise ValueError("`depth_schedule` auto measures in one process, in fp32 or bf16; name depths and shares")
+    return schedule
 
 
 def sources(shallow: int, deep: int, growth: str) -> list[int]:
@@ -101,24 +116,124 @@ def train_in_stages(trainer, checkpoint: str | None, train: Callable):
         WriteError: if the checkpoint at a stage's end could not be written.
     """
     schedule, config = trainer.depths, trainer.model_config
+    named = not isinstance(schedule, FoundDepths)
     while True:
         trainer.stage = trainer.stage_of(checkpoint)
-        depth = schedule.depths[trainer.stage]
         if checkpoint is None:
-            trainer.replace_model(with_depth(trainer.model, at_depth(config, depth)))
+            trainer.replace_model(with_depth(trainer.model, at_depth(config, schedule.depths[0])))
         else:
+            depth = schedule.depths[trainer.stage] if named else found_depth(trainer, Path(checkpoint), config)
             grown = at_depth(config, depth)
             run_on_main_and_broadcast(partial(grow, trainer, Path(checkpoint), grown))
             grown.pretraining_depths = type(config).from_pretrained(checkpoint).pretraining_depths
             trainer.replace_model(type(trainer.model)(grown))
+            if depth == config.num_hidden_layers:
+                trainer.stage = len(schedule.ends) - 1
         output = train(checkpoint)
-        last = trainer.stage == len(schedule.depths) - 1
+        last = trainer.stage == len(schedule.ends) - 1
         if last or trainer.state.global_step != trainer.stage_end():  # the end, or told to stop before
+            depth, full = trainer.model_config.num_hidden_layers, config.num_hidden_layers
+            if last and depth < full:
+                logger.info(f"more layers did not pay in this time: the model has {depth} of {full}")
             return output
         folder = trainer.checkpoint_folder(None)
         if (reason := run_on_main_and_broadcast(partial(damage, folder))) is not None:
             raise WriteError(f"the model cannot grow from {folder}: {reason}; the same command continues")
         checkpoint = str(folder)
+
+
+# ---- Which depth pays ----
+
+
+@dataclass
+class Fork:
+    """What a few steps from a checkpoint on, in which the learning rate falls to 0, have changed.
+
+    fall: of the held-out loss, in nats of the whole objective.
+    seconds: of those steps.
+    """
+
+    fall: float
+    seconds: float
+
+    @property
+    def pace(self) -> float:
+        return self.fall / max(self.seconds, 1e-9)
+
+
+def found_depth(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> int:
+    """How deep a model goes on from a checkpoint: deeper if that lowers the held-out loss faster. A checkpoint at
+    which that was measured says what was found, so that a run continues as it began."""
+    own = type(config).from_pretrained(checkpoint).num_hidden_layers
+    deeper = trainer.depths.next_depth(own)
+    if deeper is None or not trainer.decides_at(checkpoint):
+        return own
+    path = checkpoint / DECISION
+    if not path.exists():
+        forks = {depth: fork(trainer, checkpoint, at_depth(config, depth)) for depth in (own, deeper)}
+        chosen = max(forks, key=lambda depth: forks[depth].pace)
+        words = ", ".join(f"{depth} layers by {of.pace:.3g}" for depth, of in forks.items())
+        logger.info(f"a second of training lowers the held-out loss with {words}: the model has {chosen} from here on")
+        write_json(path, {"depth": chosen, "forks": {depth: vars(of) for depth, of in forks.items()}})
+    return read_json(path)["depth"]
+
+
+def fork(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> Fork:
+    """Train a copy of a checkpoint's model, as deep as `config` says, for a few steps of which nothing remains."""
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        copy = Path(shutil.copytree(checkpoint, Path(folder, checkpoint.name)))
+        grow(trainer, copy, config)
+        model = type(trainer.model).from_pretrained(copy)
+        trainer.replace_model(model)
+        moments = torch.load(copy / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        trainer.state = TrainerState.load_from_json(str(copy / TRAINER_STATE_NAME))
+        with trainer.kernels():
+            return measure_fork(trainer, moments)
+
+
+def measure_fork(trainer, moments: dict) -> Fork:
+    """Of the model that the trainer has, and the state of an optimizer."""
+    optimizer = trainer.create_optimizer()
+    optimizer.load_state_dict(moments)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    model, optimizer = trainer.accelerator.prepare(trainer.model, optimizer)
+    trainer.current_gradient_accumulation_steps = 1
+    before = held_out_loss(trainer, model)
+    batches = iter(trainer.get_train_dataloader())
+    steps = min(max(FEWEST, round(FORK_SHARE * trainer.state.global_step)), MOST)
+    start = trainer.clock()
+    model.train()
+    for step in range(steps):
+        if (batch := next(batches, None)) is None:
+            batches = iter(trainer.get_train_dataloader())
+            batch = next(batches)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / steps)
+        trainer.training_step(model, batch)
+        trainer.check_grad_norm(trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm))
+        optimizer.step()
+        model.zero_grad()
+    if trainer.args.device.type != "cpu":
+        torch.accelerator.synchronize()
+    seconds = trainer.clock() - start
+    fall = before - held_out_loss(trainer, model)
+    trainer.accelerator.free_memory()
+    return Fork(fall, seconds)
+
+
+def held_out_loss(trainer, model) -> float:
+    """The mean over some held-out batches, corrupted the same way every time."""
+    losses, sequences = [], trainer.eval_dataset
+    sequences = next(iter(sequences.values())) if isinstance(sequences, dict) else sequences
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(trainer.args.seed)
+        for batch in itertools.islice(trainer.get_eval_dataloader(sequences), FORK_BATCHES):
+            losses.append(trainer.prediction_step(model, batch, prediction_loss_only=True)[0])
+    return float(torch.stack(losses).mean())
+
+
+# ---- Growing ----
 
 
 def with_depth(model: PreTrainedModel, config: ElectraEarlyExitConfig) -> PreTrainedModel:

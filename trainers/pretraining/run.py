@@ -36,7 +36,6 @@ from ..errors import PushError, UsageError, config_reason
 from ..generators.cached import attach_replacements
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 from ..runtime.cpu_kernels import suit_attention
-from ..runtime.depths import DepthSchedule
 from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, tolerated, write_json
 from ..runtime.flops import (
@@ -251,7 +250,7 @@ def _check_depths(config_fields: dict, args: ElectraEarlyExitTrainingArguments) 
     if sources := sources_of(args):
         raise UsageError(f"--depth_schedule grows a new model, and {sources[0]} has its layers: leave out one of both")
     try:
-        check_depths(DepthSchedule.parse(args.depth_schedule), build_config(config_fields))
+        check_depths(args, build_config(config_fields))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -29,7 +29,7 @@ from ..runtime import cpu_kernels
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments, ElectraTrainingArguments
 from ..runtime.checkpoints import commit, damage, newest_intact
 from ..runtime.compatibility import CompatibleTrainer, attention_of, completed, switch_fsdp_on
-from ..runtime.depths import DepthSchedule
+from ..runtime.depths import FoundDepths
 from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
 from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights, tolerated, write_json
 from ..runtime.flops import active_tokens, step_flops
@@ -113,7 +113,7 @@ class ElectraTrainer(CompatibleTrainer):
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
         workers = naming_dead_workers("--dataloader_num_workers")
-        with self._kernels(), self.preemption, quiet_event_writers(), workers:
+        with self.kernels(), self.preemption, quiet_event_writers(), workers:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             if self.preemption.requested():
                 saved = run_on_main_and_broadcast(lambda: self.checkpoint_folder(None).is_dir())
@@ -136,10 +136,10 @@ class ElectraTrainer(CompatibleTrainer):
                 self.save_checkpoint(model, trial)
 
     def evaluation_loop(self, *args, **kwargs):
-        with self._kernels():
+        with self.kernels():
             return super().evaluation_loop(*args, **kwargs)
 
-    def _kernels(self):
+    def kernels(self):
         """The kernels that this device computes fastest with, as a context."""
         return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
 
@@ -233,6 +233,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     args: ElectraEarlyExitTrainingArguments
     arguments_class = ElectraEarlyExitTrainingArguments
+    # What a `train_time` is measured by, in seconds.
+    clock = staticmethod(time.monotonic)
 
     def __init__(self, model=None, args=None, data_collator=None, generator=None, max_seq_length=None, **kwargs):
         self.tokenizer = kwargs.get("processing_class") or getattr(data_collator, "tokenizer", None)
@@ -254,8 +256,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         if self.args.depth_schedule is not None:
             if self.optimizer is not None:
                 raise ValueError("`depth_schedule` makes an optimizer for every stage: leave out `optimizers`")
-            self.depths = DepthSchedule.parse(self.args.depth_schedule)
-            check_depths(self.depths, self.model_config)
+            self.depths = check_depths(self.args, self.model_config)
+            if isinstance(self.depths, FoundDepths) and self.eval_dataset is None:
+                raise ValueError("`depth_schedule` auto compares depths by held-out text: give an `eval_dataset`")
             self.add_callback(StageCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
@@ -294,7 +297,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         """As [`ElectraTrainer.train`]; with a `train_time` until that is over, with a `depth_schedule` stage by stage:
         `model` is that of the stage then, and at the end that of the last."""
         if self.args.train_time is not None:
-            self.pace = Pace(seconds_of(self.args.train_time))
+            self.pace = Pace(seconds_of(self.args.train_time), self.clock)
         if self.depths is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         checkpoint = self.newest(resume_from_checkpoint or None)
@@ -322,8 +325,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             end = self.depths.ends[self.stage]
             ends, cost = self.depths.ends, self.cost_of
             shares = {n: ends[n] - ends[n - 1] for n in range(self.stage + 1, len(ends))}
-            fits = {n: share * cost() / cost(self.depths.depths[n]) for n, share in shares.items()}
-            later = sum(fits.values()) / max(1 - end, 1e-9)
+            if not isinstance(self.depths, FoundDepths):  # which may well stay as deep as it is
+                shares = {n: share * cost() / cost(self.depths.depths[n]) for n, share in shares.items()}
+            later = sum(shares.values()) / max(1 - end, 1e-9)
 
         def decide() -> dict:
             self.pace.plan(step, end, later)
@@ -348,9 +352,20 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         pace.load_state_dict(read_json(Path(checkpoint, PACE_FILE)))
         return self.depths.stage_at(pace.progress(state["global_step"]))
 
+    def decides_at(self, checkpoint: Path) -> bool:
+        """Whether a stage begins at a checkpoint."""
+        if self.stage == 0:
+            return False
+        state = read_json(checkpoint / TRAINER_STATE_NAME)
+        if self.pace is None:
+            return state["global_step"] == self.depths.last_step(self.stage - 1, state["max_steps"])
+        pace = Pace(self.pace.budget)
+        pace.load_state_dict(read_json(checkpoint / PACE_FILE))
+        return pace.progress(state["global_step"]) == self.depths.ends[self.stage - 1]
+
     def stage_end(self) -> int | None:
         """After which step the model grows; `None` in the last stage."""
-        if self.depths is None or self.stage == len(self.depths.depths) - 1:
+        if self.depths is None or self.stage == len(self.depths.ends) - 1:
             return None
         if self.pace is None:
             return self.depths.last_step(self.stage, self.state.max_steps)
@@ -361,6 +376,10 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         model.set_attn_implementation(attention_of(self.accelerator.unwrap_model(self.model)))
         self.model = self.model_wrapped = model.to(self.args.device)
         self.optimizer = self.lr_scheduler = None
+        # Of steps that were logged, or of a fork.
+        self._loss_parts.clear()
+        self._batches.clear()
+        self._micro_steps = self.stopwatch.tokens = 0
 
     def optimizer_names(self, model) -> list[str]:
         """The names of a model's parameters in the order in which its optimizer numbers them."""

@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from . import cpu_kernels
 from .compatibility import arguments_as
-from .depths import DepthSchedule
+from .depths import AUTO, DepthSchedule
 from .muon import MUON
 from .optimization import ELECTRA_SCHEDULE
 from .pace import ENDLESS, schedule_by_progress, seconds_of
@@ -229,7 +229,9 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         default=None,
         metadata={
             "help": "Start shallow and grow: rising depths with their shares of the run, such as 2:0.15,4:0.55,8, of "
-            "which the last is --num_hidden_layers (`trainers/pretraining/depth.py`)."
+            "which the last is --num_hidden_layers (`trainers/pretraining/depth.py`). `auto`: half of the layers or "
+            "fewer at first, and more when short forks of the run find that those lower the held-out loss faster; it "
+            "may end with fewer than --num_hidden_layers."
         },
     )
     depth_growth: str = field(
@@ -325,7 +327,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         if self.depth_growth not in (choices := ("stack", "interleave", "identity")):
             raise ValueError(f"`depth_growth` must be one of {', '.join(choices)}, got {self.depth_growth}")
         if self.depth_schedule is not None:
-            DepthSchedule.parse(self.depth_schedule)
+            if self.depth_schedule != AUTO:
+                DepthSchedule.parse(self.depth_schedule)
             if self.load_best_model_at_end:
                 raise ValueError("`load_best_model_at_end` must be False with `depth_schedule`: the best of a shallow "
                                  "stage is another model")  # fmt: skip

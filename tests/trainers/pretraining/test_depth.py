@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,16 @@ from electra_exit import main as cli
 from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.errors import WriteError
 from modeling_electra_exit.trainers.pretraining import depth as depth_module
-from modeling_electra_exit.trainers.pretraining.depth import LAYER, grow, grown_moments, sources
+from modeling_electra_exit.trainers.pretraining.depth import (
+    LAYER,
+    Fork,
+    check_depths,
+    grow,
+    grown_moments,
+    sources,
+)
 from modeling_electra_exit.trainers.runtime.checkpoints import damage
-from modeling_electra_exit.trainers.runtime.depths import DepthSchedule
+from modeling_electra_exit.trainers.runtime.depths import DepthSchedule, FoundDepths, doubling
 from tests.conftest import tiny_model
 from tests.trainers.cli.test_cli import RECIPE
 from tests.trainers.pretraining.test_trainer import assert_same, make_trainer, weights
@@ -303,20 +311,19 @@ class Tick(TrainerCallback):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr("modeling_electra_exit.trainers.runtime.pace.Pace.__init__.__defaults__", (made,))
-    return made
+def clock():
+    return Clock()
 
 
-def timed(tokenizer, folder, **arguments):
+def timed(tokenizer, folder, clock, **arguments):
     trainer = growing(tokenizer, folder, **{"train_time": "40s", "depth_schedule": None, **arguments})
+    trainer.clock = clock
     trainer.callback_handler.callbacks.insert(0, Tick(trainer))
     return trainer
 
 
 def test_a_run_ends_when_its_time_is_over(tokenizer, tmp_path, clock):
-    trainer = timed(tokenizer, tmp_path)
+    trainer = timed(tokenizer, tmp_path, clock)
     trainer.train()
     assert trainer.state.global_step == trainer.state.max_steps == 10
     assert clock.now == 40
@@ -328,19 +335,19 @@ def test_a_run_ends_when_its_time_is_over(tokenizer, tmp_path, clock):
 
 
 def test_a_run_by_the_clock_goes_on_with_the_time_that_was_left(tokenizer, tmp_path, clock):
-    trainer = timed(tokenizer, tmp_path)
+    trainer = timed(tokenizer, tmp_path, clock)
     trainer.add_callback(StopAt(6))
     with pytest.raises(Stop):
         trainer.train()
     clock.now += 10_000
-    resumed = timed(tokenizer, tmp_path)
+    resumed = timed(tokenizer, tmp_path, clock)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 10
     assert clock.now == pytest.approx(10_040)
 
 
 def test_stages_have_shares_of_the_time(tokenizer, tmp_path, clock):
-    trainer = timed(tokenizer, tmp_path, train_time="80s", depth_schedule="1:0.25,4", save_steps=1000)
+    trainer = timed(tokenizer, tmp_path, clock, train_time="80s", depth_schedule="1:0.25,4", save_steps=1000)
     trainer.train()
     depths = [log["depth"] for log in trainer.state.log_history if "depth" in log]
     assert depths.count(1) == pytest.approx(20, abs=1)
@@ -349,15 +356,121 @@ def test_stages_have_shares_of_the_time(tokenizer, tmp_path, clock):
 
 
 def test_a_run_by_the_clock_that_is_killed_at_a_stages_end_goes_on_in_the_next(tokenizer, tmp_path, clock):
-    trainer = timed(tokenizer, tmp_path, train_time="40s", depth_schedule="1:0.25,4")
+    trainer = timed(tokenizer, tmp_path, clock, train_time="40s", depth_schedule="1:0.25,4")
     trainer.add_callback(StopAt(10))
     with pytest.raises(Stop):
         trainer.train()
-    resumed = timed(tokenizer, tmp_path, train_time="40s", depth_schedule="1:0.25,4")
+    resumed = timed(tokenizer, tmp_path, clock, train_time="40s", depth_schedule="1:0.25,4")
     resumed.train(resume_from_checkpoint=True)
     state = json.loads(Path(tmp_path, f"checkpoint-{resumed.state.global_step}", "trainer_state.json").read_text())
     assert [log["depth"] for log in state["log_history"] if "depth" in log].count(1) == 10
     assert clock.now == pytest.approx(40, abs=4)
+
+
+# ---- Depths that are found ----
+
+
+def finding(tokenizer, folder, **arguments):
+    settings = {"depth_schedule": "auto", "max_steps": 20, "save_steps": 1, "optim": "adamw_torch"}
+    return growing(tokenizer, folder, plain_model(num_hidden_layers=8), **{**settings, **arguments})
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Measurements by depth, and which were asked for."""
+    asked, falls = [], {}
+
+    def measured(trainer, checkpoint, config):
+        asked.append((checkpoint.name, config.num_hidden_layers))
+        return Fork(falls.get(config.num_hidden_layers, 1.0), 1.0)
+
+    monkeypatch.setattr(depth_module, "fork", measured)
+    return asked, falls
+
+
+def test_depths_double_up_to_the_models():
+    assert doubling(8) == (2, 4, 8)
+    assert doubling(12) == (3, 6, 12)
+    assert doubling(7) == (7,)
+    assert [FoundDepths.of(8).next_depth(depth) for depth in (2, 4, 8)] == [4, 8, None]
+    with pytest.raises(ValueError, match="it must be an even number of at least 4, got 3"):
+        FoundDepths.of(3)
+
+
+def test_a_model_grows_when_more_layers_lower_the_loss_faster(tokenizer, tmp_path, forks, caplog):
+    caplog.set_level("INFO")
+    asked, falls = forks
+    falls.update({2: 1.0, 4: 2.0, 8: 1.5})
+    trainer = finding(tokenizer, tmp_path)
+    trainer.train()
+    assert asked == [("checkpoint-3", 2), ("checkpoint-3", 4), ("checkpoint-7", 4), ("checkpoint-7", 8),
+                     ("checkpoint-11", 4), ("checkpoint-11", 8)]  # fmt: skip
+    assert trainer.state.global_step == 20
+    assert trainer.model.config.pretraining_depths == [[0, 2], [3, 4]]
+    assert len(trainer.model.electra.encoder.layer) == 4
+    assert "lowers the held-out loss with 2 layers by 1, 4 layers by 2: the model has 4 from here on" in caplog.text
+    assert "more layers did not pay in this time: the model has 4 of 8" in caplog.text
+
+
+def test_a_model_that_is_as_deep_as_can_be_is_measured_no_more(tokenizer, tmp_path, forks):
+    asked, falls = forks
+    falls.update({2: 1.0, 4: 2.0, 8: 3.0})
+    trainer = finding(tokenizer, tmp_path, train_time=None)
+    trainer.train()
+    assert asked[-1] == ("checkpoint-7", 8)
+    assert trainer.model.config.pretraining_depths == [[0, 2], [3, 4], [7, 8]]
+
+
+def test_what_was_found_once_holds_when_a_run_goes_on(tokenizer, tmp_path, forks):
+    asked, falls = forks
+    falls.update({2: 1.0, 4: 2.0, 8: 1.0})
+    whole = finding(tokenizer, tmp_path / "whole")
+    whole.train()
+    trainer = finding(tokenizer, tmp_path / "killed")
+    trainer.add_callback(StopAt(7))
+    with pytest.raises(Stop):
+        trainer.train()
+    asked.clear()
+    falls.update({4: 0.0})  # which is not asked again of that checkpoint
+    resumed = finding(tokenizer, tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=True)
+    assert asked[0] == ("checkpoint-11", 4)
+    assert resumed.model.config.pretraining_depths == [[0, 2], [3, 4], [11, 8]]
+    before = [load_file(tmp_path / name / "checkpoint-10" / "model.safetensors") for name in ("whole", "killed")]
+    assert_same(*before)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "muon"])
+def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch, optim):
+    """The real measurement, of a run whose model never grows: it ends in the weights of one without any."""
+    made = []
+
+    def kept(*args):
+        made.append(real(*args))
+        return Fork(float(len(made) % 2), 1.0)  # the shallower one comes first
+
+    real = depth_module.fork
+    monkeypatch.setattr(depth_module, "fork", kept)
+    found = finding(tokenizer, tmp_path / "found", optim=optim, learning_rate=1e-2)
+    found.train()
+    assert len(made) == 6
+    assert all(0 < of.seconds < 60 for of in made)
+    assert any(of.fall > 0 for of in made)
+    monkeypatch.setattr(depth_module, "fork", lambda trainer, at, config: Fork(1.0 / config.num_hidden_layers, 1.0))
+    shallow = finding(tokenizer, tmp_path / "unmeasured", optim=optim, learning_rate=1e-2)
+    shallow.train()
+    assert_same(weights(shallow), weights(found))
+    losses = [[log["loss"] for log in of.state.log_history if "loss" in log] for of in (shallow, found)]
+    assert losses[0] == losses[1]
+
+
+def test_depths_are_found_in_one_process():
+    args = SimpleNamespace(depth_schedule="auto", world_size=2, fp16=False)
+    with pytest.raises(ValueError, match="`depth_schedule` auto measures in one process, in fp32 or bf16"):
+        check_depths(args, plain_model().config)
+
+
+# ---- The command line ----
 
 
 def test_the_command_line_grows_a_model_and_reports_what_it_cost(tmp_path, corpus):

@@ -1,0 +1,310 @@
+"""How much sooner is it there: held-out quality against time, for a plain loop and for this package.
+
+    for arm in plain electra-pytorch ours; do
+        OMP_NUM_THREADS=1 python -m benchmarks.time_to_quality $arm --minutes 20 --folder runs/time-to-quality \\
+            --results benchmarks/results/time_to_quality
+    done
+    python -m benchmarks.time_to_quality summary --results benchmarks/results/time_to_quality
+
+`plain` is a loop around Transformers' ELECTRA as people write it: generator and discriminator with shared embeddings,
+all logits of the generator, AdamW, the published initial range, dropout and loss weights, and the learning rate of
+`--rate`. `electra-pytorch` is the same with that package's step (pip install electra-pytorch). `ours` is
+`electra-exit pretrain quickstart`. Text, tokenizer, sizes of both models, sequences a step, the share of tokens that
+is masked and the time are those of the quickstart for all of them, and each arm's learning rate has fallen to 0 when
+its time is over.
+
+Time is the processor time of the arm's process, evaluations left out; on a machine that others use, run the arms at
+the same time. Quality is the ROC-AUC on one corruption of the held-out text, drawn by how frequent tokens are, the
+same for all arms. An arm that was interrupted goes on with the same command.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, TrainerCallback
+
+from electra_exit.parsing import parse
+from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection
+from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run
+from modeling_electra_exit.trainers.runtime.checkpoints import newest_intact
+from modeling_electra_exit.trainers.runtime.files import read_json, write_json
+from research.study import corrupt_held_out
+
+
+PLAIN, PACKAGE, OURS = ARMS = ("plain", "electra-pytorch", "ours")
+GOAL = 0.88
+# Held-out sequences an evaluation reads, and evaluations of a run.
+EVALUATED, EVALUATIONS = 384, 20
+# ELECTRA-Small's learning rate; the share of a run that warms up; and the weight of the discriminator's loss.
+RATE, WARMUP, DISCRIMINATOR_WEIGHT = 5e-4, 0.06, 50.0
+CORRUPTION = ["--generator_type", "unigram", "--seed", "0", "--data_seed", "20"]
+READ = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Curve:
+    """What an arm has measured, written as it goes.
+
+    Args:
+        path: of the JSON file; one that is there is gone on with.
+        facts: what is written beside the curve.
+        held_out: corrupted sequences, with `labels`.
+        collate: makes batches of them.
+    """
+
+    def __init__(self, path: Path, facts: dict, held_out: Dataset, collate: Callable):
+        self.path, self.facts = path, facts
+        self.batches = [
+            collate(list(held_out.select(range(at, min(at + 64, len(held_out))))))
+            for at in range(0, len(held_out), 64)
+        ]
+        self.points = read_json(path)["curve"] if path.exists() else []
+
+    def measure(self, model, step: int, seconds: float) -> None:
+        """Note the ROC-AUC of a discriminator after so many steps and seconds."""
+        training = model.training
+        model.eval()
+        logits, labels = [], []
+        for batch in self.batches:
+            with torch.inference_mode():
+                answers = model(**{name: batch[name] for name in READ if name in batch}).logits
+            mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
+            logits.append(answers[mask])
+            labels.append(batch["labels"][mask])
+        model.train(training)
+        auc = roc_auc_score(torch.cat(labels).numpy(), torch.cat(logits).float().numpy())
+        self.points = [point for point in self.points if point["step"] < step]
+        self.points.append({"step": step, "seconds": round(seconds, 1), "roc_auc": round(float(auc), 5)})
+        write_json(self.path, {**self.facts, "curve": self.points})
+
+
+# ---- As people write it ----
+
+
+def plain_models(config) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
+    """Transformers' ELECTRA of the sizes of ours, with shared embeddings."""
+    same = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
+    sizes = {name: getattr(config, name) for name in same}
+
+    def of(source) -> ElectraConfig:
+        own = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        return ElectraConfig(**sizes, **{name: getattr(source, name) for name in own})
+
+    generator, discriminator = ElectraForMaskedLM(of(config.generator_config())), ElectraForPreTraining(of(config))
+    discriminator.electra.embeddings = generator.electra.embeddings
+    return generator, discriminator
+
+
+class PlainStep(torch.nn.Module):
+    """The loss of ELECTRA, of the whole of the generator's logits."""
+
+    def __init__(self, generator, discriminator):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        beside = {name: batch[name] for name in READ[1:] if name in batch}
+        labels = batch["mlm_labels"]
+        logits = self.generator(input_ids=batch["input_ids"], **beside).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        chosen = labels != -100
+        with torch.no_grad():
+            samples = torch.multinomial(logits[chosen].softmax(-1), 1)[:, 0]
+        original = torch.where(chosen, labels, batch["input_ids"])
+        corrupted = original.clone()
+        corrupted[chosen] = samples
+        replaced = (corrupted != original).long()
+        found = self.discriminator(input_ids=corrupted, labels=replaced, **beside)
+        return loss + DISCRIMINATOR_WEIGHT * found.loss
+
+
+class PackageStep(torch.nn.Module):
+    """The step of electra-pytorch, which masks the text itself."""
+
+    def __init__(self, generator, discriminator, tokenizer):
+        from electra_pytorch import Electra  # pip install electra-pytorch
+
+        super().__init__()
+        special = {token for token in tokenizer.all_special_ids if token != tokenizer.pad_token_id}
+        self.step = Electra(
+            Logits(generator), Logits(discriminator), mask_token_id=tokenizer.mask_token_id,
+            pad_token_id=tokenizer.pad_token_id, mask_ignore_token_ids=list(special),
+        )  # fmt: skip
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = batch["mlm_labels"]
+        text = torch.where(labels != -100, labels, batch["input_ids"])
+        return self.step(text, **{name: batch[name] for name in READ[1:] if name in batch}).loss
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, **beside):
+        return self.model(input_ids=input_ids, **beside).logits
+
+
+def endless_batches(sequences: Dataset, collate, size: int, skip: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches in an order that is another one in every epoch; the first `skip` are left out."""
+    number = 0
+    for epoch in range(10**9):
+        order = np.random.default_rng(epoch).permutation(len(sequences))
+        for at in range(0, len(order) - size + 1, size):
+            number += 1
+            if number > skip:
+                collate.set_epoch(epoch)
+                yield collate(list(sequences.select(order[at : at + size])))
+
+
+def run_plain(arm: str, config, training, packed, tokenizer, curve: Curve, args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    generator, discriminator = plain_models(config)
+    step = PlainStep(generator, discriminator) if arm == PLAIN else PackageStep(generator, discriminator, tokenizer)
+    optimizer = torch.optim.AdamW(step.parameters(), args.rate, eps=1e-6, weight_decay=0.01)
+    state, before, number = args.folder / f"{arm}.pt", 0.0, 0
+    if state.exists():
+        saved = torch.load(state, weights_only=False)
+        step.load_state_dict(saved["step"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        before, number = saved["seconds"], saved["number"]
+    collate = DataCollatorForReplacedTokenDetection(tokenizer, args.length)
+    batches = endless_batches(packed["train"], collate, training.per_device_train_batch_size, number)
+    budget, start, left_out = 60 * args.minutes, time.process_time(), 0.0
+    due = budget / EVALUATIONS * (1 + int(before / budget * EVALUATIONS))
+    while (seconds := before + time.process_time() - start - left_out) < budget:
+        over = seconds / budget
+        for group in optimizer.param_groups:
+            group["lr"] = args.rate * min(over / WARMUP, (1 - over) / (1 - WARMUP))
+        step(next(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        number += 1
+        seconds = before + time.process_time() - start - left_out
+        if seconds >= min(due, budget):
+            mark = time.process_time()
+            curve.measure(discriminator, number, seconds)
+            saved = {"step": step.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**saved, "random": torch.get_rng_state(), "seconds": seconds, "number": number}, state)
+            due += budget / EVALUATIONS
+            left_out += time.process_time() - mark
+
+
+# ---- Ours ----
+
+
+class Measure(TrainerCallback):
+    """Evaluates and saves a run of ours by its clock."""
+
+    def __init__(self, trainer, curve: Curve):
+        self.trainer, self.curve, self.due = trainer, curve, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.every = self.trainer.pace.budget / EVALUATIONS
+        self.due = self.every * (1 + int(self.trainer.pace.elapsed / self.every))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        seconds = self.trainer.pace.elapsed
+        if seconds < self.due and state.global_step < state.max_steps:
+            return
+        mark = time.process_time()
+        self.curve.measure(self.trainer.model, state.global_step, seconds)
+        self.trainer.clock.left_out += time.process_time() - mark
+        self.due += self.every
+        control.should_save = True
+
+
+class ProcessorTime:
+    """A clock of this process that an evaluation does not move."""
+
+    left_out = 0.0
+
+    def __call__(self) -> float:
+        return time.process_time() - self.left_out
+
+
+def run_ours(words: list[str], curve: Curve, args: argparse.Namespace) -> None:
+    given = ["--train_time", f"{60 * args.minutes:g}s", "--save_steps", "1000000", "--disable_tqdm", "true"]
+    config, data, training, _ = parse([*words, *given])
+    trainer, *_ = build_trainer(config, data, training)
+    trainer.clock = ProcessorTime()
+    trainer.add_callback(Measure(trainer, curve))
+    trainer.train(resume_from_checkpoint=newest_intact(Path(training.output_dir)))
+
+
+# ---- What it says ----
+
+
+def seconds_to(goal: float, curve: list[dict]) -> float | None:
+    """The time at which a curve reaches a ROC-AUC, on straight lines between its points; `None` where it does not."""
+    for before, point in zip([None, *curve], curve, strict=False):
+        if point["roc_auc"] >= goal:
+            if before is None:
+                return point["seconds"]
+            share = (goal - before["roc_auc"]) / (point["roc_auc"] - before["roc_auc"])
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+    return None
+
+
+def summary(folder: Path) -> str:
+    """A table of the arms that have results."""
+    runs = {arm: read_json(path) for arm in ARMS if (path := folder / f"{arm}.json").exists()}
+    best = max((point["roc_auc"] for point in runs[PLAIN]["curve"]), default=GOAL) if PLAIN in runs else GOAL
+    lines = [f"| arm | seconds | steps | ROC-AUC | seconds to {best:.3f} | to {GOAL} |", "|---|---|---|---|---|---|"]
+    for arm, run in runs.items():
+        last = run["curve"][-1]
+        times = [seconds_to(goal, run["curve"]) for goal in (best, GOAL)]
+        cells = ["not reached" if time is None else f"{time:,.0f}" for time in times]
+        lines.append(
+            f"| {arm} | {last['seconds']:,.0f} | {last['step']:,} | {last['roc_auc']:.4f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("arm", choices=[*ARMS, "summary"])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate of the plain loops")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/time-to-quality"), help="of what continues a run")
+    parser.add_argument("--results", type=Path, required=True)
+    args, flags = parser.parse_known_args()
+    if args.arm != "summary":
+        run(args, flags)
+    print(summary(args.results))
+
+
+def run(args: argparse.Namespace, flags: list[str]) -> None:
+    """One arm; `flags` are those of `electra-exit pretrain`, such as another text."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    output = ["--output_dir", str(args.folder / "ours"), "--report_to", "none", "--seed", str(args.seed)]
+    words = ["quickstart", *flags, *output]
+    fields, data, training, _ = parse(words)
+    args.length = data.max_seq_length
+    config, packed, tokenizer, _ = prepare_run(fields, data)
+    held_out = corrupt_held_out(*parse([*words, *CORRUPTION])[:3])
+    held_out = held_out.select(range(min(EVALUATED, len(held_out))))
+    facts = {"arm": args.arm, "minutes": args.minutes, "seed": args.seed, "threads": torch.get_num_threads(),
+             "layers": config.num_hidden_layers, "rate": training.learning_rate if args.arm == OURS else args.rate,
+             "flags": flags}  # fmt: skip
+    collate = DataCollatorForReplacedTokenDetection(tokenizer, args.length)
+    curve = Curve(args.results / f"{args.arm}.json", facts, held_out, collate)
+    if args.arm == OURS:
+        run_ours(words, curve, args)
+    else:
+        run_plain(args.arm, config, training, packed, tokenizer, curve, args)
+
+
+if __name__ == "__main__":
+    main()
