@@ -25,7 +25,8 @@ PAGE = Page(
             "dataset_name NAME": "or a data set on the Hub",
             "validation_files FILE ...": "held-out text (default: 2 % of the documents)",
             "streaming": "tokenise while reading, in constant memory",
-            "tokenizer_name NAME": "tokenizer, a folder or a Hub name (default: a WordPiece is trained)",
+            "tokenizer_name NAME": "tokenizer, a folder or a Hub name (default: one is trained)",
+            "tokenizer_type TYPE": "wordpiece, unigram or bpe, of the one that is trained (default: wordpiece)",
             "vocab_size N": "entries of the tokenizer that is trained (default: 30522)",
             "max_seq_length N": "tokens a sequence (default: 128)",
         },
@@ -37,7 +38,6 @@ PAGE = Page(
         "model": {
             "num_hidden_layers N": "layers (default: 12)",
             "hidden_size N": "width of the layers (default: 256)",
-            "intermediate_size N": "width of the feed-forward blocks (default: 1024)",
         },
         "exits": {
             "exit_policy POLICY": "which tokens continue past an exit layer: random, topk, threshold, or none for "
@@ -53,7 +53,6 @@ PAGE = Page(
         "training": {
             "max_steps N": "optimizer steps (default: 1000000)",
             "per_device_train_batch_size N": "sequences a step and device (default: 8)",
-            "gradient_accumulation_steps N": "batches a step (default: 1)",
             "optim NAME": "adamw_torch_fused, muon, or another of Transformers' (default: adamw_torch_fused)",
             "learning_rate RATE": "peak learning rate (default: 0.0005)",
             "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 10000)",

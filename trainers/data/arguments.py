@@ -65,7 +65,15 @@ class DataArguments:
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer, by Hub name or folder. Left out: a WordPiece of `--vocab_size` is trained."},
+        metadata={"help": "Tokenizer, by Hub name or folder. Left out: one of `--vocab_size` is trained."},
+    )
+    tokenizer_type: str = field(
+        default="wordpiece",
+        metadata={
+            "help": "Of the tokenizer trained here. `wordpiece`: as BERT's. `unigram`: for scripts without spaces, "
+            "too. `bpe`: of bytes, so that nothing is unknown.",
+            "choices": ["wordpiece", "unigram", "bpe"],
+        },
     )
     lowercase: bool = field(default=True, metadata={"help": "Lower-case the text, for a tokenizer trained here."})
     strip_accents: bool = field(

@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> PreTrainedTokenizerBase:
-    """The tokenizer named in the arguments, or a WordPiece of at most `vocab_size` entries trained on `documents`.
+    """The tokenizer named in the arguments, or one of at most `vocab_size` entries trained on `documents`.
 
     Raises:
         DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
     """
     if args.tokenizer_name is None:
-        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase, args.strip_accents)
+        tokenizer = train_tokenizer(documents, vocab_size, args.lowercase, args.strip_accents, args.tokenizer_type)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
