@@ -38,7 +38,7 @@ def run(command: str, *words, **fields) -> None:
 def main(text: str, tagged: str, folder: str, repository: str | None = None) -> Path:
     """Returns the folder of the tagger."""
     pretrained, tagger = Path(folder) / "pretrained", Path(folder) / "tagger"
-    run("pretrain", "quickstart", train_files=text, demo_corpus=False, language=LANGUAGE, output_dir=pretrained,
+    run("pretrain", "quickstart", train_files=text, language=LANGUAGE, output_dir=pretrained,
         **PRETRAINING)  # fmt: skip
     run("finetune", pretrained, train_file=tagged, output_dir=tagger, **FINETUNING)
     best = tagger / json.loads((tagger / "metrics.json").read_text())["best"]

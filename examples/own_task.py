@@ -28,7 +28,8 @@ from modeling_electra_exit.trainers.sharing.hub import push_folder
 
 TEXT, LABEL = "text", "era"
 EXIT_LAYERS = [2, 4, 6]  # after which layers a text may stop; the last layer always answers
-MAX_LENGTH, BATCH_SIZE, EPOCHS, LEARNING_RATE = 128, 32, 5, 5e-4
+MAX_LENGTH = 64  # tokens of a text; no more than the model has positions
+BATCH_SIZE, EPOCHS, LEARNING_RATE = 32, 5, 5e-4
 MAX_ACCURACY_DROP = 0.01  # shown with 95 % confidence by 300 held-out examples or more
 
 

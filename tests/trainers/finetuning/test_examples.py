@@ -104,6 +104,59 @@ def test_rows_without_a_text_or_a_label_are_left_out_and_counted(kind, caplog):
         )
 
 
+ROWS = [(f"Am {n}. Tag „gut“; wirklich, oder", "gut" if n % 2 else "schlecht") for n in range(12)]
+TABLES_AS_WRITTEN = {
+    "semicolons": ("Satz;Urteil\n" + "".join(f'"{text}";{label}\n' for text, label in ROWS)).encode(),
+    "a byte order mark and Windows' line ends": b"\xef\xbb\xbf"
+    + ("Satz,Urteil\n" + "".join(f'"{text}",{label}\n' for text, label in ROWS)).replace("\n", "\r\n").encode(),
+    "spaces around names and labels": (
+        " Satz ; Urteil\n" + "".join(f'"{text}"; {label} \n' for text, label in ROWS)
+    ).encode(),
+    "empty lines and an empty column": (
+        "Satz;Urteil;\n\n" + "\n".join(f'"{text}";{label};\n' for text, label in ROWS)
+    ).encode(),
+    "a row without a label and one without a text": (
+        "Satz;Urteil\nnoch offen;\n;gut\n" + "".join(f'"{text}";{label}\n' for text, label in ROWS)
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES_AS_WRITTEN)
+def test_tables_as_people_write_them(tmp_path, name):
+    (tmp_path / "table.csv").write_bytes(TABLES_AS_WRITTEN[name])
+    found = read_examples(FineTuningDataArguments(train_file=str(tmp_path / "table.csv"), validation_fraction=0.2))
+    assert found.task.labels == ("gut", "schlecht")
+    rows = [row for split in found.splits.values() for row in split]
+    assert Counter((row["text"], found.task.labels[row["labels"]]) for row in rows) == Counter(ROWS)
+
+
+TAGGED = [[("Anna", "B-PER"), ("wohnt", "O"), ("in", "O"), ("Köln", "B-LOC"), (".", "O")]] * 8
+CONLL_AS_WRITTEN = {
+    "four columns and documents": lambda word, tag: f"{word} NN B-NP {tag}",
+    "tabs": lambda word, tag: f"{word}\tNN\tB-NP\t{tag}",
+    "spaces at the end": lambda word, tag: f"{word} {tag}  ",
+    "several spaces": lambda word, tag: f"{word}     {tag}",
+}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", CONLL_AS_WRITTEN)
+def test_tagged_words_as_people_write_them(tmp_path, name, mark, line_end):
+    line = CONLL_AS_WRITTEN[name]
+    blocks = ["\n".join(line(*pair) for pair in sentence) for sentence in TAGGED]
+    if name.startswith("four"):
+        blocks.insert(0, "-DOCSTART- -X- -X- O")
+        blocks.insert(4, "-DOCSTART- -X- O O")
+    text = mark + "\n\n".join(blocks) + "\n"
+    (tmp_path / "ner.txt").write_bytes(text.replace("\n", line_end).encode())
+    found = read_examples(FineTuningDataArguments(train_file=str(tmp_path / "ner.txt"), validation_fraction=0.2))
+    rows = [row for split in found.splits.values() for row in split]
+    assert [
+        list(zip(row["words"], (found.task.labels[n] for n in row["labels"]), strict=True)) for row in rows
+    ] == TAGGED
+
+
 BOTH = {"text": TEXTS, "label": CLASSES}
 
 

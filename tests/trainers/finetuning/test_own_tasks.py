@@ -127,6 +127,9 @@ def test_conll_with_four_columns_from_the_file_to_predictions(start, tmp_path, c
     assert all(len(entry["exit_layers"]) == len(entry["words"]) for entry in found)
     assert run("score", folder, dev) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["words"] == texts(1, seed=1)[0]
+    long = write_conll(tmp_path / "long.conll", texts(1, seed=2, words=200))  # the model has 128 positions
+    assert run("score", folder, long) == 0
+    assert [tag is None for tag in json.loads(capsys.readouterr().out)["tags"]] == [False] * 126 + [True] * 74
     assert run("evaluate", folder, "--validation_file", dev, *settings(tmp_path, output_dir=tmp_path / "again")) == 0
     assert "entity_f1" in json_of(tmp_path / "again" / "evaluation.json")["tasks"]["animals"]["evaluation"]
 
