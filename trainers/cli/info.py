@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .hub import check_reachable
 from .parser import Parser
 
 
@@ -50,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("model", metavar="FOLDER", help="a run, a checkpoint or a saved model; folder or Hub id")
     name = parser.parse_args(list(argv)).model
+    check_reachable(parser, [name])
     try:
         print(describe(name))
     except NoModelError as error:
@@ -138,7 +140,7 @@ class Repository(Folder):
         from huggingface_hub import hf_hub_download
 
         with self._naming_errors():
-            return Path(hf_hub_download(self.name, name, etag_timeout=3))
+            return Path(hf_hub_download(self.name, name))
         return None
 
     def header(self, name: str) -> Header | None:

@@ -18,10 +18,12 @@ from ..pretraining.trainer import ElectraTrainer
 from ..runtime.checkpoints import newest_intact
 from ..runtime.cpu_kernels import suit_attention
 from ..runtime.distributed import run_on_main_and_broadcast
-from ..runtime.files import naming_write_errors, read_json, write_json
+from ..runtime.files import naming_write_errors, read_json, tolerated, write_json
 from ..runtime.loading import NO_THRESHOLDS, named, read_config, read_tokenizer
 from ..runtime.optimization import decay_by_layer
 from ..runtime.run_folder import METRICS_FILE, fingerprints, opened
+from ..sharing.figures import draw_figures
+from ..sharing.report import REPORT, write_report
 from .arguments import FineTuningArguments, FineTuningDataArguments
 from .encoding import collator_for, encode
 from .examples import GLUE_ON_THE_HUB, Examples, example_files, read_examples
@@ -104,7 +106,13 @@ def finetune(
         }
         # At the very end: its presence says that the run is finished.
         run_on_main_and_broadcast(lambda: write_json(folder / METRICS_FILE, summary))
+        run_on_main_and_broadcast(lambda: _write_report(folder))
     return summary
+
+
+def _write_report(folder: Path) -> None:
+    with tolerated(REPORT):
+        logger.info(f"report: {write_report(folder)}")
 
 
 def _write_held_out(examples: Examples, folder: Path) -> None:
@@ -181,6 +189,7 @@ def finetune_seed(
     }
     measured = "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items())
     logger.info(f"seed {seed}: {measured}  ({trainer.state.global_step:,} steps in {seconds:.0f} s)")
+    run_on_main_and_broadcast(lambda: draw_figures(path.parent, result))
     run_on_main_and_broadcast(lambda: write_json(path, result))  # last: its presence says that this seed is done
     return result
 

@@ -46,6 +46,7 @@ from ..runtime.flops import (
 )
 from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
+from ..sharing.report import REPORT, write_report
 from .callbacks import OneLineProgressCallback, outlived
 from .continuing import moments_of, restart
 from .depth import check_depths, phases
@@ -92,6 +93,9 @@ def pretrain(
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
         train(trainer, checkpoint, data_report, held_out, record.start)
+        if trainer.is_world_process_zero():
+            with tolerated(REPORT):
+                logger.info(f"report: {write_report(folder)}")
         if show and trainer.is_world_process_zero():
             with tolerated("the report"):
                 report(training_args.output_dir, data_args)

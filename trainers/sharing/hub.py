@@ -32,15 +32,8 @@ from ..runtime.compatibility import CompatibleTrainer
 from ..runtime.files import read_json
 from ..runtime.loading import lacks_model
 from .leaks import UnreadableError, first_leak
-from .model_card import (
-    CARD,
-    COMMIT_PLACEHOLDER,
-    FIGURE,
-    METRICS,
-    REPOSITORY_PLACEHOLDER,
-    render_model_card,
-    write_model_card,
-)
+from .model_card import COMMIT_PLACEHOLDER, REPOSITORY_PLACEHOLDER, render_model_card, write_model_card
+from .records import CARD, CURVE, FIGURE, METRICS
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +46,7 @@ WEIGHTS = ("model.safetensors", SHARDS, INDEX)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
              "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
 # Of a model, beside its weights and code. The card travels in a commit of its own.
-SHARED = ("config.json", *TOKENIZER, METRICS, FIGURE)
+SHARED = ("config.json", *TOKENIZER, METRICS, FIGURE, CURVE)
 # Of a checkpoint, what resuming needs beside the model.
 TRAINING_STATE = (TRAINER_STATE_NAME, "generator.safetensors", "optimizer.pt", "optimizer.bin", "scheduler.pt",
                   "scaler.pt", "rng_state.pth", "rng_state_[0-9]*.pth", "pytorch_model_fsdp.bin")  # fmt: skip

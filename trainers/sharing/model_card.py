@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -13,9 +12,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 from ..errors import UsageError, reason
-from ..runtime.figures import can_draw
-from ..runtime.files import read_json, tolerated
 from ..runtime.loading import read_config
+from .figures import draw_figures
+from .records import CALIBRATION, CARD, CURVE, FIGURE, METRICS, read_facts
 
 
 # How the replacements of each generator outside the model are described.
@@ -45,7 +44,6 @@ KIND_TITLES = {
 # Folders, files, data sets and columns may be named anything.
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;", "|": "&#124;"})
 
-CARD, FIGURE, METRICS, CALIBRATION = "README.md", "exit_profile.png", "metrics.json", "calibration.json"
 # Filled in when the card is pushed; until then they tell a reader what belongs there.
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
 # What the Hub offers a model of each architecture for.
@@ -59,17 +57,12 @@ PIPELINES = {
 
 
 def write_model_card(folder: str | Path, measured: dict | None = None, **details) -> Path:
-    """Write a run's card into its folder, as `README.md`, and the figure that it shows.
+    """Write a run's card into its folder, as `README.md`, and the figures that it shows.
 
     Args: those of [`render_model_card`].
     """
     folder = Path(folder)
-    with tolerated("the figure of the model card"):
-        try:
-            draw_exit_profile(read_facts(folder, measured), folder / FIGURE)
-        except Exception:
-            (folder / FIGURE).unlink(missing_ok=True)  # half of one
-            raise
+    draw_figures(folder, measured)
     (folder / CARD).write_text(render_model_card(folder, measured=measured, **details), encoding="utf-8")
     return folder / CARD
 
@@ -154,40 +147,12 @@ def _render(
         layers=_layers(facts, config),
         license=license,
         figure=FIGURE if (folder / FIGURE).is_file() else None,
+        curve=CURVE if (folder / CURVE).is_file() else None,
         repository=REPOSITORY_PLACEHOLDER,
         commit=COMMIT_PLACEHOLDER,
         **in_markdown(facts),
     )
     return f"{card}\n"
-
-
-def read_facts(folder: Path, measured: dict | None = None) -> dict:
-    """What a folder records of its run: of a finished one `metrics.json` (or what was `measured`, before that is
-    written), of one under way its last evaluation; and of both the speed of each phase.
-
-    Returns:
-        Sections by name; those that were not recorded are missing.
-    """
-    facts = dict(measured or _read_if_there(folder / METRICS))
-    if calibration := _read_if_there(folder / CALIBRATION):
-        facts["calibration"] = calibration
-    state = _read_if_there(folder / TRAINER_STATE_NAME)
-    log = state.get("log_history", [])
-    if "evaluation" not in facts and state:
-        facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
-        if evaluations := [entry for entry in log if "eval_roc_auc" in entry]:
-            facts["evaluation"] = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()}
-    speeds = {
-        phase: [entry["tokens_per_second"] for entry in log if entry.get("exits_active") == active]
-        for phase, active in (("dense", 0.0), ("exits", 1.0))
-    }
-    if all(len(measured) >= 3 for measured in speeds.values()):
-        facts["speed"] = {phase: median(measured) for phase, measured in speeds.items()}
-    return facts
-
-
-def _read_if_there(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
 
 
 def in_markdown(value):
@@ -249,26 +214,3 @@ def _task_results(facts: dict, architecture: str) -> list[EvalResult] | None:
         for name, value in measured.items()
     ]
     return results or None
-
-
-def draw_exit_profile(facts: dict, path: Path) -> None:
-    """Tokens computed by each layer, and how well each exit tells replaced tokens. Drawn where matplotlib is
-    installed and the run had exits."""
-    shares, evaluation = facts.get("kept_share", []), facts.get("evaluation", {})
-    scores = {
-        int(name.rsplit("_", 1)[1]): score for name, score in evaluation.items() if name.startswith("roc_auc_layer_")
-    }
-    if not shares or not scores or not can_draw():
-        return
-    from matplotlib.figure import Figure
-
-    scores[len(shares)] = evaluation["roc_auc"]
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    left = figure.subplots()
-    left.bar(range(1, len(shares) + 1), shares, color="C0", alpha=0.45)
-    left.set(xlabel="layer", ylabel="share of tokens computed", ylim=(0, 1.05), xticks=range(1, len(shares) + 1))
-    right = left.twinx()
-    right.plot(*zip(*sorted(scores.items()), strict=True), "o-", color="C1")
-    right.set_ylim(min(0.5, *scores.values()), 1)  # from chance, so that small differences look small
-    right.set_ylabel("held-out ROC-AUC of the head after it", color="C1")
-    figure.savefig(path, dpi=110, metadata={"Software": None})

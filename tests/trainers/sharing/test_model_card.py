@@ -118,6 +118,16 @@ def test_what_was_not_recorded_is_not_said(tmp_path):
     assert not (tmp_path / "exit_profile.png").exists()
 
 
+def test_the_learning_curve_is_drawn_and_shown(tmp_path):
+    if not can_draw():
+        pytest.skip("matplotlib is not installed")
+    log = [{"step": step, "discriminator_loss": 0.4, "discriminator_auc": 0.6} for step in (10, 20)]
+    state = {"global_step": 20, "max_steps": 20, "log_history": [*log, {"step": 20, "eval_roc_auc": 0.61}]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert "](learning_curve.png)" in card(tmp_path)
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_of_a_run_under_way_it_says_how_far_and_what_the_last_evaluation_was(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     evaluation = {f"eval_{name}": value for name, value in MEASURED["evaluation"].items()}
@@ -172,7 +182,7 @@ def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkey
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     text = card(tmp_path, measured)
-    assert "the figure of the model card failed, and the run goes on without: [Errno 28]" in caplog.text
+    assert "exit_profile.png of the model card failed, and the run goes on without: [Errno 28]" in caplog.text
     assert "exit_profile.png" not in text
     assert not (tmp_path / "exit_profile.png").exists()
 

@@ -1,0 +1,58 @@
+"""What a run has recorded in its folder, for its card, its figures and its report."""
+
+from pathlib import Path
+from statistics import median
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..runtime.files import read_json
+
+
+CARD, METRICS, CALIBRATION = "README.md", "metrics.json", "calibration.json"
+FIGURE, CURVE = "exit_profile.png", "learning_curve.png"
+
+
+def read_facts(folder: Path, measured: dict | None = None) -> dict:
+    """What a folder records of its run: of a finished one `metrics.json` (or what was `measured`, before that is
+    written), of one under way its last evaluation; and of both the speed of each phase.
+
+    Returns:
+        Sections by name; those that were not recorded are missing.
+    """
+    facts = dict(measured or _read_if_there(folder / METRICS))
+    if calibration := _read_if_there(folder / CALIBRATION):
+        facts["calibration"] = calibration
+    state = _read_if_there(folder / TRAINER_STATE_NAME)
+    log = state.get("log_history", [])
+    if "evaluation" not in facts and state:
+        facts["progress"] = {"step": state["global_step"], "max_steps": state["max_steps"]}
+        if evaluations := [entry for entry in log if "eval_roc_auc" in entry]:
+            facts["evaluation"] = {key.removeprefix("eval_"): value for key, value in evaluations[-1].items()}
+    speeds = {
+        phase: [entry["tokens_per_second"] for entry in log if entry.get("exits_active") == active]
+        for phase, active in (("dense", 0.0), ("exits", 1.0))
+    }
+    if all(len(measured) >= 3 for measured in speeds.values()):
+        facts["speed"] = {phase: median(measured) for phase, measured in speeds.items()}
+    return facts
+
+
+def _read_if_there(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
+def read_log(folder: Path) -> list[dict]:
+    """What the Trainer logged, oldest first; empty where that is not there."""
+    return [entry for entry in _read_if_there(folder / TRAINER_STATE_NAME).get("log_history", []) if "step" in entry]
+
+
+def points(log: list[dict], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    """How a number developed: pairs of the step, times `scale`, and its value."""
+    return [(entry["step"] * scale, entry[name]) for entry in log if isinstance(entry.get(name), (int, float))]
+
+
+def scores_by_exit(facts: dict) -> dict[int, float]:
+    """The held-out ROC-AUC of the head after a layer, the last one's included; empty without exits."""
+    evaluation = facts.get("evaluation", {})
+    found = {int(name.rsplit("_", 1)[1]): auc for name, auc in evaluation.items() if name.startswith("roc_auc_layer_")}
+    return {**found, len(facts["kept_share"]): evaluation["roc_auc"]} if found and facts.get("kept_share") else {}
