@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tqdm import tqdm
 
 import modeling_electra_exit
 from modeling_electra_exit.trainers.errors import (
@@ -21,9 +22,17 @@ from modeling_electra_exit.trainers.errors import (
 )
 
 
+class AboveBars(logging.StreamHandler):
+    """Puts what is logged on lines of its own, above a progress bar."""
+
+    def emit(self, record):
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def show_progress() -> None:
     """Log counts and what is going on, and no bars of loading and saving: training has its own."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[AboveBars()])
     for package in ("modeling_electra_exit", "research"):
         logging.getLogger(package).setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()

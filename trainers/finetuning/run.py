@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_callback import ProgressCallback
 
 from ..errors import UsageError
-from ..pretraining.callbacks import OneLineProgressCallback
+from ..pretraining.callbacks import show_lines
 from ..pretraining.trainer import ElectraTrainer
 from ..runtime.checkpoints import newest_intact
 from ..runtime.cpu_kernels import suit_attention
@@ -310,8 +309,7 @@ def build_trainer(
         compute_metrics=lambda prediction: scores(task, prediction.predictions, prediction.label_ids),
         preprocess_logits_for_metrics=lambda logits, _: answers(task, logits),
     )
-    if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(OneLineProgressCallback)
+    show_lines(trainer)
     return trainer
 
 

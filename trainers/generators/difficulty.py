@@ -5,6 +5,7 @@ are mostly the originals themselves, or as good as them.
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 from transformers import TrainerCallback
@@ -16,8 +17,13 @@ logger = logging.getLogger(__name__)
 
 # When to give the alarm, on means over the steps between two log lines.
 TOO_EASY_AUC, TOO_STRONG_AUC, TOO_STRONG_EQUAL_RATE = 0.98, 0.55, 0.6
+# The first steps say nothing yet: this share of them, and at most so many.
+EARLY, MOST_EARLY = 0.05, 1000
 # A small discriminator tells nothing for a while, whatever the generator: in this share of the steps that is no sign.
 PLATEAU = 1 / 3
+# With `corpus_init` it is one after so many tokens: of the runs in benchmarks/results, all that ended at a ROC-AUC of
+# 0.6 or more were above 0.55 for good by 1.9 million (tests/trainers/generators/test_difficulty.py reads them).
+PLATEAU_TOKENS = 2_000_000
 
 
 class Difficulty:
@@ -66,14 +72,22 @@ class Difficulty:
 
 
 class DifficultyCallback(TrainerCallback):
-    """Says once each in the log of the process that the generator is too easy, or too strong."""
+    """Says once each in the log of the process that the generator is too easy, or too strong, and not in the first
+    steps.
 
-    def __init__(self):
+    Args:
+        tokens_of_step: returns the tokens of a step; left out where they are not known.
+    """
+
+    def __init__(self, tokens_of_step: Callable[[], int] | None = None):
         self.said = set()
+        self.tokens_of_step = tokens_of_step
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         auc, equal = logs.get("discriminator_auc"), logs.get("generator_equal_rate", 0.0)
         if auc is None or (model is not None and model.config.discriminator_weight == 0):
+            return
+        if state.global_step <= min(EARLY * state.max_steps, MOST_EARLY):
             return
         if auc > TOO_EASY_AUC:
             self._say(
@@ -85,11 +99,18 @@ class DifficultyCallback(TrainerCallback):
                 f"the generator is too strong: {equal:.0%} of its replacements are the original (above "
                 f"{TOO_STRONG_EQUAL_RATE:.0%}), so few tokens are replaced; try a smaller one"
             )
-        elif auc < TOO_STRONG_AUC and state.global_step > PLATEAU * state.max_steps:
+        elif auc < TOO_STRONG_AUC and self._is_late(args, state):
             self._say(
                 f"the generator is too strong, or learning stands still: after {state.global_step} of "
                 f"{state.max_steps} steps the discriminator's ROC-AUC is {auc:.3f} (below {TOO_STRONG_AUC})"
             )
+
+    def _is_late(self, args, state) -> bool:
+        """Whether a run should tell replaced tokens by now."""
+        if state.global_step > PLATEAU * state.max_steps:
+            return True
+        starts_ahead = getattr(args, "corpus_init", False) and self.tokens_of_step is not None
+        return starts_ahead and state.global_step * self.tokens_of_step() > PLATEAU_TOKENS
 
     def _say(self, message: str):
         kind = message.split(":")[0]

@@ -4,13 +4,14 @@ import contextlib
 import functools
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from ..errors import Interrupted, Preempted
 from ..runtime.distributed import any_rank, flags_set, is_distributed
@@ -165,27 +166,54 @@ class OneLineProgressCallback(ProgressCallback):
     """Transformers' progress bar, with the numbers of a step on one line of words instead of a long dictionary."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and (line := one_line(logs)):
+        if state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.total = state.max_steps  # which a run that ends by the clock plans anew
-            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
+            if line := one_line(logs, state):
+                self.training_bar.write(line)
 
 
-def one_line(logs: dict) -> str:
-    """The numbers of a training step or of an evaluation as a line of text; empty for anything else."""
-    kept = [share for name, share in logs.items() if name.startswith("kept_layer_")]
-    shown = (
-        ("loss", "loss {:.2f}"),
-        ("discriminator_loss", "discriminator {:.4f}"),
-        ("exit_loss", "exits {:.4f}"),
-        ("discriminator_auc", "ROC-AUC {:.3f}"),
-        ("generator_loss", "generator {:.3f}"),
-        ("generator_equal_rate", "equal {:.0%}"),
-        ("eval_roc_auc", "held out: ROC-AUC {:.4f}"),
-        ("eval_average_precision", "average precision {:.4f}"),
-        ("learning_rate", "lr {:.2e}"),
-        ("tokens_per_second", "{:,.0f} tokens/s"),
-    )
-    parts = [text.format(logs[name]) for name, text in shown if name in logs]
-    if kept:
-        parts.append(f"{sum(kept) / len(kept):.0%} of tokens x layers computed")
-    return "  ".join(parts)
+class OneLinePrinterCallback(PrinterCallback):
+    """The same lines where there is no progress bar."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and (line := one_line(logs, state)):
+            print(line, flush=True)
+
+
+def show_lines(trainer) -> None:
+    """Print a line for each log, in the place of what the library prints."""
+    for theirs, ours in (
+        (ProgressCallback, OneLineProgressCallback),
+        (PrinterCallback, OneLinePrinterCallback),
+    ):
+        if trainer.pop_callback(theirs):
+            trainer.add_callback(ours)
+
+
+# Of a log, what is shown, and how; what comes last is left out first where the line is too long.
+SHOWN = (
+    ("eval_loss", "held out"),
+    ("loss", "loss {:.4g}"),
+    ("discriminator_auc", "ROC-AUC {:.3f}"),
+    ("eval_roc_auc", "ROC-AUC {:.4f}"),
+    ("eval_average_precision", "average precision {:.4f}"),
+    ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("generator_loss", "generator {:.2f}"),
+    ("learning_rate", "lr {:.1e}"),
+    ("exit_loss", "exits {:.3f}"),
+    ("generator_equal_rate", "equal {:.0%}"),
+)
+
+
+def one_line(logs: dict, state: TrainerState) -> str:
+    """The numbers of a training step or of an evaluation, as many as fit the terminal (80 columns where there is
+    none); empty for anything else."""
+    columns = shutil.get_terminal_size().columns
+    parts = [text.format(logs[name]) for name, text in SHOWN if name in logs]
+    if not parts:
+        return ""
+    line = f"{state.global_step}/{state.max_steps}"
+    for part in parts:
+        if len(line) + 2 + len(part) <= columns:
+            line += f"  {part}"
+    return line

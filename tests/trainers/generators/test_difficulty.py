@@ -1,13 +1,21 @@
 """How hard a generator is: measured as by plain loops, reported, and said aloud when it is wrong."""
 
+import json
 import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
 from modeling_electra_exit import ElectraEarlyExitForMaskedLM
-from modeling_electra_exit.trainers.generators.difficulty import Difficulty, DifficultyCallback
+from modeling_electra_exit.trainers.generators.difficulty import (
+    PLATEAU_TOKENS,
+    TOO_STRONG_AUC,
+    Difficulty,
+    DifficultyCallback,
+)
 from modeling_electra_exit.trainers.generators.masked_lm import MaskedLanguageModel
 from tests.conftest import masked_batch, tiny_model
 from tests.trainers.generators.test_generators import saved_masked_lm
@@ -93,15 +101,17 @@ def test_self_is_evaluated_on_its_own_proposals_and_remembers_none(tokenizer, tm
 @pytest.mark.parametrize(
     ("step", "logs", "said"),
     [
-        (1, {"discriminator_auc": 0.985}, "too easy"),
+        (5, {"discriminator_auc": 0.985}, "too easy"),
+        (4, {"discriminator_auc": 0.985}, None),  # the first steps
         (50, {"discriminator_auc": 0.52}, "too strong, or learning stands still: after 50 of 99 steps"),
         (20, {"discriminator_auc": 0.52}, None),  # the plateau
-        (1, {"discriminator_auc": 0.7, "generator_equal_rate": 0.7}, "too strong: 70% of its replacements"),
+        (5, {"discriminator_auc": 0.7, "generator_equal_rate": 0.7}, "too strong: 70% of its replacements"),
+        (1, {"discriminator_auc": 0.7, "generator_equal_rate": 0.7}, None),
         (50, {"discriminator_auc": 0.8, "generator_equal_rate": 0.3}, None),
         (50, {"eval_roc_auc": 0.99}, None),
     ],
 )
-def test_alarms_are_given_once(caplog, step, logs, said):
+def test_alarms_are_given_once_and_not_in_the_first_steps(caplog, step, logs, said):
     callback, state = DifficultyCallback(), TrainerState(global_step=step, max_steps=99)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -109,3 +119,29 @@ def test_alarms_are_given_once(caplog, step, logs, said):
     assert len(caplog.messages) == (said is not None)
     if said:
         assert said in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "corpus_init", "alarms"), [(1001, True, True), (1000, True, False), (2000, False, False)]
+)
+def test_a_run_that_starts_from_statistics_is_late_after_two_million_tokens(caplog, step, corpus_init, alarms):
+    args, state = SimpleNamespace(corpus_init=corpus_init), TrainerState(global_step=step, max_steps=10_000)
+    callback = DifficultyCallback(lambda: 2000)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            callback.on_log(args, state, None, {"discriminator_auc": 0.52})
+    assert len(caplog.messages) == alarms
+
+
+def test_every_measured_run_that_learned_had_left_the_plateau_by_then():
+    """Where `PLATEAU_TOKENS` comes from."""
+    late, runs = 0, 0
+    for path in (Path(__file__).parents[3] / "benchmarks" / "results").glob("*/*-seed*.json"):
+        run = json.loads(path.read_text())
+        curve = [(entry["step"], entry["discriminator_auc"]) for entry in run.get("log", ())
+                 if "discriminator_auc" in entry]  # fmt: skip
+        if curve and run["fields"].get("corpus_init") and curve[-1][1] >= 0.6:
+            below = max((step for step, auc in curve if auc < TOO_STRONG_AUC), default=0)
+            late, runs = max(late, below * run["training"]["tokens_per_step"]), runs + 1
+    assert runs > 70
+    assert 0.8 * PLATEAU_TOKENS < late < PLATEAU_TOKENS
