@@ -127,7 +127,7 @@ def commits(hub, runs):
 
 
 def test_the_commits_of_every_strategy_hold_exactly_this(commits):
-    final = MODEL | CODE | {"metrics.json", "exit_profile.png"}
+    final = MODEL | CODE | {"metrics.json", "exit_profile.png", "learning_curve.png"}
     assert [(c.title, files_of(c)) for c in commits["end"]] == [
         ("End of training", final),
         ("End of training: card", final | {"README.md"}),
