@@ -90,15 +90,15 @@ class ElectraEarlyExitConfig(ElectraConfig):
             For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
             1/8, 1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
         exit_context (`str`, defaults to `"all"`):
-            Where tokens that left stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
+            Where tokens that exited stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
             after an exit, or in `"none"`.
         exit_reentry_layers (`int`, defaults to 1):
             How many of the last layers run on all tokens again.
         exit_loss_weight (`float`, defaults to 0.2):
             Weight of the exit heads' loss, averaged over the exits, relative to the final head's own loss.
         exit_full_depth_share (`float`, defaults to 0.25):
-            Share of a sequence's tokens that the exits' heads and regressors learn from in the training steps in which
-            every token goes all the way, so that such a step costs little more than one of a model without exits.
+            Share of a sequence's tokens from which exit heads and regressors learn in full-depth training steps, so
+            that such a step costs little more than one of a model without exits.
         exit_gain_loss_weight (`float`, *optional*, 0.05 where it is read):
             Weight of the regressors' loss, for `exit_signal="expected_gain"`. They share no parameter with the
             encoder, and Adam takes steps of the same size whatever the weight; but gradients are clipped together, and

@@ -306,7 +306,7 @@ class ActiveTokens:
     frozen (`torch.FloatTensor` of shape `(batch, frozen tokens, hidden)`): states of the tokens that exited.
     items (`torch.LongTensor` of shape `(batch, active tokens)`): where in the sequence the active tokens stand.
     order (`torch.LongTensor` of shape `(batch, sequence)`): the same for all tokens, in this order.
-    attention_mask: what the attention implementation wants for full-length layers.
+    attention_mask: the mask for full-length layers, in the form of the attention implementation.
     token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
     alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer active tokens
         than there are places, and one that exited fills it: its state stays as it was. Left out: all true.
@@ -515,7 +515,7 @@ class ElectraEarlyExitEncoder(nn.Module):
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
-            attention_mask: what the attention implementation wants for full-length layers.
+            attention_mask: the mask for full-length layers, in the form of the attention implementation.
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             protected (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): tokens that never exit.
             exit_policy (`str`): a key of `POLICIES`, one of [`CERTAIN`], or "none".
@@ -923,7 +923,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if 0 in (shape := (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]):
-            raise ValueError(f"a batch must hold a sequence, and that a token, got the shape {tuple(shape)}")
+            raise ValueError(f"a batch needs at least one sequence and one token, got shape {tuple(shape)}")
         exit_policy = "none" if exit_policy is None else exit_policy
         self._check_exit_arguments(exit_policy, exits, attention_mask, exit_layer)
 
@@ -1113,7 +1113,9 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         if exit_policy is None:
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
         if mlm_labels is not None and labels is not None and self.config.generator_type == "mlm":
-            raise ValueError("`labels` and `mlm_labels` exclude each other: the joint objective makes its own labels")
+            raise ValueError(
+                "`labels` and `mlm_labels` cannot both be given: the joint objective creates its own labels"
+            )
         text, generator_loss, proposals = originals(input_ids, mlm_labels), None, None
         beside = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
         if mlm_labels is not None and labels is None:

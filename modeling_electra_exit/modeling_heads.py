@@ -369,12 +369,12 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         """The exits as the config's criterion takes them."""
         config, thresholds = self.config, self.config.inference_exit_thresholds
         rule = CRITERIA[config.inference_exit_criterion](thresholds)
-        asked = [rule.needs_head(number) for number in range(len(config.exit_layers))]
-        layers = [layer for layer, takes_part in zip(config.exit_layers, asked, strict=True) if takes_part]
+        needed = [rule.needs_head(number) for number in range(len(config.exit_layers))]
+        layers = [layer for layer, takes_part in zip(config.exit_layers, needed, strict=True) if takes_part]
         self.check_trained(layers, "inference_exit_thresholds", thresholds)
         heads = self._exit_answers(token_mask, choices)
         return Exits(
-            [head if takes_part else None for head, takes_part in zip(heads, asked, strict=True)],
+            [head if takes_part else None for head, takes_part in zip(heads, needed, strict=True)],
             finished=lambda number, logits, items, token_mask: rule(
                 number, self.predictions(logits, token_mask), items
             ),
@@ -459,7 +459,7 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
     def predictions(self, logits, token_mask=None):
         if self.is_regression:
             raise ValueError(
-                "a regression has no certainty to leave by: `inference_exit_thresholds` must be None, got "
+                "a regression cannot exit early: `inference_exit_thresholds` must be None, got "
                 f"{self.config.inference_exit_thresholds!r}"
             )
         if self.config.problem_type == "multi_label_classification":

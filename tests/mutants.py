@@ -316,7 +316,7 @@ MUTANTS = [
         "tests/trainers/pretraining/test_trainer.py::test_a_loss_is_judged_whole_under_gradient_accumulation",
     ),
     Mutant(
-        "a loss that is no number passes",
+        "a NaN loss passes",
         TRAINER,
         "if not value <= EXPLODED * self._uninformed_loss():",
         "if value > EXPLODED * self._uninformed_loss():",

@@ -661,7 +661,7 @@ def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_po
 @pytest.mark.parametrize(
     ("overrides", "inputs", "message"),
     [
-        ({}, {"labels": torch.zeros(4, 64)}, "exclude each other"),
+        ({}, {"labels": torch.zeros(4, 64)}, "cannot both be given"),
         ({"generator_type": "none"}, {}, "generator_type='none'"),
         ({"exit_policy": "none"}, {"exit_policy": "topk"}, "needs `exits`"),
         ({}, {"exit_policy": "greedy"}, "one of"),

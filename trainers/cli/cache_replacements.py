@@ -11,14 +11,15 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit cache-replacements",
         usage="electra-exit cache-replacements RECIPE --folder FOLDER [--draws N] [--field value ...]",
-        description="Sample replacements for every token of a recipe's text, several a token, with the generator that "
-        "the recipe or --generator_type names, for `electra-exit pretrain RECIPE --generator_type cached "
-        "--generator_folder FOLDER`. A recipe's other fields are flags here too; see `electra-exit pretrain --help`.",
+        description="Sample several replacements for every token of a recipe's text, with the generator named by the "
+        "recipe or --generator_type, for `electra-exit pretrain RECIPE --generator_type cached "
+        "--generator_folder FOLDER`. All other fields of a recipe are flags here too; see `electra-exit pretrain "
+        "--help`.",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file")
-    parser.add_argument("--folder", type=Path, required=True, help="where to write; must not exist")
-    parser.add_argument("--draws", type=int, default=4, help="replacements a token (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="output folder; must not exist")
+    parser.add_argument("--draws", type=int, default=4, help="replacements per token (default: %(default)s)")
     args, flags = parser.parse_known_args(list(argv))
     check_flags(parser, flags)
     if args.draws < 1:

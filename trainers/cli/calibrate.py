@@ -55,16 +55,16 @@ def run(argv: Sequence[str]) -> int:
 def calibrate_parser() -> Parser:
     parser = Parser(
         prog="electra-exit calibrate",
-        description="Pick temperatures and thresholds for the exits of a fine-tuned classifier, of texts or of words, "
-        "on held-out examples and store them in its config.json. Writes calibration.json and, with matplotlib, "
-        "calibration.png beside it. Take examples like those that the model will meet, none that it was trained on.",
+        description="Pick temperatures and thresholds for the exits of a fine-tuned classifier of texts or words "
+        "on held-out examples, and store them in its config.json. Writes calibration.json and, with matplotlib, "
+        "calibration.png beside it. Use examples that resemble those in production and were not used for training.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
-    parser.add_argument("examples", type=Path, help="held-out examples, a file as `finetune` reads it")
+    parser.add_argument("examples", type=Path, help="held-out examples, in a format that `finetune` reads")
     parser.add_argument(
         "--max_accuracy_drop", type=float, default=0.005,
-        help="what the drop in accuracy, absolute, may be by a bound with 95 %% confidence; 0.005 takes at least 600 "
-        "examples, 0.01 takes 300 (default: %(default)s)",
+        help="largest absolute drop in accuracy, by a bound with 95 %% confidence; 0.005 needs at least 600 "
+        "examples, 0.01 needs 300 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--criterion", choices=["confidence", "entropy", "patience"], default="confidence", help="default: %(default)s"

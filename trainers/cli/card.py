@@ -12,8 +12,8 @@ def run(argv: Sequence[str]) -> int:
         description="Render the model card of a run, or of a saved model, again, from what its folder records.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run was told)")
-    parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run was told of its text)")
+    parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run recorded)")
+    parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run recorded of its text)")
     arguments = parser.parse_args(list(argv))
     if not any((arguments.folder / name).is_file() for name in ("config.json", "metrics.json")):
         parser.error(f"{arguments.folder} holds no model: it has no config.json")

@@ -37,7 +37,7 @@ class _Stream(io.FileIO):
             if self.carries_answer:
                 raise OutputError(error) from error
             if self.fileno() == 1:
-                print(f"standard output is lost ({error.strerror}); the work goes on", file=sys.stderr)
+                print(f"standard output is lost ({error.strerror}); the work continues", file=sys.stderr)
             return len(data)
 
 

@@ -11,17 +11,16 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit evaluate",
         usage="electra-exit evaluate MODEL [--tasks TASK[,TASK...]] [--validation_file FILE] [--field value ...]",
-        description="Measure a checkpoint: one that is fine-tuned on a task of yours, on the examples of a file; any, "
-        "on GLUE tasks and on BLiMP. A checkpoint without a classification head is fine-tuned on each GLUE task "
-        "first, in a folder of its own; one that has been fine-tuned on a task is evaluated on that task as it is. "
-        "BLiMP is zero-shot, by the discriminator, and trains nothing. Every other field is one of "
-        "`electra-exit finetune`.",
+        description="Evaluate a checkpoint: a fine-tuned one on the examples of a file, any on GLUE tasks or BLiMP. "
+        "A checkpoint without a classification head is first fine-tuned on each GLUE task, in its own folder; one "
+        "that is fine-tuned already is evaluated as it is. BLiMP is scored zero-shot by the discriminator. All other "
+        "flags are those of `electra-exit finetune`.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, folder or Hub id")
     parser.add_argument(
         "--tasks",
-        help="separated by commas: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte and blimp (default: MODEL's own task)",
+        help="comma-separated: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte and blimp (default: MODEL's own task)",
     )
     parser.add_argument("--blimp", type=Path, metavar="FILE", help="BLiMP as JSON Lines, plain or .gz or .xz")
     parser.add_argument(

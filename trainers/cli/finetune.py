@@ -14,49 +14,50 @@ PAGE = Page(
         "  electra-exit finetune runs/mine --train_file reviews.csv --output_dir runs/reviews",
         "  electra-exit finetune glue-small --model runs/mine --task rte --data_dir glue",
     ),
-    description="Fine-tune a checkpoint of ours, of ELECTRA or of BERT, once a seed, on examples of yours or on a "
-    "task of GLUE. A recipe is one of glue-base, glue-large and glue-small, ELECTRA's published settings, or a YAML "
-    "file of yours. Every field of a recipe is also a flag, and flags win. --help_all lists all flags, --debug shows "
-    "tracebacks. The same command continues a run that was interrupted.",
+    description="Fine-tune a checkpoint of ours, of ELECTRA or of BERT, once per seed, on your own examples or a GLUE "
+    "task. A recipe is glue-base, glue-large or glue-small, ELECTRA's published settings, or a YAML file of your own. "
+    "Every field of a recipe is also a flag, and flags override the recipe. --help_all lists all flags; --debug shows "
+    "tracebacks. Repeat the command to continue an interrupted run.",
     options={
         "your task": {
             "train_file FILE": "examples: .csv or .tsv with a header, .jsonl, .json or .parquet; or CoNLL (.conll, "
-            ".conllu, .iob, .bio, .txt), a word a line; plain or .gz or .xz",
+            ".conllu, .iob, .bio, .txt), one word per line; plain or .gz or .xz",
             "validation_file FILE": "the same, to evaluate on (default: a share of the examples is held out)",
             "text_column NAME": "the text, or lists of words (default: the only candidate)",
             "text_pair_column NAME": "the second text of a pair",
-            "label_column NAME ...": "the labels; several columns of 0 and 1 are a label each (default: the only "
+            "label_column NAME ...": "the labels; several 0/1 columns are one label each (default: the only "
             "candidate)",
-            "task_type TYPE": "classification, multi_label, regression or tagging (default: numbers with fractions "
-            "are a regression, lists of labels multi_label, lists of words tagging, all else classification)",
-            "validation_fraction SHARE": "share that is held out, of each label alike (default: 0.1)",
+            "task_type TYPE": "classification, multi_label, regression or tagging (default: regression for "
+            "fractions, multi_label for lists of labels, tagging for lists of words, classification otherwise)",
+            "validation_fraction SHARE": "share that is held out, the same for each label (default: 0.1)",
             "dataset_name NAME": "a data set on the Hub instead of files",
         },
-        "a task of GLUE": {
+        "a GLUE task": {
             "task TASK": "cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte",
             "data_dir FOLDER": "folder with TASK/train.jsonl and TASK/validation.jsonl (default: nyu-mll/glue of the "
             "Hub)",
         },
         "model": {
-            "model MODEL": "the checkpoint, folder or Hub id, where a recipe comes first",
-            "max_seq_length N": "tokens an example is cut to (default: 128)",
+            "model MODEL": "the checkpoint (folder or Hub id), if a recipe comes first",
+            "max_seq_length N": "maximum tokens per example (default: 128)",
             "exit_policy none": "without exit heads",
-            "exit_layers N ...": "after how many layers exit heads stand (default: those of the checkpoint)",
+            "exit_layers N ...": "layers with exit heads (default: those of the checkpoint)",
             "classifier_pooling mean": "heads of whole texts read all tokens instead of the first",
         },
         "training": {
-            "seeds N ...": "once with each of these (default: once, with --seed)",
-            "num_train_epochs N": "passes (default: 10 for rte, stsb and fewer than 6,000 examples of yours; else 3)",
+            "seeds N ...": "fine-tune fine-tune once with each of these (default: once, with --seed)",
+            "num_train_epochs N": "passes over the data (default: 10 for rte, stsb and own tasks with fewer than "
+            "6,000 examples; else 3)",
             "max_train_examples N": "train on this many, drawn with the seed",
-            "per_device_train_batch_size N": "examples a step and device (default: 32)",
+            "per_device_train_batch_size N": "examples per step and device (default: 32)",
             "learning_rate RATE": "peak learning rate of the head (default: 0.0001)",
-            "layerwise_lr_decay SHARE": "of a layer's learning rate from the one above it (default: 0.8)",
+            "layerwise_lr_decay SHARE": "learning rate of a layer relative to the one above it (default: 0.8)",
             "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 0.1)",
-            "bf16 auto": "train in bf16: true, false, or auto, where the device is fast in it (default: false)",
+            "bf16 auto": "train in bf16: true, false, or auto: where the device has fast bf16 (default: false)",
         },
         "output": {
-            "output_dir FOLDER": "gets a folder a seed (default: trainer_output)",
-            "logging_steps N": "steps between two lines of the log; below 1, a share of all (default: 0.1)",
+            "output_dir FOLDER": "gets one folder per seed (default: trainer_output)",
+            "logging_steps N": "steps between log lines; below 1, a share of all (default: 0.1)",
         },
     },
     or_model=True,

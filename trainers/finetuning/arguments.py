@@ -24,7 +24,7 @@ class FineTuningArguments(ElectraTrainingArguments):
     num_train_epochs: float | None = field(
         default=None,
         metadata={
-            "help": "Passes over the data. Left out: 10 for rte, stsb and fewer than 6,000 examples of yours; else 3."
+            "help": "Passes over the data. Default: 10 for rte, stsb and own tasks below 6,000 examples; else 3."
         },
     )
     per_device_train_batch_size: int = field(default=32, metadata=INHERITED["per_device_train_batch_size"])
@@ -33,10 +33,12 @@ class FineTuningArguments(ElectraTrainingArguments):
     logging_steps: float = field(default=0.1, metadata=INHERITED["logging_steps"])
     layerwise_lr_decay: float = field(
         default=0.8,
-        metadata={"help": "What a layer's learning rate is of that of the layer above it. 1: all learn alike."},
+        metadata={
+            "help": "Learning rate of a layer relative to the layer above it. At 1, all layers have the same rate."
+        },
     )
     seeds: list[int] | None = field(
-        default=None, metadata={"help": "Fine-tune once with each of these. Left out: once, with --seed."}
+        default=None, metadata={"help": "Fine-tune once with each of these seeds. Default: once, with --seed."}
     )
 
     def __post_init__(self):

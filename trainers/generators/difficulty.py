@@ -101,7 +101,7 @@ class DifficultyCallback(TrainerCallback):
             )
         elif auc < TOO_STRONG_AUC and self._is_late(args, state):
             self._say(
-                f"the generator is too strong, or learning stands still: after {state.global_step} of "
+                f"the generator is too strong, or learning has stalled: after {state.global_step} of "
                 f"{state.max_steps} steps the discriminator's ROC-AUC is {auc:.3f} (below {TOO_STRONG_AUC})"
             )
 

@@ -135,7 +135,7 @@ def outlived(callback: TrainerCallback) -> TrainerCallback:
             except Exception as error:
                 broken = True
                 reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-                logger.warning(f"{type(callback).__name__} reports nothing more, and training goes on: {reason}")
+                logger.warning(f"{type(callback).__name__} reports nothing more; training continues: {reason}")
                 return None
 
         return call

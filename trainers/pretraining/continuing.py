@@ -98,7 +98,7 @@ def inherit_moments(optimizer: torch.optim.Optimizer, path: Path) -> None:
     other parameters, and say so."""
     before, own = torch.load(path, map_location="cpu", weights_only=True), optimizer.state_dict()
     if not _fits(optimizer, before):
-        logger.info("the optimizer starts anew: its state in the run that goes on is of other parameters")
+        logger.info("the optimizer starts from scratch: its state in the run that goes on is of other parameters")
         return
     groups = zip(own["param_groups"], before["param_groups"], strict=True)
     kept = [{**mine, **{name: theirs[name] for name in COUNTED if name in theirs}} for mine, theirs in groups]

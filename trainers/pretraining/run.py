@@ -235,7 +235,9 @@ def build_trainer(
     if args.continue_from is not None and checkpoint is None:
         trainer.moments = None if args.sharding() or trainer.is_deepspeed_enabled else moments_of(args.continue_from)
         if trainer.moments is None:
-            logger.info(f"the optimizer starts anew: its state at the end of {args.continue_from} cannot be read")
+            logger.info(
+                f"the optimizer starts from scratch: its state at the end of {args.continue_from} cannot be read"
+            )
     show_lines(trainer)
     described = {
         "description": _describe_source(data_args),

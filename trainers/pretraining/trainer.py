@@ -54,7 +54,7 @@ from .timing import StepTimer
 
 logger = logging.getLogger(__name__)
 
-# A loss above this many times that of a model that knows nothing does not come back.
+# A loss above this many times that of uniform predictions does not recover.
 EXPLODED = 100
 GENERATOR_FILE, PACE_FILE = "generator.safetensors", "pace.json"
 LOGGED = (
@@ -111,7 +111,7 @@ class ElectraTrainer(CompatibleTrainer):
             logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
-            logger.info(f"{self.args.output_dir} goes on from step {step}: {resume_from_checkpoint}")
+            logger.info(f"{self.args.output_dir} continues from step {step}: {resume_from_checkpoint}")
         workers = naming_dead_workers("--dataloader_num_workers")
         with self.kernels(), self.preemption, quiet_event_writers(), workers:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -456,8 +456,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Stops at a loss that is no number, or that no number of further steps would mend: on a CPU before it reaches
-        the weights, on any other device when it is known there, and before it reaches a log line or a checkpoint."""
+        """Stop at a NaN or exploding loss: on a CPU before it reaches the weights, on any other device when it is
+        known there, and before it reaches a log line or a checkpoint."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches.append(inputs)
         step, batches, parts = self.state.global_step + 1, self._batches, self.current_gradient_accumulation_steps
@@ -470,18 +470,18 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return loss
 
     def check_grad_norm(self, grad_norm):
-        """Stops, as at a loss, at a gradient that is no number. With fp16 that is common, and skipped."""
+        """Stop, as at a loss, at a NaN or infinite gradient. With fp16, such steps are common, and skipped."""
         step, batches, self._batches = self.state.global_step + 1, self._batches, []
 
         def look(value):
             if not math.isfinite(value):
-                self._stop(f"the gradients' norm is {value}", step, batches)
+                self._stop(f"the gradient norm is {value}", step, batches)
 
         if not self.args.fp16:
             self._guards.watch(grad_norm, look)
 
     def _uninformed_loss(self) -> float:
-        """The loss, in nats, of a model that knows nothing: all ids are alike, and a coin says what was replaced."""
+        """The loss, in nats, of uniform predictions."""
         config = self.model_config
         return config.generator_weight * math.log(config.vocab_size) + config.discriminator_weight * math.log(2)
 
@@ -495,7 +495,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
         raise DivergenceError(
-            f"{reason} in step {step}; its batch is in {path}; the checkpoints are from before it. "
+            f"{reason} in step {step}; the batch is saved in {path}; the checkpoints are from before it. "
             "A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
         )
 

@@ -60,34 +60,34 @@ class ElectraTrainingArguments(TrainingArguments):
             "rate. Or one of transformers' OptimizerNames, of which adamw_torch[_fused] is ELECTRA's Adam."
         },
     )
-    muon_momentum: float = field(default=0.95, metadata={"help": "Of Muon, with `--optim muon`."})
+    muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon, with `--optim muon`."})
     adam_epsilon: float = field(default=1e-6, metadata=INHERITED["adam_epsilon"])
     weight_decay: float = field(default=0.01, metadata=INHERITED["weight_decay"])
     report_to: None | str | list[str] = field(default=None, metadata=INHERITED["report_to"])
     bf16: bool = field(
         default=False,
         metadata={
-            "help": "Train in bf16 (autocast). `auto`: where the device has instructions for it; processors without "
-            "take many times as long as in fp32."
+            "help": "Train in bf16 (autocast). `auto`: only where the device has instructions for it, because "
+            "bf16 is many times slower than fp32 on other processors."
         },
     )
     lr_scheduler_type: str = field(
         default="linear",
         metadata={
-            "help": "How the learning rate moves: one of Transformers' schedules, or `electra`, ELECTRA's own, "
+            "help": "The learning rate schedule: one of Transformers' schedules, or `electra`, ELECTRA's own, "
             "lr * (1 - t/T) * min(1, t/W) after t of T steps with a warm-up of W."
         },
     )
     cpu_kernels: bool = field(
         default=True,
         metadata={
-            "help": "On a CPU, train with faster matrix products and dropout than PyTorch's own, where there are any "
+            "help": "On a CPU, use faster matrix products and dropout than PyTorch's own where available "
             "(`trainers/runtime/cpu_kernels.py`)."
         },
     )
     adam_bias_correction: bool = field(
         default=False,
-        metadata={"help": "Correct Adam's bias. ELECTRA does not. Applies to `--optim adamw_torch[_fused]`."},
+        metadata={"help": "Correct Adam's bias, unlike ELECTRA. Applies to `--optim adamw_torch[_fused]`."},
     )
 
     def __post_init__(self):
@@ -144,7 +144,7 @@ class ElectraTrainingArguments(TrainingArguments):
         if not (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
             return None
         if self.parallel_mode != ParallelMode.DISTRIBUTED:
-            raise ValueError("`fsdp` shards a model over processes, and this is one alone: start it with torchrun")
+            raise ValueError("`fsdp` needs several processes; start it with torchrun")
         settings = self.fsdp_plugin_args or {}
         if (version := int(settings.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
             raise ValueError(f"`fsdp_config`: `version` must be 2, got {version}")
@@ -176,9 +176,9 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     dataloader_drop_last: bool = field(
         default=True,
         metadata={
-            "help": "Leave out an epoch's last sequences that do not fill a batch of all processes, other ones every "
-            "epoch. Otherwise several processes repeat sequences to fill it, and one has a smaller batch. Evaluation "
-            "leaves out none."
+            "help": "Skip the sequences at the end of an epoch that do not fill a batch of all processes, other ones "
+            "every epoch. Otherwise, several processes repeat sequences to fill it, and a single one has a smaller "
+            "batch. Evaluation skips none."
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -244,12 +244,12 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         },
     )
     model_license: str | None = field(
-        default=None, metadata={"help": "License of the model that the card states, such as apache-2.0."}
+        default=None, metadata={"help": "License for the model card, such as apache-2.0."}
     )
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Prepare the text and train a few steps, say what the run would be and how long it would take, "
+            "help": "Prepare the text and train a few steps, report what the run would be and how long it would take, "
             "and leave no run behind."
         },
     )

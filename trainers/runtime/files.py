@@ -43,7 +43,7 @@ def tolerated(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        logger.warning(f"{what} failed, and the run goes on without: {reason}")
+        logger.warning(f"{what} failed, and the run continues without it: {reason}")
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -98,7 +98,7 @@ class RunRecord:
         names = (before.arguments.keys() | now.keys()) - HARMLESS
         if changed := sorted(name for name in names if before.arguments.get(name) != now.get(name)):
             differences = "; ".join(f"{n}: {before.arguments.get(n)!r} then, {now.get(n)!r} now" for n in changed)
-            raise UsageError(f"{folder} holds a run of other settings ({differences}); continue it as it "
+            raise UsageError(f"{folder} holds a run with other settings ({differences}); continue it as it "
                              "was, or choose another --output_dir")  # fmt: skip
         if before.processes != self.processes:
             raise UsageError(
@@ -107,13 +107,13 @@ class RunRecord:
             )
         for name in sorted(self.inputs.keys() | before.inputs.keys()):
             if before.inputs.get(name) != self.inputs.get(name):
-                raise UsageError(f"{name} has changed since the run in {folder} began; put it back as it was, or "
+                raise UsageError(f"{name} has changed since the run in {folder} began; restore it, or "
                                  "choose another --output_dir")  # fmt: skip
 
     def warn_of_environment(self, before: "RunRecord", folder: Path) -> None:
         for name, value in self.environment.items():
             if (earlier := before.environment.get(name)) != value:
-                logger.warning(f"the run in {folder} began with {name} {earlier}, and goes on with {value}: its "
+                logger.warning(f"the run in {folder} began with {name} {earlier} and continues with {value}: its "
                                "weights may differ from those of an undisturbed run")  # fmt: skip
 
     def begin(self, before: "RunRecord | None", folder: Path) -> None:
@@ -221,7 +221,7 @@ def held(folder: Path) -> Iterator[None]:
     except Timeout as error:
         if not isinstance(lock, SoftFileLock):
             raise UsageError(
-                f"another process is at work in {folder}; wait until it ends, or choose another --output_dir"
+                f"another process is using {folder}; wait until it ends, or choose another --output_dir"
             ) from error
     except NotImplementedError:
         pass

@@ -95,7 +95,7 @@ def shared_files(folder: Path) -> dict[str, Path]:
     if missing := sorted(needed - files.keys()):
         raise PushError(f"{folder} lacks {', '.join(missing)}; write it again with `save_pretrained`")
     if not any(matching(name, TOKENIZER) for name in files):
-        logger.warning(f"{folder} has no tokenizer: whoever loads the model must know which one it was trained with")
+        logger.warning(f"{folder} has no tokenizer; users of the model need to know which one it was trained with")
     return files
 
 
@@ -277,7 +277,7 @@ def push_folder(
     """Push a run's folder, or one that `save_pretrained` wrote, with its card.
 
     Args:
-        with_generator: `False` leaves the generator's weights behind; the model in the repository has
+        with_generator: `False` omits the generator's weights; the model in the repository has
             `generator_type="none"`, and its card says so.
         max_shard_size: largest size of a file of weights, such as "5GB". Left out: files as they are.
         **where: `token`, `private` and `revision`, as in [`push_files`].
@@ -386,7 +386,7 @@ class PushingTrainer(CompatibleTrainer):
                 subfolder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
                 files |= {f"{subfolder}/{name}": source for name, source in training_state_files(checkpoint).items()}
         except UsageError as error:  # weights in the form of another library, for one
-            logger.warning(f"{error}. Nothing was pushed, and training goes on")
+            logger.warning(f"{error}. Nothing was pushed; training continues")
             return
         card = render_model_card(checkpoint, name=Path(self.args.output_dir).resolve().name, license=self._license)
         links = tempfile.mkdtemp(prefix=".push-", dir=self.args.output_dir)
@@ -412,4 +412,4 @@ class PushingTrainer(CompatibleTrainer):
 
 def _warn_of_failure(job: Future) -> None:
     if (error := job.exception()) is not None:
-        logger.warning(f"{error}. Training goes on, and the next push holds all of this")
+        logger.warning(f"{error}. Training continues; the next push includes these changes")

@@ -38,7 +38,7 @@ def push_dataset(
         folder: written by `save_to_disk`, whose splits become Parquet files here, or one `<split>.arrow` a split,
             which travel as they are.
         tokenizer: folder of the tokenizer that the ids belong to.
-        description, language, license: what only whoever pushes knows; the card says what is not given.
+        description, language, license: facts for the card, which says what is missing.
         **where: `token`, `private` and `revision`, as in [`hub.push_files`].
 
     Raises:

@@ -150,10 +150,10 @@ def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeyp
     monkeypatch.setattr(pretraining, "report", not_ascii)
     assert run(recipe(max_steps=2, report_to="none")) == 0
     assert (
-        "the model card, which `electra-exit card` writes again, failed, and the run goes on without: [Errno 28]"
+        "the model card, which `electra-exit card` writes again, failed, and the run continues without it: [Errno 28]"
         in (caplog.text)
     )
-    assert "the report failed, and the run goes on without: 'ascii' codec" in caplog.text
+    assert "the report failed, and the run continues without it: 'ascii' codec" in caplog.text
     assert (tmp_path / "run" / "metrics.json").exists()
 
     # The measurements say that the run is finished: without them it is not, and nothing is lost.
@@ -332,7 +332,7 @@ def test_a_run_continues_only_as_it_was_and_from_a_checkpoint_that_is_whole(reci
     assert run(path) == 0
     (tmp_path / "run" / "metrics.json").unlink()
     assert run(path, "--learning_rate", "0.5") == 2
-    assert "holds a run of other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
+    assert "holds a run with other settings (learning_rate: 0.001 then, 0.5 now)" in capsys.readouterr().err
     (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").unlink()
     for name, reason in (("checkpoint-2", "optimizer.pt is missing"), ("nowhere", "it has no readable manifest.json")):
         assert run(path, "--resume_from_checkpoint", str(tmp_path / "run" / name)) == 2

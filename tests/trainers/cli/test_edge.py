@@ -336,7 +336,7 @@ def test_a_reader_that_had_enough(tmp_path, closed_pipe):
     done = stream(tmp_path, "answer", closed_pipe)
     assert (done.returncode, done.stderr) == (141, "standard output could not be written to its end: Broken pipe\n")
     done = stream(tmp_path, "no answer", closed_pipe)
-    assert (done.returncode, done.stderr) == (0, "standard output is lost (Broken pipe); the work goes on\nsaid\n")
+    assert (done.returncode, done.stderr) == (0, "standard output is lost (Broken pipe); the work continues\nsaid\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")

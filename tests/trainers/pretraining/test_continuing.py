@@ -118,10 +118,10 @@ def test_what_cannot_go_on_is_said_in_one_sentence(first, tmp_path, tokenizer, c
         assert not (tmp_path / "longer").exists()
     # Other exits have other heads, and so other parameters.
     assert first("--max_steps", "1", "--exit_layers", "1", "--exit_capacities", "0.5") == 0
-    assert "the optimizer starts anew: its state in the run that goes on is of other parameters" in caplog.text
+    assert "the optimizer starts from scratch: its state in the run that goes on is of other parameters" in caplog.text
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     assert first("--max_steps", "1", output="longest") == 0
-    assert "the optimizer starts anew: its state at the end of" in caplog.text
+    assert "the optimizer starts from scratch: its state at the end of" in caplog.text
 
 
 def test_moments_come_without_the_learning_rate_they_were_made_with(tmp_path):

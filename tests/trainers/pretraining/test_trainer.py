@@ -341,7 +341,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(to
         return step(model, inputs, *args)
 
     trainer.training_step = training_step
-    with pytest.raises(DivergenceError, match=r"the loss is nan in step 2; its batch is in .*diverged-step-2-0"):
+    with pytest.raises(DivergenceError, match=r"the loss is nan in step 2; the batch is saved in .*diverged-step-2-0"):
         trainer.train()
     seen = load_file(tmp_path / "diverged-step-2-0.safetensors")
     assert set(seen) == {"0.input_ids", "0.masked_positions", "0.mlm_labels", "0.noise_seeds"}

@@ -38,12 +38,12 @@ def test_changed_text_is_refused_by_name_and_the_same_text_is_not(unfinished, ca
     text.write_bytes(content.replace(b"cat", b"dog", 1))
     os.utime(text, ns=(written.st_atime_ns, written.st_mtime_ns))  # neither its size nor its time says so
     assert run(path) == 2
-    assert f"error: {text} has changed since the run in {folder} began; put it back" in capsys.readouterr().err
+    assert f"error: {text} has changed since the run in {folder} began; restore it" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == weights
     text.unlink()
     text.write_bytes(content)
     assert run(path) == 0
-    assert "goes on from step 2" in caplog.text
+    assert "continues from step 2" in caplog.text
     assert (folder / "metrics.json").exists()
 
 
@@ -54,8 +54,8 @@ def test_other_threads_and_versions_are_said(unfinished, caplog):
     record["environment"] |= {"torch threads": 7, "electra-early-exit": "0.0.1"}
     (folder / "run.json").write_text(json.dumps(record))
     assert run(path) == 0
-    assert f"began with torch threads 7, and goes on with {torch.get_num_threads()}: its weights may" in caplog.text
-    assert "began with electra-early-exit 0.0.1, and goes on with" in caplog.text
+    assert f"began with torch threads 7 and continues with {torch.get_num_threads()}: its weights may" in caplog.text
+    assert "began with electra-early-exit 0.0.1 and continues with" in caplog.text
     assert "began with torch 2" not in caplog.text
 
 
@@ -134,7 +134,7 @@ def test_a_folder_is_held_until_the_process_ends_however_it_ends(recipe, tmp_pat
     assert mine.recv()
     path = recipe(max_steps=2, report_to="none")
     assert run(path) == 2
-    assert f"error: another process is at work in {folder}; wait until it ends, or" in capsys.readouterr().err
+    assert f"error: another process is using {folder}; wait until it ends, or" in capsys.readouterr().err
     assert os.listdir(folder) == [run_folder.LOCK_FILE]
     os.kill(other.pid, signal.SIGKILL)
     other.join()

@@ -206,7 +206,7 @@ def test_cards_say_what_is_so_at_that_commit(commits):
                 assert "language:\n- en" in card
             else:
                 step = commit.title[len("Training in progress, step ")]
-                assert f"Training was going on when this was written: step {step} of 2." in card
+                assert f"This card was written during training, at step {step} of 2." in card
 
 
 def contents(folder: Path) -> dict[str, bytes]:

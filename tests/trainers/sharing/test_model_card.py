@@ -50,7 +50,7 @@ def card(tmp_path, measured=MEASURED, **config) -> str:
     ["0.7123", "| layer 2 | 0.6500 | 0.2500 | 0.0100 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
      "239 documents", '"trust_remote_code": True', "electra-early-exit 9.9", "arXiv:2110.06620", "first 8%",
      "6 layers, hidden size 16", "0.1357", '"revision": "commit-hash", "code_revision": "commit-hash"', "seed 42",
-     "4 minutes of training", "has stated no license", "its exit\nrule, sizes, data and numbers were not"],
+     "4 minutes of training", "No license has been stated", "Its exit rule, sizes, data and\nnumbers were unknown"],
 )  # fmt: skip
 def test_states_what_was_measured(tmp_path, fragment):
     assert fragment in card(tmp_path)
@@ -136,10 +136,10 @@ def test_of_a_run_under_way_it_says_how_far_and_what_the_last_evaluation_was(tmp
     state = {"global_step": 1500, "max_steps": 3200, "log_history": log}
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     text = write_model_card(tmp_path).read_text()
-    assert "Training was going on when this was written: step 1,500 of 3,200." in text
+    assert "This card was written during training, at step 1,500 of 3,200." in text
     assert "| layer 2 | 0.6500 | 0.2500 | 0.0100 |" in text
-    assert "150 tokens a second while tokens exited, 100 in" in text
-    assert "ratio of the times 0.67" in text
+    assert "150 tokens per second with exits active, 100 in" in text
+    assert "time ratio 0.67" in text
     assert "fine-tuned" not in text
 
 
@@ -150,7 +150,7 @@ def test_the_command_renders_it_again_with_license_and_language(tmp_path, capsys
     assert capsys.readouterr().out.strip() == str(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.language) == ("mit", ["de", "ko"])
-    assert "has stated no license" not in (tmp_path / "README.md").read_text()
+    assert "No license has been stated" not in (tmp_path / "README.md").read_text()
     assert cli.main(["card", str(tmp_path / "nowhere")]) == 2
     assert "holds no model: it has no config.json" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkey
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     text = card(tmp_path, measured)
-    assert "exit_profile.png of the model card failed, and the run goes on without: [Errno 28]" in caplog.text
+    assert "exit_profile.png of the model card failed, and the run continues without it: [Errno 28]" in caplog.text
     assert "exit_profile.png" not in text
     assert not (tmp_path / "exit_profile.png").exists()
 

@@ -72,8 +72,8 @@ def test_what_was_pushed_is_read_without_the_plugin(prepared, loopback):
     files = repository.head().files
     assert set(files) == {".gitattributes", "README.md", "train.arrow", "validation.arrow", "cache.json", *vocabulary}
     card = files["README.md"].content.decode()
-    for fragment in ("sampled once, 4 for every token, by the generator `unigram`", "stated no license",
-                     "Where the text comes from was not recorded."):  # fmt: skip
+    for fragment in ("sampled once, 4 for every token, by the generator `unigram`", "No license has been stated",
+                     "The source of the text was not recorded."):  # fmt: skip
         assert fragment in card
     for name, content in hub.everything_pushed():
         assert str(prepared).encode() not in content, name
