@@ -354,7 +354,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(to
     ("spoil", "reason"),
     [
         (lambda model: model.discriminator_predictions.dense_prediction.bias.data.fill_(1e6), "the loss is "),
-        (lambda model: model.electra.embeddings.word_embeddings.weight.register_hook(lambda g: g / 0), "gradients' n"),
+        (lambda model: model.electra.embeddings.word_embeddings.weight.register_hook(lambda g: g / 0), "gradient n"),
     ],
 )
 def test_an_exploding_loss_and_gradients_without_end_stop_the_run(tokenizer, tmp_path, spoil, reason):
