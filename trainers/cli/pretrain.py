@@ -52,6 +52,7 @@ PAGE = Page(
         },
         "training": {
             "max_steps N": "optimizer steps (default: 1000000)",
+            "train_time TIME": "train for this time instead, such as 2h or 90min",
             "per_device_train_batch_size N": "sequences per step and device (default: 8)",
             "optim NAME": "adamw_torch_fused, muon, or another optimizer of Transformers (default: adamw_torch_fused)",
             "learning_rate RATE": "peak learning rate (default: 0.0005)",
