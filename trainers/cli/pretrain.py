@@ -48,7 +48,6 @@ PAGE = Page(
         "generator": {
             "generator_type TYPE": "what replaces tokens: mlm, uniform, unigram, bigram, shuffle, frozen, "
             "cached, self, or module:attribute (default: mlm)",
-            "generator_size SHARE": "width of the generator relative to the model (default: 0.25)",
         },
         "training": {
             "max_steps N": "optimizer steps (default: 1000000)",
