@@ -17,6 +17,7 @@ SOURCE = "modeling_electra_exit/configuration_electra_exit.py"
 VERSION = re.compile(r'^__version__ = "(.*)"$', re.MULTILINE)
 RELEASE = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 UNRELEASED = "## Unreleased"
+IN_README = re.compile(r"(?<=<!--= package\.version -->).*?(?=<!--/-->)")  # as docs/measurements.py marks numbers
 # What the wheel holds beside its metadata.
 PACKAGES = ("electra_exit", "modeling_electra_exit")
 
@@ -50,8 +51,8 @@ def version_of(root: Path) -> str:
 
 
 def set_version(root: Path, version: str, today: datetime.date) -> None:
-    """Write a version into the source and CITATION.cff. A release, unlike a development version, is also dated, there
-    and in the changelog: what was unreleased is its section.
+    """Write a version into the source, README.md and CITATION.cff. A release, unlike a development version, is also
+    dated, there and in the changelog: what was unreleased is its section.
 
     Raises:
         ReleaseError: if it is no version, or nothing is unreleased.
@@ -69,7 +70,9 @@ def set_version(root: Path, version: str, today: datetime.date) -> None:
     dated = f"version: {version}\n" + (f"date-released: {today}\n" if is_release else "")
     citation = re.sub(r"^version: .*\n", dated, citation, flags=re.M)
     source = VERSION.sub(f'__version__ = "{version}"', (root / SOURCE).read_text(encoding="utf-8"))
-    for name, text in (("CHANGELOG.md", changelog), ("CITATION.cff", citation), (SOURCE, source)):
+    readme = IN_README.sub(version, (root / "README.md").read_text(encoding="utf-8"))
+    texts = {"CHANGELOG.md": changelog, "CITATION.cff": citation, "README.md": readme, SOURCE: source}
+    for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
 
 

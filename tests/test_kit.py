@@ -117,7 +117,7 @@ def test_hooks_before_a_commit_are_those_of_make_lint():
 @pytest.fixture
 def repository(tmp_path):
     """A clean one with the files that a release reads."""
-    for name in (release.SOURCE, "CHANGELOG.md", "CITATION.cff"):
+    for name in (release.SOURCE, "CHANGELOG.md", "CITATION.cff", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / "CHANGELOG.md").write_text(
@@ -132,7 +132,9 @@ def test_a_release_is_refused_until_its_version_is_dated_everywhere(repository):
     with pytest.raises(release.ReleaseError, match=rf"CHANGELOG.md has no dated section for {re.escape(__version__)}"):
         release.refuse_unready(repository)
     release.set_version(repository, "7.8.9", datetime.date(2031, 2, 3))
-    with pytest.raises(release.ReleaseError, match=r"commit or remove first: CHANGELOG.md, CITATION.cff, modeling"):
+    with pytest.raises(
+        release.ReleaseError, match=r"commit or remove first: CHANGELOG.md, CITATION.cff, README.md, modeling"
+    ):
         release.refuse_unready(repository)
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "7.8.9"]
     subprocess.run(commit, cwd=repository, check=True)
@@ -153,6 +155,7 @@ def test_a_version_is_written_in_every_place(repository):
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
     assert (citation["version"], citation["date-released"]) == ("7.8.9", datetime.date(2031, 2, 3))
     assert release.version_of(repository) == "7.8.9"
+    assert re.findall(r"<!--= package\.version -->(.*?)<!--/-->", (repository / "README.md").read_text()) == ["7.8.9"]
     with pytest.raises(release.ReleaseError, match=r'CHANGELOG\.md has nothing under "## Unreleased"'):
         release.set_version(repository, "7.9.0", datetime.date(2031, 2, 4))
     release.set_version(repository, "7.9.0.dev0", datetime.date(2031, 2, 4))  # what comes after has no date
