@@ -2,7 +2,7 @@
 
     python -m benchmarks.equal_runs --json benchmarks/results/equal_runs.json
 
-The quickstart's model in fp32, 64 sequences a step: by one process, by two of 32 (DDP), by two that share the weights
+A model of eight layers in fp32, 64 sequences a step: by one process, by two of 32 (DDP), by two that share the weights
 (FSDP2), and by two nodes of one process each. The nodes are two network namespaces with addresses of their own, joined
 by a virtual cable; making them takes root, and nothing is left of them. Each run's loss curve and final weights are
 compared with those of the one process. Steps are alike until two losses differ by more than a hundred thousandth: from

@@ -4,12 +4,13 @@
 
 One process trains a dense model, one with exits, and one with exits whose tokens all go all the way (as at the start
 and at the end of a run), turns of a few steps each. Medians are compared; beside them stands the middle half of the
-steps. Models and exits are those of the recipes `quickstart` and `electra-small`; the last columns are for a whole run
-by their schedule, full-depth steps included.
+steps. Models and exits are those of `eight_layers.yaml` and of the recipe `electra-small`; the last columns are for a
+whole run by their schedule, full-depth steps included.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 from steps import OurStep, device, records, spread, timing_records
@@ -21,10 +22,13 @@ from modeling_electra_exit.trainers.runtime.flops import step_flops
 from research.step_timing import take_turns
 
 
+MINI = Path(__file__).with_name("eight_layers.yaml")
+
+
 def cases(name: str) -> list[tuple]:
     """Label, config, share of a run's steps in which tokens exit, batch size and length of the cases of one model,
     which is a recipe's."""
-    fields, data, training, _ = parse(["quickstart" if name == "mini" else name])
+    fields, data, training, _ = parse([str(MINI) if name == "mini" else name])
     config = build_config(fields, cls_token_id=2, sep_token_id=3)
     share = 1 - training.exit_warmup - training.exit_cooldown
     own = (training.per_device_train_batch_size, data.max_seq_length)

@@ -8,6 +8,10 @@ process from the reading of the text on, without that of its evaluations. Other 
 time longer, too: run what is to be compared at the same time. ROC-AUC is measured twice: by the samples of the run's
 own generator, as every run reports it, and on one corruption of the held-out text, the same for all recipes with
 the same text and vocabulary.
+
+    python -m benchmarks.quickstart summary --results benchmarks/results/quickstart
+
+prints a table of the runs there are. `eight_layers.yaml`, beside this file, is what the quickstart was.
 """
 
 import argparse
@@ -15,9 +19,11 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.time_to_quality import GOAL, seconds_to
 from electra_exit.parsing import parse
 from modeling_electra_exit.trainers.pretraining.run import build_trainer
 from modeling_electra_exit.trainers.runtime.checkpoints import newest_intact
@@ -94,15 +100,39 @@ def measure(recipe: str, flags: list[str], args: argparse.Namespace) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def summary(folder: Path) -> str:
+    """A table of the runs in a folder: how far each is, and how good when the shortest of them ends."""
+    runs = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
+    common = min(run["curve"][-1]["seconds"] for run in runs)
+    names = ("recipe", "seed", "steps", "seconds", "ROC-AUC", f"at {common:,.0f} s", f"seconds to {GOAL}")
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for run in runs:
+        last, points = run["curve"][-1], run["curve"]
+        then = np.interp(common, [point["seconds"] for point in points], [point[f"{OWN}/roc_auc"] for point in points])
+        reached = seconds_to(GOAL, points, f"{OWN}/roc_auc")
+        cells = (
+            run["recipe"], run["seed"], f"{last['step']:,} of {run['max_steps']:,}", f"{last['seconds']:,.0f}",
+            f"{last[f'{OWN}/roc_auc']:.4f}", f"{then:.4f}", "not reached" if reached is None else f"{reached:,.0f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--name", required=True, help="of the recipe in the results")
+    parser.add_argument("recipe", help="or `summary`")
+    parser.add_argument("--results", type=Path, help="of the summary")
+    parser.add_argument("--name", help="of the recipe in the results")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=200, help="steps between two evaluations")
-    parser.add_argument("--folder", type=Path, required=True, help="of the run")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, help="of the run")
+    parser.add_argument("--json", type=Path)
     args, flags = parser.parse_known_args()
+    if args.recipe == "summary":
+        print(summary(args.results))
+        return
+    if missing := [name for name in ("name", "folder", "json") if getattr(args, name) is None]:
+        parser.error(f"a run needs --{', --'.join(missing)}")
     measure(args.recipe, flags, args)
 
 

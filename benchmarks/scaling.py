@@ -34,7 +34,7 @@ from modeling_electra_exit.trainers.runtime.flops import step_flops
 from tests.conftest import write_corpus
 
 
-RECIPE = Path(__file__).parent.parent / "trainers/recipes/quickstart.yaml"
+RECIPE = Path(__file__).with_name("eight_layers.yaml")
 
 
 def main():

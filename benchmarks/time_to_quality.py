@@ -244,13 +244,13 @@ def run_ours(words: list[str], curve: Curve, args: argparse.Namespace) -> None:
 # ---- What it says ----
 
 
-def seconds_to(goal: float, curve: list[dict]) -> float | None:
-    """The time at which a curve reaches a ROC-AUC, on straight lines between its points; `None` where it does not."""
+def seconds_to(goal: float, curve: list[dict], metric: str = "roc_auc") -> float | None:
+    """The time at which a curve reaches a value, on straight lines between its points; `None` where it does not."""
     for before, point in zip([None, *curve], curve, strict=False):
-        if point["roc_auc"] >= goal:
+        if point[metric] >= goal:
             if before is None:
                 return point["seconds"]
-            share = (goal - before["roc_auc"]) / (point["roc_auc"] - before["roc_auc"])
+            share = (goal - before[metric]) / (point[metric] - before[metric])
             return before["seconds"] + share * (point["seconds"] - before["seconds"])
     return None
 

@@ -60,7 +60,7 @@ from modeling_electra_exit.trainers.runtime.flops import step_flops
 
 # Fields of `ElectraConfig`, and how many times narrower the generator is.
 SIZES = {
-    # As wide and deep as the recipe `quickstart`; the generator is half as wide.
+    # As wide as the recipe `quickstart`, and twice as deep; the generator is half as wide.
     "mini": (
         {
             "vocab_size": 4096,

@@ -42,7 +42,7 @@ def test_what_exits_save_is_compared_with_a_model_without_them(load, tmp_path, m
     small = ["--models", "mini", "--precisions", "fp32", "--repeats", 1]
     benchmark = load("exits", *small, "--json", tmp_path / "found.json")
     (case,) = benchmark.cases("mini")
-    assert case[-2:] == (64, 64)  # as in the recipe `quickstart`
+    assert case[-2:] == (64, 64)  # as in `eight_layers.yaml`
     monkeypatch.setattr(benchmark, "cases", lambda name: [(*case[:3], 2, 64)])
     benchmark.main()
     found = records(tmp_path / "found.json")

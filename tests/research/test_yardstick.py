@@ -19,7 +19,7 @@ NAMES = {"cat", "dog", "bird"}
 @pytest.fixture
 def data(tmp_path):
     draw = np.random.default_rng(0)
-    for split, count in (("train", 80), ("validation", 20), ("test", 40)):
+    for split, count in (("train", 80), ("test", 40)):
         rows = []
         for _ in range(count):
             words = [str(word) for word in draw.choice(WORDS, size=6)]
@@ -31,7 +31,9 @@ def data(tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path, tokenizer):
     def save(name, reads_words=True, **fields):
-        model = tiny_model(vocab_size=len(tokenizer), exit_policy="none", **fields)
+        model = tiny_model(
+            vocab_size=len(tokenizer), exit_policy="none", num_hidden_layers=2, norm_position="pre", **fields
+        )
         if not reads_words:
             torch.nn.init.zeros_(model.get_input_embeddings().weight)
         model.save_pretrained(tmp_path / name)
@@ -48,7 +50,7 @@ def test_a_model_that_tells_words_is_told_from_one_that_does_not(data, checkpoin
     results = read_json(out)
     chance = results[blind]["share_of_entities"]
     assert results[blind]["average_precision"] == pytest.approx(chance, abs=0.1)
-    assert results[seeing]["average_precision"] > 0.95
+    assert results[seeing]["average_precision"] > 0.9
     assert results[seeing]["difference"] > 3 * results[seeing]["difference_standard_error"] > 0
     assert results[blind]["difference_standard_error"] == 0
     assert f"chance: {chance:.4f}" in capsys.readouterr().out
@@ -58,9 +60,8 @@ def test_words_without_a_token_or_a_position_have_zeros(checkpoint, tokenizer):
     model = AutoModel.from_pretrained(checkpoint("short", max_position_embeddings=8)).eval()
     words = ["cat", "", *["dog"] * 9]
     states = yardstick.word_states(model, tokenizer, [(words, np.zeros(len(words)))])
-    assert len(states) == 7
-    assert states[-1].shape == (11, 32)
-    assert states[-1].any(axis=1).tolist() == [True, False, *[True] * 5, *[False] * 4]
+    assert states.shape == (11, 32)
+    assert states.any(axis=1).tolist() == [True, False, *[True] * 5, *[False] * 4]
 
 
 def test_a_text_that_is_not_there_is_named(tmp_path):

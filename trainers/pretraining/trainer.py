@@ -376,9 +376,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         model.set_attn_implementation(attention_of(self.accelerator.unwrap_model(self.model)))
         self.model = self.model_wrapped = model.to(self.args.device)
         self.optimizer = self.lr_scheduler = None
-        # Of steps that were logged, or of a fork.
+        # Of steps that were logged, or of a fork; and what a step of the other model costs.
+        self._guards.settle()
         self._loss_parts.clear()
         self._batches.clear()
+        self._step_flops.clear()
         self._micro_steps = self.stopwatch.tokens = 0
 
     def optimizer_names(self, model) -> list[str]:

@@ -464,6 +464,20 @@ def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_depths_are_found_by_the_clock_too(tokenizer, tmp_path, forks, clock):
+    asked, falls = forks
+    falls.update({2: 1.0, 4: 2.0, 8: 1.0})
+    trainer = finding(tokenizer, tmp_path, train_time="100s", save_steps=1000)
+    trainer.clock = clock
+    trainer.callback_handler.callbacks.insert(0, Tick(trainer))
+    trainer.train()
+    assert [depth for _, depth in asked] == [2, 4, 4, 8, 4, 8]
+    (_, first), (step, second) = trainer.model.config.pretraining_depths
+    assert (first, second) == (2, 4)
+    assert 2 * step == pytest.approx(15, abs=2)
+    assert clock.now == pytest.approx(100, abs=4)
+
+
 def test_depths_are_found_in_one_process():
     args = SimpleNamespace(depth_schedule="auto", world_size=2, fp16=False)
     with pytest.raises(ValueError, match="`depth_schedule` auto measures in one process, in fp32 or bf16"):
