@@ -25,7 +25,7 @@ test-oldest: .venv-oldest/installed
 # bounds: what will break, before it does. Resolved anew each time.
 test-latest:
 	$(PYTHON) -m venv --clear .venv-latest
-	.venv-latest/bin/python -m pip install --quiet --upgrade --editable '.[demo,study,test]'
+	.venv-latest/bin/python -m pip install --quiet --upgrade --editable '.[demo,study,docs,test]'
 	.venv-latest/bin/python -m pip install --quiet --upgrade $(DEPENDENCIES)
 	.venv-latest/bin/python -m pip install --quiet --no-deps --requirement requirements-test.lock
 	.venv-latest/bin/python -m pytest
@@ -71,7 +71,7 @@ release: .venv-release/installed
 # For maintainers: resolve the newest versions that fit pyproject.toml, in an environment of its own.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 setuptools '.[demo,study,test]'
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 setuptools '.[demo,study,docs,test]'
 	echo '# Exact versions, written by `make lock`.' > requirements.lock
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude electra-early-exit | sed 's/+cpu$$//' >> requirements.lock
 	rm -rf .venv-lock
