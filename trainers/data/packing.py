@@ -170,7 +170,7 @@ def pack(
             raise DataError(f"the {name} split holds no text: {counts[name]}")
         check_known(ids, tokenizer, split, name)
         padding = 1 - counts[name].tokens / (counts[name].sequences * max_seq_length)
-        if padding > MUCH_PADDING and len(packed[name]) > 1:
+        if segments == "two" and padding > MUCH_PADDING and len(packed[name]) > 1:
             logger.warning(
                 f"{name}: {padding:.0%} of the positions will be padding, as documents are short and do not share a "
                 "sequence; --segments one strings them together, or --sample_by makes longer ones of a .txt file"

@@ -26,6 +26,9 @@ KINDS = {"wordpiece": "WordPiece", "unigram": "Unigram", "bpe": "byte-level BPE"
 NOT_TEXT = r"[\p{Cc}\p{Cf}\x{fffd}&&[^\t\n\r\x{200c}\x{200d}]]+"
 # Thai, Lao, Burmese, Khmer and kana: scripts without spaces that are not cut into characters, as ideographs are.
 WITHOUT_SPACES = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
+# What byte pair encoding merges within: words, numbers, and runs of other signs, with the space before them. As GPT-2
+# has it, but that marks are parts of words: there they cut the words of many scripts.
+WORDS_AND_SIGNS = r" ?[\p{L}\p{M}\x{200c}\x{200d}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+"
 # WordPiece takes a word of more than 100 characters for unknown, and in these scripts a sentence is one.
 LONGEST_RUN = 50
 # Of the logarithms that a Unigram tokenizer adds up; and a difference that the library makes between some of them.
@@ -149,8 +152,13 @@ def _byte_pairs(documents: Dataset, vocab_size: int, normalizer: normalizers.Nor
     if vocab_size < (least := len(SPECIAL) + len(alphabet)):
         raise DataError(f"--vocab_size must be at least {least} for --tokenizer_type bpe, got {vocab_size}")
     backend = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
-    backend.normalizer, backend.decoder = normalizer, decoders.ByteLevel()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    # One space before every word, the first one's too: as for other types, spaces and ends of lines say no more.
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Prepend(" ")]
+    backend.normalizer, backend.decoder = normalizers.Sequence([normalizer, *spaces]), decoders.ByteLevel()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(WORDS_AND_SIGNS), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
     backend.train_from_iterator(
         _batches(documents),
         trainers.BpeTrainer(
