@@ -10,6 +10,7 @@ import itertools
 import logging
 import re
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ DECISION = "depth.json"
 # Steps of a fork, as a share of those of the run so far and within bounds; and the held-out batches that judge it.
 FORK_SHARE, FEWEST, MOST = 0.03, 8, 64
 FORK_BATCHES = 16
+# A fall of so many standard errors is no chance.
+SURE = 2.0
 LAYER = re.compile(r"^(electra\.encoder\.layer\.)(\d+)(\..*)$")
 # What a block adds to the residual stream comes from these two projections.
 LAST_PROJECTIONS = (".attention.output.dense.", ".output.dense.")
@@ -150,10 +153,12 @@ class Fork:
     """What a few steps from a checkpoint on, in which the learning rate falls to 0, have changed.
 
     fall: of the held-out loss, in nats of the whole objective.
-    seconds: of those steps.
+    error: its standard error over the held-out batches.
+    seconds: of those steps, by their median: a step that something else held up says nothing.
     """
 
     fall: float
+    error: float
     seconds: float
 
     @property
@@ -162,7 +167,7 @@ class Fork:
 
 
 def found_depth(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> int:
-    """How deep a model goes on from a checkpoint: deeper if that lowers the held-out loss faster. A checkpoint at
+    """How deep a model goes on from a checkpoint: deeper if that lowers the held-out loss, and faster. A checkpoint at
     which that was measured says what was found, so that a run continues as it began."""
     own = type(config).from_pretrained(checkpoint).num_hidden_layers
     deeper = trainer.depths.next_depth(own)
@@ -171,7 +176,9 @@ def found_depth(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> in
     path = checkpoint / DECISION
     if not path.exists():
         forks = {depth: fork(trainer, checkpoint, at_depth(config, depth)) for depth in (own, deeper)}
-        chosen = max(forks, key=lambda depth: forks[depth].pace)
+        # On a plateau nothing falls, and what is measured is chance: more layers have to be seen to learn.
+        learns = forks[deeper].fall > SURE * forks[deeper].error
+        chosen = deeper if learns and forks[deeper].pace > forks[own].pace else own
         words = ", ".join(f"{depth} layers by {of.pace:.3g}" for depth, of in forks.items())
         logger.info(f"a second of training lowers the held-out loss with {words}: the model has {chosen} from here on")
         write_json(path, {"depth": chosen, "forks": {depth: vars(of) for depth, of in forks.items()}})
@@ -198,31 +205,33 @@ def measure_fork(trainer, moments: dict) -> Fork:
     rates = [group["lr"] for group in optimizer.param_groups]
     model, optimizer = trainer.accelerator.prepare(trainer.model, optimizer)
     trainer.current_gradient_accumulation_steps = 1
-    before = held_out_loss(trainer, model)
+    before = held_out_losses(trainer, model)
     batches = iter(trainer.get_train_dataloader())
     steps = min(max(FEWEST, round(FORK_SHARE * trainer.state.global_step)), MOST)
-    start = trainer.clock()
+    seconds = []
     model.train()
     for step in range(steps):
         if (batch := next(batches, None)) is None:
             batches = iter(trainer.get_train_dataloader())
             batch = next(batches)
+        start = trainer.clock()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / steps)
         trainer.training_step(model, batch)
         trainer.check_grad_norm(trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm))
         optimizer.step()
         model.zero_grad()
-    if trainer.args.device.type != "cpu":
-        torch.accelerator.synchronize()
-    seconds = trainer.clock() - start
-    fall = before - held_out_loss(trainer, model)
+        if trainer.args.device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(trainer.clock() - start)
+    falls = before - held_out_losses(trainer, model)
     trainer.accelerator.free_memory()
-    return Fork(fall, seconds)
+    error = float(falls.std() / len(falls) ** 0.5) if len(falls) > 1 else 0.0
+    return Fork(float(falls.mean()), error, steps * statistics.median(seconds))
 
 
-def held_out_loss(trainer, model) -> float:
-    """The mean over some held-out batches, corrupted the same way every time."""
+def held_out_losses(trainer, model) -> torch.Tensor:
+    """Of some held-out batches, corrupted the same way every time; fp32 of shape `(batches,)`."""
     losses, sequences = [], trainer.eval_dataset
     sequences = next(iter(sequences.values())) if isinstance(sequences, dict) else sequences
     model.eval()
@@ -230,7 +239,7 @@ def held_out_loss(trainer, model) -> float:
         torch.manual_seed(trainer.args.seed)
         for batch in itertools.islice(trainer.get_eval_dataloader(sequences), FORK_BATCHES):
             losses.append(trainer.prediction_step(model, batch, prediction_loss_only=True)[0])
-    return float(torch.stack(losses).mean())
+    return torch.stack(losses).float().cpu()
 
 
 # ---- Growing ----

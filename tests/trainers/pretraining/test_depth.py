@@ -372,17 +372,23 @@ def test_a_run_by_the_clock_that_is_killed_at_a_stages_end_goes_on_in_the_next(t
 
 def finding(tokenizer, folder, **arguments):
     settings = {"depth_schedule": "auto", "max_steps": 20, "save_steps": 1, "optim": "adamw_torch"}
+    settings["per_device_eval_batch_size"] = 2
     return growing(tokenizer, folder, plain_model(num_hidden_layers=8), **{**settings, **arguments})
+
+
+class Falls(dict):
+    """Of the held-out loss by depth; and their standard errors."""
 
 
 @pytest.fixture
 def forks(monkeypatch):
     """Measurements by depth, and which were asked for."""
-    asked, falls = [], {}
+    asked, falls, errors = [], Falls(), {}
+    falls.errors = errors
 
     def measured(trainer, checkpoint, config):
         asked.append((checkpoint.name, config.num_hidden_layers))
-        return Fork(falls.get(config.num_hidden_layers, 1.0), 1.0)
+        return Fork(falls.get(config.num_hidden_layers, 1.0), errors.get(config.num_hidden_layers, 0.0), 1.0)
 
     monkeypatch.setattr(depth_module, "fork", measured)
     return asked, falls
@@ -410,6 +416,19 @@ def test_a_model_grows_when_more_layers_lower_the_loss_faster(tokenizer, tmp_pat
     assert len(trainer.model.electra.encoder.layer) == 4
     assert "lowers the held-out loss with 2 layers by 1, 4 layers by 2: the model has 4 from here on" in caplog.text
     assert "more layers did not pay in this time: the model has 4 of 8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("falls_of", "error"),
+    [({2: -1.0, 4: -0.5}, 0.0), ({2: 0.1, 4: 0.2}, 0.15)],  # nothing falls; nothing falls by more than chance
+)
+def test_a_model_on_a_plateau_does_not_grow(tokenizer, tmp_path, forks, falls_of, error):
+    _, falls = forks
+    falls.update(falls_of)
+    falls.errors.update(dict.fromkeys(falls_of, error))
+    trainer = finding(tokenizer, tmp_path, save_steps=1000)
+    trainer.train()
+    assert trainer.model.config.pretraining_depths == [[0, 2]]
 
 
 def test_a_model_that_is_as_deep_as_can_be_is_measured_no_more(tokenizer, tmp_path, forks):
@@ -447,7 +466,7 @@ def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_pa
 
     def kept(*args):
         made.append(real(*args))
-        return Fork(float(len(made) % 2), 1.0)  # the shallower one comes first
+        return Fork(float(len(made) % 2), 0.0, 1.0)  # the shallower one comes first
 
     real = depth_module.fork
     monkeypatch.setattr(depth_module, "fork", kept)
@@ -455,8 +474,10 @@ def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_pa
     found.train()
     assert len(made) == 6
     assert all(0 < of.seconds < 60 for of in made)
-    assert any(of.fall > 0 for of in made)
-    monkeypatch.setattr(depth_module, "fork", lambda trainer, at, config: Fork(1.0 / config.num_hidden_layers, 1.0))
+    assert any(of.fall > of.error > 0 for of in made)
+    monkeypatch.setattr(
+        depth_module, "fork", lambda trainer, at, config: Fork(1.0 / config.num_hidden_layers, 0.0, 1.0)
+    )
     shallow = finding(tokenizer, tmp_path / "unmeasured", optim=optim, learning_rate=1e-2)
     shallow.train()
     assert_same(weights(shallow), weights(found))
