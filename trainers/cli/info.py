@@ -453,6 +453,8 @@ class Description:
             found[f"electra-exit export {model} OUT --to electra"] = "write plain ELECTRA, which needs no plugin"
         if self.has_generator or self.kind == "ForMaskedLM":
             found[f"transformers.pipeline('fill-mask', model='{self.place}')"] = "fill masks, in Python"
+        if task or self.kind == "ForPreTraining":
+            found[f"electra-exit demo {model}"] = "try it on a page of this machine"
         found[f"electra-exit push {model} REPO_ID"] = "put it on the Hub"
         return found
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on its own task, GLUE tasks or BLiMP",
     "info": "show what a model is, its scores, and what you can do with it",
     "score": "predict labels or tags of texts, or which of their tokens were replaced",
+    "demo": "try a model on a page of this machine, or write that page as a Space",
     "export": "write a checkpoint as plain ELECTRA",
     "push": "push a run or a saved model to the Hub",
     "push-dataset": "push prepared data and its tokenizer",
