@@ -32,7 +32,7 @@ STYLE = """
 button.primary { background: #1f5fa8; color: #fff; border-color: #1f5fa8; }
 button.primary:hover { background: #174a85; }
 .tokens { display: flex; flex-wrap: wrap; gap: .45rem .3rem; padding: 0; margin: .3rem 0 1rem; list-style: none; }
-.tokens li { padding: .1rem .45rem; border-radius: .35rem; text-align: center; color: #1c2024;
+.tokens li { margin: 0; padding: .1rem .45rem; border-radius: .35rem; text-align: center; color: #1c2024;
              background: color-mix(in srgb, #e8590c calc(var(--p) * 62%), #eef1f4); }
 .tokens small { display: block; font-size: .75rem; color: #1c2024; font-variant-numeric: tabular-nums; }
 .answer { font-size: 1.5rem; font-weight: 600; }
@@ -93,7 +93,10 @@ class Demo:
             for token, probability in found
         )
         likely = max(found, key=lambda each: each[1], default=None)
-        said = "" if likely is None else f"<p>Most likely replaced: <b>{escape(likely[0])}</b>, {likely[1]:.0%}.</p>"
+        said = ""
+        if likely is not None:
+            which = "Most likely replaced" if likely[1] >= 0.5 else "None looks replaced; the likeliest"
+            said = f"<p>{which}: <b>{escape(likely[0])}</b>, {likely[1]:.0%}.</p>"
         return (f"{said}<p>Each token, and how likely it is that another stood there before:</p>"
                 f'<ul class="tokens" aria-label="tokens">{items}</ul>')  # fmt: skip
 

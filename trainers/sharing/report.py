@@ -1,5 +1,6 @@
 """`report.html`: what a run was and measured, on one page that needs no other file and no network."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jinja2
 from ..errors import UsageError
 from ..runtime.files import naming_write_errors, read_json
 from ..runtime.pace import in_words
+from ..runtime.run_folder import RUN_FILE
 from .model_card import METRIC_TITLES
 from .records import CALIBRATION, METRICS, points, read_facts, read_log, scores_by_exit
 from .svg import Series, line_chart
@@ -63,7 +65,11 @@ def pre_training_page(folder: Path) -> dict:
     return {
         "kind": "Pre-training",
         "summary": summary,
-        "charts": [*_quality(log, scale, x_label), *_losses(log, scale, x_label, PRE_TRAINING_LOSSES), *_exits(facts)],
+        "charts": [
+            *_quality(log, scale, x_label, expected_curve(folder)),
+            *_losses(log, scale, x_label, PRE_TRAINING_LOSSES),
+            *_exits(facts),
+        ],
         "tables": [
             _detection(evaluation),
             _costs(facts.get("flops")),
@@ -80,13 +86,25 @@ PRE_TRAINING_LOSSES = {
 }
 
 
-def _quality(log: list[dict], scale: float, x_label: str) -> list[dict]:
+def expected_curve(folder: Path) -> list[tuple[float, float]]:
+    """Steps and the held-out ROC-AUC that was measured at them, for a run of the same settings; empty where none was.
+    The files in `recipes/expected` name the command that measured them."""
+    given = read_json(folder / RUN_FILE).get("arguments", {}) if (folder / RUN_FILE).is_file() else {}
+    for path in files("modeling_electra_exit.trainers").joinpath("recipes", "expected").iterdir():
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        if measured["arguments"].items() <= given.items():
+            return [(step, auc) for step, auc in measured["steps_and_roc_auc"]]
+    return []
+
+
+def _quality(log: list[dict], scale: float, x_label: str, expected: list[tuple[float, float]]) -> list[dict]:
     train, held_out = points(log, "discriminator_auc", scale), points(log, "eval_roc_auc", scale)
     if len(train) + len(held_out) < 2:
         return []
     lines = [
         Series("on the batches of training", train),
         Series("on held-out text", held_out, "b", dots=True),
+        Series("expected on held-out text", [(step * scale, auc) for step, auc in expected], "d"),
         Series("chance", [(x, 0.5) for x, _ in (train or held_out)], "c"),
     ]
     last = (held_out or train)[-1][1]

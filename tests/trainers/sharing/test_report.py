@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from electra_exit.places import TRAINERS
 from modeling_electra_exit.trainers.errors import UsageError
-from modeling_electra_exit.trainers.sharing.report import write_report
+from modeling_electra_exit.trainers.sharing.report import expected_curve, write_report
 from modeling_electra_exit.trainers.sharing.svg import Series, in_short, line_chart, ticks
 from tests.browser import dom, needs_chromium, screenshot
 from tests.trainers.sharing.test_model_card import MEASURED
@@ -82,6 +83,19 @@ def test_a_pre_training_is_on_the_page(tmp_path):
         "<td>80.0%</td>", "239 documents, 264,190 tokens", "torch 2.13",
     ):  # fmt: skip
         assert fragment in text
+
+
+def test_what_was_measured_for_a_recipe_stands_beside_the_runs_own_curve(tmp_path):
+    path = TRAINERS / "recipes" / "expected" / "quickstart.json"
+    expected = json.loads(path.read_text())
+    folder = pre_trained(tmp_path / "run")
+    (folder / "run.json").write_text(json.dumps({"arguments": {**expected["arguments"], "seed": 7}}))
+    assert "expected on held-out text" in write_report(folder).read_text()
+    assert expected_curve(folder) == [tuple(point) for point in expected["steps_and_roc_auc"]]
+    assert len(expected_curve(folder)) > 5
+    (folder / "run.json").write_text(json.dumps({"arguments": {**expected["arguments"], "hidden_size": 64}}))
+    assert expected_curve(folder) == []
+    assert "expected on held-out text" not in write_report(folder).read_text()
 
 
 def test_a_fine_tuning_is_on_the_page(tmp_path):
