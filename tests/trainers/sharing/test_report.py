@@ -3,8 +3,10 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import yaml
 
 from electra_exit.places import TRAINERS
 from modeling_electra_exit.trainers.errors import UsageError
@@ -96,6 +98,15 @@ def test_what_was_measured_for_a_recipe_stands_beside_the_runs_own_curve(tmp_pat
     (folder / "run.json").write_text(json.dumps({"arguments": {**expected["arguments"], "hidden_size": 64}}))
     assert expected_curve(folder) == []
     assert "expected on held-out text" not in write_report(folder).read_text()
+
+
+def test_the_expected_curve_is_that_of_the_recipe_as_it_was_measured():
+    expected = json.loads((TRAINERS / "recipes" / "expected" / "quickstart.json").read_text())
+    recipe = yaml.safe_load((TRAINERS / "recipes" / "quickstart.yaml").read_text())
+    assert expected["arguments"].items() <= recipe.items()
+    measured = json.loads((Path(__file__).parents[3] / expected["command"].split()[-1]).read_text())
+    found = [[point["step"], round(point["own_samples/roc_auc"], 4)] for point in measured["curve"]]
+    assert expected["steps_and_roc_auc"] == found
 
 
 def test_a_fine_tuning_is_on_the_page(tmp_path):
