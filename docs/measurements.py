@@ -206,6 +206,28 @@ def inference() -> Named:
     yield "layers", f"{found[place.format(1, 'exits'), 'layers']['value']:.1f}"
 
 
+KINDS = {"wordpiece": "WordPiece", "unigram": "Unigram", "bpe": "byte-level BPE"}
+
+
+def tokenizers() -> Named:
+    """What types and flags do to languages."""
+    found = records("tokenizers_languages")
+    languages = list(dict.fromkeys(name.split("/")[0] for name, _ in found))
+
+    def cell(language: str, switch: str, kind: str) -> str:
+        place = f"{language}/{switch}/{kind}"
+        words, characters, unknown = (
+            found[place, metric]["value"] for metric in ("tokens_per_word", "characters_per_token", "unknown")
+        )
+        return f"{words:.2f}, {characters:.2f}, {unknown:.2%}"
+
+    rows = [["language", *KINDS.values()]]
+    yield "types", table(*rows, *([name, *(cell(name, "default", kind) for kind in KINDS)] for name in languages))
+    switches = list(dict.fromkeys(name.split("/")[1] for name, _ in found))
+    rows = [["language", *(f"`{switch}`" if switch.startswith("-") else switch for switch in switches)]]
+    yield "flags", table(*rows, *([n, *(cell(n, switch, "wordpiece") for switch in switches)] for n in languages))
+
+
 def scaling() -> Named:
     found = records("scaling")
     rows = [["processes", "tokens/s", "over one process"]]
@@ -424,6 +446,7 @@ NUMBERS = {
     "speed": speed,
     "exit_steps": exit_steps,
     "inference": inference,
+    "tokenizers": tokenizers,
     "scaling": scaling,
     "faults": faults,
     "exits": exits,

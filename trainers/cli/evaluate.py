@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from modeling_electra_exit.trainers.finetuning.run import spread
     from modeling_electra_exit.trainers.runtime.files import write_json
 
-    from .parsing import FINETUNE, parse_fields
+    from .parsing import FINETUNE, check_names, parse_fields
     from .sentences import show_progress
 
     show_progress()
@@ -45,7 +45,9 @@ def run(argv: Sequence[str]) -> int:
         ours = {"model": args.model, "task": task, "output_dir": str(args.output_dir / task)}
         if given := {f"--{name}" for name in ours} & {token.split("=")[0] for token in fields}:
             raise UsageError(f"{min(given)} has no place here; name the tasks with --tasks")
-        return parse_fields(ours, fields, FINETUNE)
+        parsed = parse_fields(ours, fields, FINETUNE)
+        check_names(parsed)
+        return parsed
 
     if args.tasks is None:
         ours = {"model": args.model, "output_dir": str(args.output_dir)}

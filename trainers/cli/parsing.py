@@ -17,7 +17,7 @@ from modeling_electra_exit.trainers.runtime.arguments import ElectraEarlyExitTra
 
 from .flags import config_flags
 from .hub import DATASETS, GLUE_ON_THE_HUB, MODELS, check_reachable
-from .parser import OneLineErrors, ParserExit
+from .parser import OneLineErrors, Parser, ParserExit
 from .places import RECIPES, yaml_names
 from .quick import HELP_ALL, unknown_field, with_underscores
 from .recipes import read_yaml, recipe_arguments
@@ -150,7 +150,21 @@ def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, objec
     if HELP_ALL & set(argv):
         build_parser(command).print_help()
         raise ParserExit(0)
-    return parse_fields(read_recipe(argv[0], command), argv[1:], command)
+    arguments = parse_fields(read_recipe(argv[0], command), argv[1:], command)
+    check_names(arguments)
+    return arguments
+
+
+def check_names(arguments: tuple[dict, object, TrainingArguments, dict]) -> None:
+    """Refuse names on a Hub that does not answer, a recipe's too; `arguments` are what [`parse_fields`] returns.
+
+    Raises: as [`hub.check_reachable`].
+    """
+    fields = {name: value for part in arguments[1:3] for name, value in vars(part).items()}
+    models, datasets = ([fields.get(flag[2:]) for flag in flags] for flags in (MODELS, DATASETS))
+    if fields.get("task") and not (fields["data_dir"] or fields["train_file"] or any(datasets)):
+        datasets = [GLUE_ON_THE_HUB]
+    check_reachable(Parser(prog="electra-exit"), models, datasets)
 
 
 def parse_fields(
@@ -172,10 +186,6 @@ def parse_fields(
         given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
         if unread := sorted(name for name in given if name.startswith("exit_") and name != "exit_policy"):
             raise UsageError(f"--{unread[0]} needs exits, and `exit_policy` is none: give --exit_policy random")
-    models, datasets = ([getattr(namespace, flag[2:], None) for flag in flags] for flags in (MODELS, DATASETS))
-    if getattr(namespace, "task", None) and not (namespace.data_dir or namespace.train_file or any(datasets)):
-        datasets = [GLUE_ON_THE_HUB]
-    check_reachable(parser, models, datasets)  # a recipe may name some, too
     try:
         data_args = command.data(**_take(namespace, command.data))
         training_args = command.training(**_take(namespace, command.training))

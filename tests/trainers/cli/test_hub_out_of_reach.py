@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from electra_exit import hub
+from electra_exit import hub, parsing
 from modeling_electra_exit.trainers.finetuning.examples import GLUE_ON_THE_HUB
 from tests.conftest import tiny_model
 
@@ -121,3 +121,10 @@ def test_a_slow_hub_is_waited_for_and_no_longer(silent, monkeypatch):
 
 def test_glue_has_one_name():
     assert hub.GLUE_ON_THE_HUB == GLUE_ON_THE_HUB
+
+
+def test_only_a_command_asks_for_names(monkeypatch):
+    """A study's report, too, reads what a run was told."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("the Hub was asked"))
+    parsing.parse_fields({"demo_corpus": True, "reference_folder": "references/small"})
