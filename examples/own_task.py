@@ -27,7 +27,7 @@ from modeling_electra_exit.trainers.sharing.hub import push_folder
 
 
 TEXT, LABEL = "text", "era"
-EXIT_LAYERS = [2, 4, 6]  # after which layers a text may stop; the last layer always answers
+EXIT_LAYERS = [1, 2]  # after which layers a text may stop; the last layer always answers
 MAX_LENGTH = 64  # tokens of a text; no more than the model has positions
 BATCH_SIZE, EPOCHS, LEARNING_RATE = 32, 5, 5e-4
 MAX_ACCURACY_DROP = 0.01  # shown with 95 % confidence by 300 held-out examples or more
@@ -48,6 +48,7 @@ def main(start: str, file: str, folder: str, repository: str | None = None):
         start,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
+        exit_policy="random",  # whatever the pre-training had: a head after each of these layers
         exit_layers=EXIT_LAYERS,
         classifier_pooling="mean",  # early layers put little into [CLS]
     )

@@ -31,7 +31,7 @@ found = example.main(*arguments)
 print(json.dumps(str(found) if isinstance(found, os.PathLike) else found.config.inference_exit_thresholds))
 """
 PRETRAINING = {"vocab_size": 80, "max_seq_length": 32, "max_steps": 4, "warmup_steps": 1, "hidden_size": 32,
-               "embedding_size": 16, "intermediate_size": 64, "num_hidden_layers": 3, "generator_size": 0.5,
+               "embedding_size": 16, "intermediate_size": 64, "num_hidden_layers": 4, "generator_size": 0.5,
                "per_device_train_batch_size": 8, "validation_fraction": 0.2, "logging_steps": 2, "report_to": "none",
                "use_cpu": True}  # fmt: skip
 FINETUNING = {"max_steps": 30, "learning_rate": 5e-3, "use_cpu": True, "report_to": "none",
@@ -115,7 +115,9 @@ def of_animals(count, seed=0):
 def test_own_task(hub, home):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(home / "start")
-    tiny_model(num_hidden_layers=4, exit_layers=[1], exit_capacities=[0.5]).save_pretrained(home / "start")
+    tiny_model(num_hidden_layers=4, exit_policy="none", exit_layers=[], exit_capacities=[]).save_pretrained(
+        home / "start"
+    )
     changes = {"LABEL": "animal", "EXIT_LAYERS": [1, 2], "EPOCHS": 4, "LEARNING_RATE": 5e-3, "MAX_ACCURACY_DROP": 0.2}
     task = write_csv(home / "task.csv", ["text", "animal"], of_animals(200))
     thresholds = run_example(
@@ -190,7 +192,7 @@ def test_the_notebook(tmp_path, monkeypatch, capsys):
     for cell in cells:
         exec(compile(cell.source, cell.id, "exec"), known)
         if "parameters" in cell.metadata.get("tags", ()):
-            known["PRETRAINING"] = {**PRETRAINING, "num_hidden_layers": 4, "vocab_size": 600}
+            known["PRETRAINING"] |= {**PRETRAINING, "vocab_size": 600}
             known["FINETUNING"] = {"max_steps": 10, "max_seq_length": 32, "use_cpu": True, "report_to": "none"}
             known |= {"EXIT_LAYERS": [1, 2], "EXAMPLES": 100, "MAX_ACCURACY_DROP": 0.2}
     printed = capsys.readouterr().out
