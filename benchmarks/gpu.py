@@ -1,43 +1,615 @@
-"""The training steps of `training_step.py` on a CUDA device: ELECTRA-Small and -Base, compiled and not.
+"""One command for the minutes in which there is a GPU: is it right, how fast is it, and what is that worth?
 
-    pip install --no-deps electra-pytorch==0.1.2 rtd-gdes==0.1.4.1 liger-kernel
-    python benchmarks/gpu.py [--json FILE] [--sizes electra-small electra-base] [--tokens 16384] [--repeats 3]
+    python benchmarks/gpu.py --minutes 8 [--folder gpu-results] [--text FILE] [--wheels FOLDER]
+    python benchmarks/gpu.py --rehearse              # the same on the CPU, at a tiny size: seconds
+    python benchmarks/gpu.py --pack FOLDER           # with a network: wheels for a machine that has torch and none
 
-The variants are those of `training_step.py`, and `dense.liger`: `dense` with the generator's loss by Liger's fused
-linear cross-entropy. That gives no samples, so these take the logits once more.
+It needs a clone, Python 3.12 and PyTorch 2.11; what else is missing travels along in the folder of `--wheels`. The
+parts run one after another, each in a process of its own that is ended when its time is over, and write
+`FOLDER/gpu.json` as they go, a list of records as of the other benchmarks:
+
+- `correctness`: losses and gradients of a step against the CPU's, in fp32 and bf16; the same tokens kept for the same
+  seeds; exits of a batch against those of its examples alone; a resumed run against one that was not interrupted; a
+  compiled step against an eager one. `holds` is 1 or 0.
+- `steps`: time, memory, MFU, launches and waits of a step: the plain loop on Transformers' models, ours dense, with
+  the default exits, and both compiled. The peak is that of a product of two large matrices in the same process.
+- `inference`: a classifier at full depth, with exits that nothing takes, and with exits that half of what reaches each
+  takes.
+- `quality`: with what is left, ELECTRA-Small on text, dense and with the default exits, each for the same time:
+  held-out ROC-AUC, and the seconds to the best that both reach.
 """
 
+import argparse
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import signal
+import statistics
+import subprocess
 import sys
-
-import torch
-
-
-if not torch.cuda.is_available():
-    sys.exit("benchmarks/gpu.py needs a CUDA device, and this machine has none (training_step.py runs on a CPU)")
-
-import training_step
-
-from modeling_electra_exit.generator_head import sample_tokens
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
-def with_liger(case: training_step.Case):
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    step, cross_entropy = training_step.ours(case, exit_policy="none"), LigerFusedLinearCrossEntropyLoss()
-
-    def predict_tokens(states, targets, noise=None):
-        head = step.model.generator.lm_head
-        with torch.no_grad():
-            samples = sample_tokens(head(states))
-        return cross_entropy(head.weight, states, targets, head.bias), samples
-
-    step.model._predict_tokens = predict_tokens
-    return step
+START = time.monotonic()
+ROOT = Path(__file__).resolve().parents[1]
+# What a machine with PyTorch is taken to have.
+LEFT_OUT = ("torch", "triton", "nvidia", "cuda", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "setuptools")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-training_step.VARIANTS["dense.liger"] = with_liger
-# A CPU's kernels are no choice here.
-NAMES = [name for name in training_step.VARIANTS if name != "dense.torch-kernels"]
+@dataclass
+class Plan:
+    """How large everything is. Cases come in the order of what they are worth, should the time not hold them all."""
+
+    sizes: tuple = ("electra-small", "electra-base")
+    lengths: tuple = (128, 512)
+    precisions: tuple = ("bf16", "tf32")
+    tokens: int = 128 * 128
+    variants: tuple = ("hf-loop", "dense", "exits", "dense.compiled", "exits.compiled")
+    block: int = 10  # steps that are timed together
+    blocks: int = 3
+    compiler: dict = field(default_factory=lambda: {"mode": "reduce-overhead"})
+    batch_sizes: tuple = (1, 8, 32, 64, 256)
+    passes: int = 10
+    peak_size: int = 8192
+    # Shares of the minutes; what a part leaves goes to those behind it.
+    shares: dict = field(default_factory=lambda: {"correctness": 0.2, "steps": 0.4, "inference": 0.1, "quality": 0.3})
+    pretraining: tuple = ("electra-small", "--per_device_train_batch_size", "128", "--dataloader_num_workers", "4")
+
+
+REHEARSAL = Plan(
+    sizes=("tiny",), lengths=(32,), precisions=("bf16",), tokens=64, block=1, blocks=2, compiler={"backend": "eager"},
+    batch_sizes=(1, 4), passes=1, peak_size=128, variants=("hf-loop", "dense", "exits.compiled"),
+    pretraining=("quickstart", "--max_seq_length", "32", "--max_position_embeddings", "32", "--vocab_size", "300",
+                 "--hidden_size", "32", "--embedding_size", "32", "--intermediate_size", "64", "--eval_steps", "2",
+                 "--per_device_train_batch_size", "4", "--max_steps", "4", "--corpus_init", "false"),
+)  # fmt: skip
+TINY = {
+    "vocab_size": 120, "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "intermediate_size": 64,
+}  # fmt: skip
+
+
+# ---- Imports on a bare machine ----
+
+
+def make_importable(wheels: Path | None, scratch: Path) -> None:
+    """Put the packages of this clone, and of `wheels`, where Python finds them."""
+    if wheels is not None:
+        site = scratch / "site"
+        names = sorted(str(path) for path in wheels.glob("*.whl"))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*command, "--target", str(site), *names], check=True)
+        sys.path.insert(0, str(site))
+    if importlib.util.find_spec("modeling_electra_exit") is None:
+        # As setuptools would lay them out.
+        package = scratch / "clone" / "modeling_electra_exit"
+        package.mkdir(parents=True)
+        for path in (ROOT / "modeling_electra_exit").iterdir():
+            (package / path.name).symlink_to(path)
+        for name in ("trainers", "model_cards"):
+            (package / name).symlink_to(ROOT / name)
+        (scratch / "clone" / "electra_exit").symlink_to(ROOT / "trainers" / "cli")
+        sys.path.insert(0, str(scratch / "clone"))
+    if wheels is not None or str(scratch / "clone") in sys.path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for what compiles
+
+
+def pack(folder: Path) -> None:
+    """Download the wheels that this package needs beside [`LEFT_OUT`], in the versions of `requirements.lock`."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    def canonical(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = {canonical(line.split("==")[0]): line for line in lines if "==" in line}
+    needed, waiting, seen = {}, [("electra-early-exit", "")], set()
+    while waiting:
+        package, extras = waiting.pop()
+        if (package, extras) in seen:
+            continue
+        seen.add((package, extras))
+        try:
+            wanted = requires(package) or []
+        except PackageNotFoundError:
+            continue
+        for line in wanted:
+            _, name, more = re.match(r"(([\w.-]+)\s*(?:\[([\w,-]+)\])?)", line).groups()
+            of_extra = re.search(r"extra == ['\"]([\w-]+)", line)
+            if (of_extra and of_extra[1] not in extras.split(",")) or canonical(name).startswith(LEFT_OUT):
+                continue
+            if canonical(name) in locked:
+                needed[canonical(name)] = locked[canonical(name)]
+                waiting.append((canonical(name), more or ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
+    options += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder), *needed.values()],
+        check=True,
+    )
+    megabytes = sum(path.stat().st_size for path in folder.glob("*.whl")) / 2**20
+    print(f"{len(needed)} wheels, {megabytes:.0f} MiB, in {folder}: {' '.join(sorted(needed.values()))}")
+
+
+# ---- Records ----
+
+
+class Results:
+    """The records of one part, in a file from the first on."""
+
+    def __init__(self, path: Path):
+        self.path, self.records = path, []
+
+    def add(self, name: str, metric: str, value: float, unit: str, samples=None, baseline: str | None = None):
+        by_name = {(record["name"], record["metric"]): record["value"] for record in self.records}
+        before = by_name.get((baseline, metric))
+        ratio = value / before if before else None
+        record = {"name": name, "metric": metric, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio,
+                  "samples": samples or [value]}  # fmt: skip
+        self.records.append(record)
+        written = self.path.with_suffix(".new")
+        written.write_text(json.dumps(self.records, indent=1) + "\n", encoding="utf-8")
+        written.replace(self.path)
+
+    def holds(self, name: str, difference: float, limit: float):
+        """Note that a difference is at most `limit`, or that it is not."""
+        right = difference <= limit  # false for NaN
+        self.add(name, "difference", difference, f"at most {limit:g}")
+        self.add(name, "holds", float(right), "1 or 0")
+        print(f"{'holds' if right else 'DOES NOT HOLD'}: {name}, {difference:.2g} of at most {limit:g}", flush=True)
+
+
+# ---- The parts ----
+
+
+def correctness(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
+    for check in (same_step_as_the_cpu, same_tokens_kept, same_alone_as_in_a_batch, same_compiled, same_resumed):
+        try:
+            check(plan, results)
+        except Exception as error:
+            traceback.print_exc()
+            results.add(f"correctness/{check.__name__}", "holds", 0.0, f"{type(error).__name__}: {error}"[:300])
+
+
+def small_step(on: str, precision: str = "fp32", compiler: dict | None = None, **fields):
+    """The outputs of one training step of a small model without dropout, and its gradients, all on the CPU."""
+    import torch
+
+    from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+
+    torch.manual_seed(0)
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = {"vocab_size": 512, "hidden_size": 64, "embedding_size": 64, "num_hidden_layers": 4, **none}
+    config |= {"num_attention_heads": 2, "intermediate_size": 128, "cls_token_id": 2, "sep_token_id": 3}
+    model = ElectraEarlyExitForPreTraining(ElectraEarlyExitConfig(**config, **fields)).train().to(on)
+    if compiler:
+        model.compile(**compiler)
+    batch = padded_batch(model.config, 8, 64)
+    if model.config.generator_type != "mlm":
+        batch["labels"] = (batch.pop("mlm_labels") != -100).long()
+    batch = {name: value.to(on) for name, value in batch.items()}
+    with torch.autocast(on, torch.bfloat16, enabled=precision == "bf16"):
+        outputs = model(**batch)
+    outputs.loss.backward()
+    gradients = torch.cat([p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None])
+    return outputs, gradients
+
+
+def padded_batch(config, rows: int, length: int) -> dict:
+    """A batch as from the collator, of which every other row ends in padding."""
+    import torch
+    from steps import made_up_batch
+
+    batch = {name: value.cpu() for name, value in made_up_batch(config, rows, length).items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][1::2, -length // 4 :] = 0
+    batch["mlm_labels"] = batch["mlm_labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    hidden = batch["attention_mask"].gather(1, batch["masked_positions"]) == 0
+    batch["masked_positions"] = batch["masked_positions"].masked_fill(hidden, -1)
+    return batch
+
+
+def relative(found, expected) -> float:
+    found, expected = (tensor.detach().float().cpu() for tensor in (found, expected))
+    return float((found - expected).norm() / expected.norm())
+
+
+def same_step_as_the_cpu(plan: Plan, results: Results) -> None:
+    """Weights, batch and seeds are the same, and the samples of the generator are drawn by the same noise. A token
+    whose cumulative probability meets its noise within rounding may be drawn differently: so corrupted ids are
+    compared first, and losses and gradients on a batch that is corrupted already."""
+    from steps import device
+
+    for precision, limit in (("fp32", 1e-3), ("bf16", 5e-2)):
+        sampled = [small_step(on, precision, exit_policy="none")[0].corrupted_ids.cpu() for on in ("cpu", device())]
+        differing = (sampled[0] != sampled[1]).float().mean()
+        results.holds(f"correctness/samples/{precision}", float(differing), 0.001 if precision == "fp32" else 0.02)
+        for variant, fields in {"dense": {"exit_policy": "none"}, "exits": {"exit_policy": "random"}}.items():
+            (ours, gradients), (cpus, expected) = (
+                small_step(on, precision, generator_type="unigram", **fields) for on in (device(), "cpu")
+            )
+            name = f"correctness/{variant}/{precision}"
+            results.holds(f"{name}/loss", relative(ours.loss, cpus.loss), limit / 10)
+            results.holds(f"{name}/gradients", relative(gradients, expected), limit)
+
+
+def same_tokens_kept(plan: Plan, results: Results) -> None:
+    from steps import device
+
+    kept = [small_step(on, exit_policy="random")[0].exit_layers.cpu() for on in (device(), "cpu")]
+    results.holds("correctness/tokens_kept", float((kept[0] != kept[1]).float().mean()), 0.0)
+
+
+def same_compiled(plan: Plan, results: Results) -> None:
+    from steps import device
+
+    for variant in (name.removesuffix(".compiled") for name in plan.variants if name.endswith(".compiled")):
+        policy = {"dense": "none", "exits": "random"}[variant]
+        (eager, expected), (compiled, found) = (
+            small_step(device(), compiler=compiler, generator_type="unigram", exit_policy=policy)
+            for compiler in (None, plan.compiler)
+        )
+        results.holds(f"correctness/compiled/{variant}/loss", relative(compiled.loss, eager.loss), 1e-4)
+        results.holds(f"correctness/compiled/{variant}/gradients", relative(found, expected), 1e-3)
+
+
+def classifier(size: str, on: str, thresholds: list[float] | None = None):
+    """A text classifier with untrained exits that count as trained, and answers that differ."""
+    import torch
+    import training_step
+
+    from modeling_electra_exit import ElectraEarlyExitConfig
+    from modeling_electra_exit.modeling_heads import ElectraEarlyExitForSequenceClassification
+
+    torch.manual_seed(0)
+    fields, depth = training_step.SIZES[size][0], training_step.SIZES[size][0].get("num_hidden_layers", 12)
+    layers = sorted({max(1, depth // 3), max(2, 2 * depth // 3)})
+    config = ElectraEarlyExitConfig(**fields, **training_step.CONFIG, exit_layers=layers, initializer_range=0.2)
+    model = ElectraEarlyExitForSequenceClassification(config).eval().to(on)
+    for number in range(len(layers)):
+        model.exit_heads.mark_trained(number)
+    model.config.inference_exit_thresholds = thresholds
+    return model
+
+
+def texts(config, rows: int, length: int, on: str) -> dict:
+    """Made-up ids of different lengths."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, config.vocab_size, (rows, length), generator=generator)
+    ends = torch.randint(length // 2, length + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(length) < ends).long()
+    return {"input_ids": (ids * mask).to(on), "attention_mask": mask.to(on)}
+
+
+def median_thresholds(size: str, on: str, length: int) -> list[float]:
+    """Of each exit, so that half of all are more certain than that."""
+    import torch
+
+    model = classifier(size, on)
+    batch = texts(model.config, 64, length, on)
+    with torch.inference_mode():
+        outputs = model(**batch, labels=torch.zeros(64, dtype=torch.long, device=on))
+    return [float(logits.float().softmax(-1).amax(-1).median()) for logits in outputs.exit_logits]
+
+
+def same_alone_as_in_a_batch(plan: Plan, results: Results) -> None:
+    import torch
+    from steps import device
+
+    size, length = plan.sizes[0], plan.lengths[0]
+    model = classifier(size, device(), median_thresholds(size, device(), length))
+    batch = texts(model.config, 16, length, device())
+    with torch.inference_mode():
+        together = model(**batch)
+        alone = [model(**{name: value[i : i + 1] for name, value in batch.items()}) for i in range(16)]
+    layers = torch.cat([each.exit_layers for each in alone])
+    results.holds("correctness/batched/exit_layers", float((layers != together.exit_layers).float().mean()), 0.0)
+    logits = torch.cat([each.logits for each in alone])
+    results.holds("correctness/batched/logits", float((logits - together.logits).abs().max()), 1e-2)
+    results.add(
+        "correctness/batched", "exited", float((layers < model.config.num_hidden_layers).float().mean()), "share"
+    )
+
+
+def same_resumed(plan: Plan, results: Results) -> None:
+    """Four steps, and two that are resumed for two more."""
+    import torch
+    from datasets import Dataset
+    from steps import device
+    from transformers import BertTokenizer
+
+    from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
+    from modeling_electra_exit.trainers import ElectraEarlyExitTrainer, ElectraEarlyExitTrainingArguments
+
+    tokenizer = BertTokenizer().train_new_from_iterator(["the cat runs under a tree"] * 20, 100, show_progress=False)
+    ids = torch.randint(5, len(tokenizer), (32, 30), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([[tokenizer.cls_token_id], [tokenizer.sep_token_id]]).expand(2, 32)
+    data = Dataset.from_dict({"input_ids": torch.cat([ends[0][:, None], ids, ends[1][:, None]], dim=1).tolist()})
+
+    def run(folder, resume=None):
+        torch.manual_seed(0)
+        fields = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": 32, "generator_size": 0.5}
+        model = ElectraEarlyExitForPreTraining(ElectraEarlyExitConfig(**fields))
+        args = ElectraEarlyExitTrainingArguments(
+            output_dir=str(folder), max_steps=4, per_device_train_batch_size=8, save_steps=2, logging_steps=4,
+            learning_rate=1e-3, warmup_steps=0, exit_warmup=0.0, exit_cooldown=0.0, report_to="none",
+            disable_tqdm=True, use_cpu=device() == "cpu",
+        )  # fmt: skip
+        trainer = ElectraEarlyExitTrainer(model, args, train_dataset=data, processing_class=tokenizer)
+        trainer.train(resume_from_checkpoint=resume)
+        return torch.cat([p.detach().float().flatten().cpu() for p in trainer.model.parameters()])
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = run(f"{folder}/whole")
+        resumed = run(f"{folder}/resumed", resume=f"{folder}/whole/checkpoint-2")
+    results.holds("correctness/resumed", relative(resumed, whole), 1e-6 if device() == "cpu" else 1e-4)
+
+
+def steps(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
+    """The table: cases until the time is over."""
+    import torch
+    import training_step
+    from steps import device
+
+    end = time.monotonic() + seconds
+    print("\n| case | step | tokens/s | over hf-loop | peak memory | MFU | launches | waits |\n" + "|---" * 8 + "|")
+    for precision in plan.precisions:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        training_step.PEAK_SIZE = plan.peak_size
+        peak = training_step.gemm_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
+        results.add(f"{device()}/{precision}", "matmul_peak", peak, "FLOP/s")
+        for size in plan.sizes:
+            for length in plan.lengths:
+                case = training_step.Case(size, length, precision, plan.tokens)
+                for variant in plan.variants:
+                    if time.monotonic() > end:
+                        return
+                    try:
+                        measure_step(plan, results, case, variant, peak)
+                    except Exception as error:  # out of memory, or what a compiler cannot
+                        name = f"{size}/{length}/{precision}/{variant}"
+                        print(f"| {name} | {type(error).__name__}: {str(error).splitlines()[0][:80]} |", flush=True)
+                        results.add(name, "failed", 1.0, f"{type(error).__name__}: {error}"[:300])
+
+
+def measure_step(plan: Plan, results: Results, case, variant: str, peak: float) -> None:
+    import torch
+    import training_step
+    from steps import device
+
+    on_cuda, prefix = device() == "cuda", f"{case.size}/{case.length}/{case.precision}"
+    if on_cuda:
+        torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated() if on_cuda else 0
+    step = training_step.VARIANTS[variant.removesuffix(".compiled")](case)
+    if variant.endswith(".compiled"):
+        step.model.compile(**plan.compiler)
+    for _ in range(3):
+        step()
+    if on_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    samples = []
+    for _ in range(plan.blocks):
+        start = time.perf_counter()
+        for _ in range(plan.block):
+            step()
+        if on_cuda:
+            torch.cuda.synchronize()
+        samples.append((time.perf_counter() - start) / plan.block)
+    name, baseline, taken = f"{prefix}/{variant}", f"{prefix}/hf-loop", statistics.median(samples)
+    needed = training_step.needed_flops(variant, case)
+    memory = torch.cuda.max_memory_allocated() - before if on_cuda else 0
+    launches, waits = asked_of_the_device(step)
+    for metric, value, unit in (
+        ("step_seconds", taken, "s"), ("tokens_per_second", case.tokens / taken, "tokens/s"),
+        ("peak_bytes", memory, "B"), ("mfu", needed / taken / peak, "share"),
+        ("launches", launches, "a step"), ("waits", waits, "a step"),
+    ):  # fmt: skip
+        results.add(name, metric, value, unit, samples if metric == "step_seconds" else None, baseline)
+    ratio = next(r["ratio"] for r in results.records if r["name"] == name and r["metric"] == "tokens_per_second")
+    print(
+        f"| {name} | {taken * 1e3:.1f} ms | {case.tokens / taken:,.0f} | {ratio or 1:.2f} | "
+        f"{memory / 2**20:,.0f} MiB | {needed / taken / peak:.1%} | {launches:,.0f} | {waits:.1f} |",
+        flush=True,
+    )
+
+
+def asked_of_the_device(step, count: int = 3) -> tuple[float, float]:
+    """Launches of kernels and graphs, and calls that wait for the device, a step: by the profiler. On a CPU none."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        for _ in range(count):
+            step()
+    torch.cuda.synchronize()
+    launches = waits = 0
+    for event in recorded.key_averages():
+        launches += event.count * event.key.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch"))
+        waits += event.count * event.key.startswith(("cudaStreamSynchronize", "cudaEventSynchronize"))
+    return launches / count, waits / count
+
+
+def inference(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
+    import torch
+    from steps import device
+
+    end, size, length = time.monotonic() + seconds, plan.sizes[0], plan.lengths[0]
+    thresholds = median_thresholds(size, device(), length)
+    variants = {"dense": None, "exits.stay": [1 - 2**-23] * len(thresholds), "exits.half": thresholds}
+    models = {name: classifier(size, device(), values) for name, values in variants.items()}
+    print("\n| case | examples/s | times dense | layers |\n|---|---|---|---|")
+    for batch_size in plan.batch_sizes:
+        for name, model in models.items():
+            if time.monotonic() > end:
+                return
+            batch, samples = texts(model.config, batch_size, length, device()), []
+            with torch.inference_mode(), torch.autocast(device(), torch.bfloat16):
+                for _ in range(plan.passes + 2):
+                    start = time.perf_counter()
+                    outputs = model(**batch)
+                    if device() == "cuda":
+                        torch.cuda.synchronize()
+                    samples.append(batch_size / (time.perf_counter() - start))
+            prefix, speed = f"{size}/{length}/bf16/batch-{batch_size}", statistics.median(samples[2:])
+            results.add(f"{prefix}/{name}", "examples_per_second", speed, "examples/s", samples[2:], f"{prefix}/dense")
+            depth = model.config.num_hidden_layers
+            layers = depth if outputs.exit_layers is None else float(outputs.exit_layers.float().mean())
+            results.add(f"{prefix}/{name}", "layers", layers, "layers", None, f"{prefix}/dense")
+            ratio = results.records[-2]["ratio"]
+            print(f"| {prefix}/{name} | {speed:,.1f} | {ratio or 1:.2f} | {layers:.2f} |", flush=True)
+
+
+def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
+    """Two runs of half the time each, and when each was first as good as both became."""
+    from electra_exit.main import main as command_line
+
+    end, curves = time.monotonic() + seconds, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (arm, policy) in enumerate({"dense": "none", "exits": "random"}.items()):
+            # Reading the text, evaluating and saving take some of it.
+            left = max(5, int(0.7 * (end - time.monotonic()) / (2 - number)))
+            words = ["pretrain", *plan.pretraining, "--train_files", *text, "--output_dir", f"{folder}/{arm}"]
+            words += ["--exit_policy", policy, "--eval_strategy", "steps", "--report_to", "none"]
+            if "--max_steps" not in plan.pretraining:
+                words += ["--train_time", f"{left}s", "--warmup_steps", "0.1", "--eval_steps", "200"]
+            if command_line(words) != 0:
+                results.add(f"quality/{arm}", "failed", 1.0, "the command failed")
+                continue
+            state = json.loads((Path(folder) / arm / "trainer_state.json").read_text(encoding="utf-8"))
+            measured = json.loads((Path(folder) / arm / "metrics.json").read_text(encoding="utf-8"))
+            training = measured["training"]
+            a_step = training["tokens_per_step"] / training["tokens_per_second"]
+            curves[arm] = [
+                (log["step"] * a_step, log["eval_roc_auc"]) for log in state["log_history"] if "eval_roc_auc" in log
+            ]
+            results.add(f"quality/{arm}", "roc_auc", measured["evaluation"]["roc_auc"], "held out")
+            results.add(f"quality/{arm}", "tokens", training["tokens"], "tokens")
+            results.add(f"quality/{arm}", "tokens_per_second", training["tokens_per_second"], "tokens/s")
+            for at, roc_auc in curves[arm]:
+                results.add(f"quality/{arm}/after-{at:.1f}s", "roc_auc", roc_auc, "held out")
+    if len(curves) == 2 and all(curves.values()):
+        both = min(max(roc_auc for _, roc_auc in curve) for curve in curves.values())
+        for arm, curve in curves.items():
+            at = next(seconds for seconds, roc_auc in curve if roc_auc >= both)
+            results.add(f"quality/{arm}/to-{both:.4f}", "seconds", at, "s of training")
+            print(f"{arm}: {at:.0f} s to a held-out ROC-AUC of {both:.4f}", flush=True)
+
+
+PARTS = {"correctness": correctness, "steps": steps, "inference": inference, "quality": quality}
+
+
+# ---- The clock ----
+
+
+def run_part(name: str, plan: Plan, folder: Path, seconds: float, text: list[str]) -> None:
+    """In a process of its own."""
+    os.setpgrp()  # what it starts ends with it
+    import torch
+
+    torch.set_num_threads(1 if plan is REHEARSAL else min(8, os.cpu_count() or 1))
+    PARTS[name](plan, Results(folder / f"{name}.json"), seconds, text)
+
+
+def collect(folder: Path) -> list[dict]:
+    found = []
+    for name in PARTS:
+        if (path := folder / f"{name}.json").exists():
+            found += json.loads(path.read_text(encoding="utf-8"))
+    (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def run(plan: Plan, folder: Path, start: float, minutes: float, text: list[str]) -> list[dict]:
+    """All parts within the minutes since `start`, whatever they do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        (folder / f"{name}.json").unlink(missing_ok=True)
+    end, shares = start + 60 * minutes - 5, dict(plan.shares)
+    for name in PARTS:
+        left = end - time.monotonic()
+        seconds = max(1.0, left * shares[name] / sum(shares.values()))
+        del shares[name]
+        if name == "quality" and not text:
+            print("quality left out: give --text")
+            continue
+        # Forked, so that nothing is imported twice; this process has not touched the device.
+        process = multiprocessing.get_context("fork").Process(
+            target=run_part, args=(name, plan, folder, 0.85 * seconds, text)
+        )
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            print(f"{name} was ended after {seconds:.0f} s", flush=True)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        elif process.exitcode:
+            print(f"{name} failed with exit status {process.exitcode}", flush=True)
+        collect(folder)
+    return collect(folder)
+
+
+def imports() -> None:
+    """What the parts need, loaded once."""
+    import training_step
+
+    from modeling_electra_exit import trainers  # noqa: F401
+
+    training_step.SIZES["tiny"] = (TINY, 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8, help="after these it has ended")
+    parser.add_argument("--folder", type=Path, default=Path("gpu-results"), help="for gpu.json, and a file a part")
+    parser.add_argument("--text", nargs="+", default=[], help="files for `quality`, as of --train_files")
+    parser.add_argument("--wheels", type=Path, help="install the wheels of this folder for the run alone")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="fill a folder for --wheels, and end")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at a tiny size")
+    args = parser.parse_args()
+    if args.pack is not None:
+        pack(args.pack)
+        return 0
+    plan, text = (REHEARSAL if args.rehearse else Plan()), args.text
+    if args.rehearse:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Asked without a context on the device, which no process that forks may have.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    import torch
+
+    if not args.rehearse and not torch.cuda.is_available():
+        print("benchmarks/gpu.py needs a CUDA device, and this machine has none (--rehearse runs on a CPU)")
+        return 1
+    with tempfile.TemporaryDirectory() as scratch:
+        make_importable(args.wheels, Path(scratch))
+        imports()
+        if args.rehearse and not text:
+            text = [str(Path(scratch) / "text.txt")]
+            sentences = [f"The {word} sleeps under a tree. A bird sings near the {word}." for word in "abcdefgh"]
+            Path(text[0]).write_text("\n\n".join(" ".join(sentences) for _ in range(40)), encoding="utf-8")
+        found = run(plan, args.folder, START if __name__ == "__main__" else time.monotonic(), args.minutes, text)
+    wrong = [record["name"] for record in found if record["metric"] == "holds" and not record["value"]]
+    done = sorted({record["metric"] for record in found})
+    print(f"\n{len(found)} records in {args.folder / 'gpu.json'}: {', '.join(done)}")
+    if wrong:
+        print(f"does not hold: {', '.join(wrong)}")
+    return 1 if wrong or not found else 0
+
 
 if __name__ == "__main__":
-    training_step.main(__doc__, ["electra-small", "electra-base"], 128 * 128, NAMES)
+    sys.exit(main())

@@ -16,12 +16,15 @@ def device() -> str:
 
 
 def made_up_batch(config, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Masked ids and their labels. What the tokens are does not change what a step costs."""
+    """A batch as the collator makes it for the model's generator. What the tokens are does not change what a step
+    costs."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, config.vocab_size, (batch_size, length), generator=generator)
     masked = torch.rand(batch_size, length, generator=generator).argsort(1)[:, : round(0.15 * length)]
     labels = torch.full_like(ids, -100).scatter(1, masked, ids.gather(1, masked))
-    return {"input_ids": ids.scatter(1, masked, 4).to(device()), "mlm_labels": labels.to(device())}
+    batch = {"input_ids": ids.scatter(1, masked, 4), "mlm_labels": labels}
+    batch |= {"masked_positions": masked.sort(dim=1).values, "noise_seeds": torch.arange(batch_size)}
+    return {name: values.to(device()) for name, values in batch.items()}
 
 
 class OurStep:

@@ -241,7 +241,7 @@ VARIANTS = {
     "exits.unigram": lambda case: ours(case, generator_type="unigram"),
 }
 UNCOMPILED = [name for name in VARIANTS if not name.endswith(".compiled")]
-PACKAGES = {"electra-pytorch": "electra_pytorch", "rtd-gdes": "rtd_gdes", "dense.liger": "liger_kernel"}
+PACKAGES = {"electra-pytorch": "electra_pytorch", "rtd-gdes": "rtd_gdes"}
 
 
 def available(names: list[str]) -> list[str]:

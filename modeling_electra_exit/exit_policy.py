@@ -286,7 +286,7 @@ def draw(
     """
     selection = select(noise, num_kept, protected, padding)
     drawn = _masks(noise, protected, padding)[2].gather(1, selection.order[:, :num_kept])
-    return selection._replace(exploration=drawn)
+    return Selection(selection.order, drawn)  # not by `_replace`, which `torch.compile` of torch 2.11 cannot follow
 
 
 def _masks(scores, protected, padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

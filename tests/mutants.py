@@ -169,8 +169,8 @@ MUTANTS = [
     Mutant(
         "every chosen token counts as replaced",
         MODEL,
-        "return corrupted, (corrupted != text).long()",
-        "return corrupted, (mlm_labels != -100).long()",
+        "return corrupted, (corrupted != text).long(), generator_loss",
+        "return corrupted, (mlm_labels != -100).long(), generator_loss",
         "tests/modeling/test_modeling.py::test_a_sampled_token_equal_to_the_original_counts_as_original",
     ),
     Mutant(
@@ -232,8 +232,8 @@ MUTANTS = [
     Mutant(
         "the area under the curve counts pairs of a token with itself",
         STATE,
-        "positive.sum() * (positive.sum() + 1) / 2",
-        "positive.sum() * (positive.sum() - 1) / 2",
+        "num_positive * (num_positive + 1) / 2",
+        "num_positive * (num_positive - 1) / 2",
         "tests/modeling/test_exit_state.py::test_roc_auc_is_sklearns",
     ),
     # ---- Collator and generators ----
@@ -309,17 +309,41 @@ MUTANTS = [
         "tests/trainers/finetuning/test_finetuning.py::test_learning_rates_a_layer",
     ),
     Mutant(
+        "a place that fills a row up counts",
+        MODEL,
+        ".masked_fill((masked_positions < 0).flatten(), -100)",
+        "",
+        "tests/benchmarks/test_launches.py::test_places_give_the_step_that_labels_alone_give",
+    ),
+    Mutant(
+        "an exit at inference reads twice",
+        MODEL,
+        "num_exiting, staying, longest = fetch(exiting.sum(), continues.sum(), (read * places).amax())",
+        "(num_exiting, staying), (longest,) = fetch(exiting.sum(), continues.sum()), fetch((read * places).amax())",
+        "tests/benchmarks/test_launches.py::test_an_exit_at_inference_waits_once",
+    ),
+    Mutant(
+        "a checkpoint is written before the guards have looked",
+        TRAINER,
+        '''        """Not counted as training time."""
+        self._guards.settle()
+''',
+        '''        """Not counted as training time."""
+''',
+        "tests/trainers/pretraining/test_trainer.py::test_on_a_device_a_loss_that_is_no_number_stops_the_run_later",
+    ),
+    Mutant(
         "a batch's part of the loss is judged as if it were all of it",
         TRAINER,
-        "value = float(loss) * self.current_gradient_accumulation_steps",
-        "value = float(loss)",
+        "self.state.global_step + 1, self._batches, self.current_gradient_accumulation_steps",
+        "self.state.global_step + 1, self._batches, 1",
         "tests/trainers/pretraining/test_trainer.py::test_a_loss_is_judged_whole_under_gradient_accumulation",
     ),
     Mutant(
         "a NaN loss passes",
         TRAINER,
-        "if not value <= EXPLODED * self._uninformed_loss():",
-        "if value > EXPLODED * self._uninformed_loss():",
+        "if not value * parts <= EXPLODED * self._uninformed_loss():",
+        "if value * parts > EXPLODED * self._uninformed_loss():",
         "tests/trainers/pretraining/test_trainer.py::test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights",
     ),
     Mutant(

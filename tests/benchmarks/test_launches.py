@@ -119,6 +119,7 @@ def test_places_give_the_step_that_labels_alone_give(monkeypatch):
     """Rows that are filled up add zeros to sums, in another order: equal but for rounding."""
     model, batch = tiny_model(exit_policy="random").train(), with_positions(masked_batch(padding=8))
     batch["mlm_labels"][2, 5:] = -100
+    batch["mlm_labels"][3, 0] = 7  # where entries that fill up would point, if they pointed anywhere
     batch = with_positions(batch)
 
     def step():

@@ -2,7 +2,6 @@ import json
 import sys
 
 import pytest
-import torch
 
 from tests.forked import PROCESSES
 
@@ -53,11 +52,3 @@ def test_what_exits_save_is_compared_with_a_model_without_them(load, tmp_path, m
     assert found["mini/64/fp32/exits", "block_flops"]["ratio"] < 0.8
     assert found["mini/64/fp32/full-depth", "block_flops"]["ratio"] == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("| mini/64/fp32 |")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a device")
-def test_without_a_device_the_benchmark_for_it_ends_in_one_line(load, capsys):
-    with pytest.raises(SystemExit, match="CUDA") as stop:
-        load("gpu")
-    assert "\n" not in stop.value.code
-    assert capsys.readouterr().out == ""
