@@ -19,7 +19,7 @@ ENDLESS = 10**9
 # A plan holds for this share of the time. The first ones are made after 2, 4, 8, ... steps.
 PLAN_SHARE = 0.02
 # A plan is told when this many steps were timed, and again when another number of steps differs by this share.
-TOLD_AFTER, TOLD_AGAIN = 8, 0.1
+TOLD_AFTER, TOLD_AGAIN = 8, 0.2
 # Schedules are looked up at this many points of the run.
 POINTS = 10**6
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -134,11 +134,10 @@ class Pace:
             or abs(self.max_steps - self.told) <= TOLD_AGAIN * self.told
         ):
             return
-        again = "now " if self.told else ""
+        left = in_words(max(0.0, self.budget - self.elapsed))
         logger.info(
-            f"{in_words(self.budget)} of training {again}make {self.max_steps:,} steps, at {a_step:.3g} s a step; "
-            f"{in_words(max(0.0, self.budget - self.elapsed))} are left, at the end of which the learning rate is at "
-            "the end of its schedule"
+            f"{'planned again' if self.told else 'planned'}: {self.max_steps:,} steps in {in_words(self.budget)}, at "
+            f"{a_step:.3g} s a step; {left} left"
         )
         self.told = self.max_steps
 

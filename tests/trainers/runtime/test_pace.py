@@ -73,9 +73,9 @@ def test_the_first_plan_is_told_and_a_very_different_one_again(caplog):
     clock = Clock()
     drive(Pace(100.0, clock), clock, lambda step: 0.1 if clock.now < 50 else 0.4)
     told = [record.message for record in caplog.records]
-    assert "1 min 40 s of training make 1,000 steps, at 0.1 s a step" in told[0]
+    assert told[0] == "planned: 1,000 steps in 1 min 40 s, at 0.1 s a step; 1 min 39 s left"
     assert len(told) > 1
-    assert all("now make" in message for message in told[1:])
+    assert all(message.startswith("planned again: ") for message in told[1:])
 
 
 def test_evaluations_count_as_time_of_the_run_and_not_as_steps():
