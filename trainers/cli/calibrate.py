@@ -30,6 +30,8 @@ def run(argv: Sequence[str]) -> int:
     from modeling_electra_exit.trainers.finetuning.encoding import collator_for
     from modeling_electra_exit.trainers.finetuning.tasks import Columns, task_of
     from modeling_electra_exit.trainers.runtime.figures import can_draw
+    from modeling_electra_exit.trainers.runtime.files import tolerated
+    from modeling_electra_exit.trainers.sharing.report import REPORT, write_report
 
     model, tokenizer = load_classifier(args.folder)
     task, columns = task_of(model.config), Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
@@ -48,6 +50,10 @@ def run(argv: Sequence[str]) -> int:
     figure.unlink(missing_ok=True)  # of an earlier calibration
     if can_draw():
         draw_curve(found, figure)
+    run = args.folder.resolve().parent
+    if (run / REPORT).is_file():  # of the fine-tuning, which shows the exits now
+        with tolerated(REPORT):
+            write_report(run)
     print(summary(found))
     return 0
 

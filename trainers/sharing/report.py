@@ -118,7 +118,7 @@ def _losses(log: list[dict], scale: float, x_label: str, names: dict[str, str]) 
     for name, title in names.items():
         if len(line := points(log, name, scale)) >= 2:
             said = f"Loss of {title} against {x_label}, from {line[0][1]:.3f} to {line[-1][1]:.3f}"
-            charts.append(chart(f"Loss of {title}", "In nats, on the batches of training.",
+            charts.append(chart(f"Loss of {title}", "On the batches of training.",
                                 line_chart(said, [Series(title, line)], x_label, "loss")))  # fmt: skip
     return charts
 

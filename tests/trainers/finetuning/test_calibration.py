@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 
 import numpy as np
@@ -250,8 +251,13 @@ def write_examples(path, **columns):
     return path
 
 
-def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
+def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
+    run, rewritten = tmp_path / "run", []
+    shutil.copytree(folder, run / "seed-1")
+    (run / "report.html").write_text("of the fine-tuning")
+    monkeypatch.setattr("modeling_electra_exit.trainers.sharing.report.write_report", rewritten.append)
+    folder = run / "seed-1"
     examples = write_examples(tmp_path / "held_out.jsonl")
     assert cli.main(["calibrate", str(folder), str(examples), "--max_accuracy_drop", "0.05"]) == 0
     assert "examples/s" in capsys.readouterr().out
@@ -259,6 +265,7 @@ def test_the_command_stores_thresholds_and_draws(folder, tmp_path, capsys):
     found = json.loads((folder / "calibration.json").read_text())
     assert config["inference_exit_thresholds"] == found["thresholds"]
     assert (folder / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+    assert rewritten == [run.resolve()], "the report of the fine-tuning shows the exits"
 
 
 def test_the_command_stores_thresholds_and_says_once_that_it_cannot_draw(folder, tmp_path, monkeypatch, caplog):
