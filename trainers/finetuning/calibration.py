@@ -125,7 +125,10 @@ def calibrate_exits(
     """
     config = model.config
     if not config.has_exit_heads:
-        raise ValueError(f"the model has no exits (`exit_policy={config.exit_policy!r}`, {config.exit_layers=})")
+        raise ValueError(
+            f"the model has no exits (`exit_policy` is {config.exit_policy!r}, `exit_layers` {config.exit_layers}); "
+            "fine-tune it with --exit_policy random"
+        )
     if criterion not in CRITERIA:
         raise ValueError(f"`criterion` must be one of {list(CRITERIA)}, got {criterion!r}")
     model.check_trained(config.exit_layers, "exit_layers", config.exit_layers)

@@ -222,7 +222,7 @@ def test_other_tasks(model_class, tokenizer):
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
-        ({"exit_policy": "none"}, {}, "no exits"),
+        ({"exit_policy": "none"}, {}, "no exits .* fine-tune it with --exit_policy random"),
         ({}, {"criterion": "luck"}, "'patience'"),
         ({"num_labels": 1}, {}, "regression"),
         ({"untrained": True}, {}, r"`exit_layers` must not use exit heads that are untrained, .* layers \[2, 4\]"),
