@@ -88,25 +88,22 @@ VARIANTS = {
 
 
 def step_table(file: str, *cases: str) -> str:
-    """Step time, speed over the plain loop, peak memory and MFU of each variant, for each case in turn."""
+    """Step time, speed over the plain loop, peak memory and MFU of each variant, case by case."""
     found = records(file)
-    titles = [f"{title}, {case.replace('/', ' tokens, ')}" for case in cases
-              for title in ("step", "over plain loop", "peak memory", "MFU")]  # fmt: skip
-    rows = [["variant", *titles]]
-    for variant, title in VARIANTS.items():
-        row = [title]
-        for case in cases:
+    rows = [["variant", "tokens", "precision", "step", "over plain loop", "peak memory", "MFU"]]
+    for case in cases:
+        for variant, title in VARIANTS.items():
             name = f"electra-small/{case}/{variant}"
             if (name, "step_seconds") in found:
                 mfu = found.get((name, "mfu"))
-                row += [
+                rows.append([
+                    title,
+                    *case.split("/"),
                     f"{found[name, 'step_seconds']['value'] * 1e3:,.0f} ms",
                     f"{found[name, 'tokens_per_second']['ratio']:.2f}",
                     f"{found[name, 'peak_bytes']['value'] / 2**20:,.0f} MiB",
                     f"{mfu['value']:.0%}" if mfu else "",
-                ]
-        if len(row) > 1:
-            rows.append(row)
+                ])  # fmt: skip
     return table(*rows)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from docs.measurements import without_marks
-from tests.conftest import WORDS, write_corpus
+from tests.conftest import WORDS, tiny_model, write_corpus
 
 
 FENCE = re.compile(
@@ -179,6 +179,10 @@ class Page:
     def pretrained(self, path: Path) -> None:
         shutil.copytree(self.checkpoint, path)
 
+    def plain(self, path: Path) -> None:
+        tiny_model(exit_policy="random", vocab_size=len(self.tokenizer)).save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
     def finetuned(self, path: Path) -> None:
         shutil.copytree(self.classifier, path)
 
@@ -223,7 +227,7 @@ class Page:
         "blimp.jsonl.xz": blimp,
         "runs/mine": pretrained,
         "runs/quickstart": pretrained,
-        "runs/electra-small": pretrained,
+        "runs/electra-small": plain,
         "runs/reviews/seed-42": finetuned,
         "prepared": prepared,
         # Ids on the Hub are folders here.
