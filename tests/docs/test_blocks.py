@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(page.folder)
         for line in (
-            "pretrain quickstart --output_dir mine",
+            "pretrain quickstart --exit_policy random --output_dir mine",
             "finetune mine --train_file reviews.csv --output_dir tuned",
         ):
             assert cli.main(tiny(line.split())) == 0
