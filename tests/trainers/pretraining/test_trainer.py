@@ -253,7 +253,7 @@ def test_a_frozen_generator_runs_in_the_precision_of_the_run(tokenizer, tmp_path
     arguments = {"bf16": True, "max_steps": 1, "generator_folder": str(model_folder)}
     trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="frozen"), **arguments)
     dtypes = []
-    head = trainer.generator.model._model.generator.lm_head
+    head = trainer.generator.model._model.generator_lm_head
     head.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     trainer.train()
     assert dtypes[0] == torch.bfloat16  # the other call counts its operations
