@@ -108,8 +108,8 @@ def test_the_folder_holds_the_code_and_weights_and_nothing_else(tmp_path):
 
 
 # `strict` of huggingface_hub is what makes transformers check the types of a config's fields; it has no other home.
-IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "functools", "math", "os",
-           "re", "typing"}  # fmt: skip
+IMPORTS = {"torch", "transformers", "huggingface_hub", "collections", "contextlib", "dataclasses", "functools", "math",
+           "os", "re", "typing"}  # fmt: skip
 # Ways to files, other programs, the network, or code from elsewhere. Saving and loading are transformers' own.
 FORBIDDEN_NAMES = {"open", "exec", "eval", "compile", "__import__", "__builtins__"}
 FORBIDDEN_ATTRIBUTES = {

@@ -30,8 +30,13 @@ def run(argv: Sequence[str]) -> int:
                            help="omit the generator's weights")  # fmt: skip
     parser.add_argument("--max_shard_size", help="largest size of a file of weights, such as 5GB")
     arguments = parser.parse_args(list(argv))
-    if not Path(arguments.folder).is_dir():
-        parser.error(f"no such folder: {arguments.folder}")
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        parser.error(f"no such folder: {folder}")
+    if not (folder / "config.json").is_file():  # said before the Hub is looked for
+        from modeling_electra_exit.trainers.runtime.loading import lacks_model
+
+        parser.error(lacks_model(folder))
     check_pushable(parser)
     from modeling_electra_exit.trainers.sharing.hub import push_folder
 

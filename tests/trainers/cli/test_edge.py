@@ -266,7 +266,7 @@ def test_a_batch_without_a_token(shape):
     ids = torch.zeros(shape, dtype=torch.long)
     for kind in (ElectraEarlyExitForTokenClassification, ElectraEarlyExitForSequenceClassification):
         for mode in (True, False):
-            with pytest.raises(ValueError, match=rf"^a batch must hold .*, got the shape \({shape[0]}, {shape[1]}\)"):
+            with pytest.raises(ValueError, match=rf"^a batch needs .*, got shape \({shape[0]}, {shape[1]}\)"):
                 kind(tiny_config()).train(mode)(ids)
 
 
