@@ -232,6 +232,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """
 
     args: ElectraEarlyExitTrainingArguments
+    model: torch.nn.Module
     arguments_class = ElectraEarlyExitTrainingArguments
     # What a `train_time` is measured by, in seconds.
     clock = staticmethod(time.monotonic)
