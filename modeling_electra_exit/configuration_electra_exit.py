@@ -12,7 +12,7 @@ from .exit_policy import POLICIES, SIGNALS
 
 
 # The package's version too: it stands here because this file travels with checkpoints.
-__version__ = "0.1.0.dev1"
+__version__ = "0.1.0"
 
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
