@@ -164,6 +164,21 @@ def quickstart() -> Named:
         yield name, f"{np.interp(seconds, at, auc):.2f}"
 
 
+def time_to_quality() -> Named:
+    """Quality that a plain loop and the quickstart have after the time that the shorter one took."""
+    curves = {arm: time_to_quality_curve(arm) for arm in ("plain", "ours")}
+    seconds = min(at[-1] for at, _ in curves.values())
+    yield "seconds", f"{seconds:.0f}"
+    for arm, (at, auc) in curves.items():
+        yield arm, f"{np.interp(seconds, at, auc):.2f}"
+
+
+def time_to_quality_curve(arm: str) -> tuple[list[float], list[float]]:
+    """Seconds and ROC-AUC of one arm of `benchmarks/time_to_quality.py`."""
+    curve = json.loads((RESULTS / "time_to_quality" / f"{arm}.json").read_text("utf-8"))["curve"]
+    return [point["seconds"] for point in curve], [point["roc_auc"] for point in curve]
+
+
 def exit_steps() -> Named:
     """What exits save in time, from turns of steps without them, with them, and at full depth with their heads."""
     found = records("exits-zen3")
@@ -461,6 +476,7 @@ NUMBERS = {
     "speed": speed,
     "exit_steps": exit_steps,
     "quickstart": quickstart,
+    "time_to_quality": time_to_quality,
     "inference": inference,
     "tokenizers": tokenizers,
     "scaling": scaling,
