@@ -64,6 +64,7 @@ def environment(endpoint: str, home) -> dict[str, str]:
 def test_a_name_that_cannot_be_reached_is_one_sentence_before_torch_is_loaded(which, request, tmp_path):
     endpoint = request.getfixturevalue(which)
     (tmp_path / "text.txt").write_text("Some text.\n")
+    (tmp_path / "config.json").write_text("{}")  # what is pushed is looked at first
     commands = [([word.format(here=tmp_path) for word in argv], said) for argv, said in COMMANDS]
     argv = [sys.executable, "-c", RUN, json.dumps([argv for argv, _ in commands])]
     start = time.perf_counter()
