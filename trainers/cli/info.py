@@ -3,6 +3,7 @@
 It answers at once: it reads JSON and the headers of the weights, and loads neither torch nor a model.
 """
 
+import functools
 import json
 import math
 import re
@@ -429,7 +430,7 @@ class Description:
             found["calibrated"] = "no: every text takes all layers"
         return found
 
-    @property
+    @functools.cached_property
     def trained(self) -> dict[int, bool]:
         return self.weights.trained_exits(self.layers)
 

@@ -7,10 +7,8 @@ import sys
 import torch
 from transformers import TrainerCallback
 
-from modeling_electra_exit import ElectraEarlyExitConfig
-
 from ..runtime.distributed import any_rank
-from ..runtime.flops import step_flops
+from ..runtime.flops import step_flops, without_exits
 from ..runtime.pace import in_words
 from .timing import time_of_step
 
@@ -52,7 +50,7 @@ def overview(trainer, counts: dict) -> dict[str, str]:
     """What a run is, in a few words each, by name. The Trainer knows its number of steps."""
     args, config, length = trainer.args, trainer.model_config, trainer.sequence_length
     model = trainer.accelerator.unwrap_model(trainer.model)
-    batch = sequences_of_step(trainer)
+    batch = trainer.sequences_of_step()
     conditions = args.conditions()
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     steps, tokens = trainer.state.max_steps, trainer.state.max_steps * batch * length
@@ -74,14 +72,10 @@ def overview(trainer, counts: dict) -> dict[str, str]:
     return said
 
 
-def sequences_of_step(trainer) -> int:
-    return trainer.tokens_of_step() // trainer.sequence_length
-
-
 def step_costs(trainer) -> dict[bool, float]:
     """Operations of a step, by whether tokens exit in it."""
-    batch, length = sequences_of_step(trainer), trainer.sequence_length
-    beside = 0.0 if trainer.generator is None else trainer.generator.flops(batch, length)
+    batch, length = trainer.sequences_of_step(), trainer.sequence_length
+    beside = trainer.flops_beside(batch, length)
     return {active: step_flops(trainer.model_config, batch, length, active).total + beside for active in (False, True)}
 
 
@@ -94,11 +88,10 @@ def active_steps(trainer, first: int, last: int) -> int:
 
 def savings(trainer) -> tuple[float, float]:
     """Operations of a step in which tokens exit, and of the whole run, as shares of those without exits."""
-    config, costs, steps = trainer.model_config, step_costs(trainer), trainer.state.max_steps
-    batch, length = sequences_of_step(trainer), trainer.sequence_length
-    without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
-    beside = 0.0 if trainer.generator is None else trainer.generator.flops(batch, length)
-    dense = step_flops(without, batch, length, False).total + beside
+    costs, steps = step_costs(trainer), trainer.state.max_steps
+    batch, length = trainer.sequences_of_step(), trainer.sequence_length
+    dense = step_flops(without_exits(trainer.model_config), batch, length, False).total
+    dense += trainer.flops_beside(batch, length)
     active = active_steps(trainer, 0, steps)
     return costs[True] / dense, (costs[True] * active + costs[False] * (steps - active)) / (steps * dense)
 

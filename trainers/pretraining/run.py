@@ -42,6 +42,7 @@ from ..runtime.flops import (
     kept_share,
     step_flops,
     step_flops_as_published,
+    without_exits,
 )
 from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
@@ -336,9 +337,7 @@ def train(
 
 
 def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
-    args, state = trainer.args, trainer.state
-    length = trainer.sequence_length
-    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * length
+    args, state, tokens_per_step = trainer.args, trainer.state, trainer.tokens_of_step()
     return {
         "steps": state.global_step,
         "tokens_per_step": tokens_per_step,
@@ -358,7 +357,7 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
     """
     args, config, length = trainer.args, trainer.model_config, trainer.sequence_length
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    batch = trainer.sequences_of_step()
     steps = trainer.state.global_step
     executed, published = StepFlops(0, 0, 0), 0.0
     begins = phases(config)
@@ -368,11 +367,10 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
         for active, count in exits.items():
             executed = executed + step_flops(stage, batch, length, active) * count
             published += step_flops_as_published(stage, batch, length, active) * count
-    if trainer.generator is not None:
-        beside = trainer.generator.flops(batch, length) * steps
-        executed.generator += beside
-        published += beside
-    without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
+    beside = trainer.flops_beside(batch, length) * steps
+    executed.generator += beside
+    published += beside
+    without = without_exits(config)
     dense: StepFlops = step_flops(without, batch, length, False) * steps
     report = {}
     for prefix, flops in (("", executed), ("dense_", dense)):

@@ -49,6 +49,11 @@ PARTS = {
 }
 
 
+def taken_over(config: ElectraEarlyExitConfig) -> dict:
+    """The fields of a config that another model's config takes over."""
+    return {name: value for name, value in config.to_dict().items() if name not in NOT_TAKEN_OVER}
+
+
 @dataclass
 class Start:
     """What a pre-training starts from.
@@ -64,7 +69,7 @@ class Start:
 
     def fields(self) -> dict:
         """Of the config, as [`run.build_config`] takes them."""
-        return {name: value for name, value in self.config.to_dict().items() if name not in NOT_TAKEN_OVER}
+        return taken_over(self.config)
 
     def data(self, data_args: DataArguments) -> DataArguments:
         return replace(data_args, tokenizer_name=self.source)
@@ -86,7 +91,7 @@ class Start:
         return model
 
     def _load(self, source: PreTrainedConfig, config: ElectraEarlyExitConfig) -> ElectraEarlyExitForPreTraining:
-        fields = {name: value for name, value in config.to_dict().items() if name not in NOT_TAKEN_OVER}
+        fields = taken_over(config)
         if source.model_type == "electra":
             return ElectraEarlyExitForPreTraining.from_electra(self.source, self.generator, **fields)
         if source.model_type == "bert":

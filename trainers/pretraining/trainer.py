@@ -417,10 +417,13 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         """Tokens a sequence, of which the exits keep shares."""
         return getattr(self.data_collator, "max_seq_length", None) or self.model_config.max_position_embeddings
 
+    def sequences_of_step(self) -> int:
+        """Sequences of an optimizer step, of all processes."""
+        return self.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
     def tokens_of_step(self) -> int:
         """Tokens of an optimizer step, of all processes; padding counts."""
-        sequences = self.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return sequences * self.sequence_length
+        return self.sequences_of_step() * self.sequence_length
 
     @property
     def model_config(self):
@@ -514,9 +517,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
         case = *inputs["input_ids"].shape, self.exits_active()
         if case not in self._step_flops:
-            beside = 0.0 if self.generator is None else self.generator.flops(*case[:2])
-            self._step_flops[case] = step_flops(self.model_config, *case).total + beside
+            self._step_flops[case] = step_flops(self.model_config, *case).total + self.flops_beside(*case[:2])
         return self._step_flops[case]
+
+    def flops_beside(self, rows: int, length: int) -> float:
+        """Operations of the generator in a training step, where it is no part of the model."""
+        return 0.0 if self.generator is None else self.generator.flops(rows, length)
 
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""

@@ -15,6 +15,11 @@ from modeling_electra_exit.exit_policy import capacity, sample_size
 TRAINING_FACTOR = 3
 
 
+def without_exits(config: ElectraEarlyExitConfig) -> ElectraEarlyExitConfig:
+    """The config of the same model trained without exits, with which savings are compared."""
+    return ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
+
+
 @dataclass
 class StepFlops:
     """Operations of one step of a batch.
