@@ -182,6 +182,7 @@ def test_the_folder_of_several_seeds_is_that_of_the_best(tmp_path):
 )  # fmt: skip
 def test_what_is_no_model_is_one_sentence(tmp_path, capsys, make, sentence):
     make(tmp_path)
+    capsys.readouterr()  # bars of saving, where no test before has switched them off
     assert cli.main(["info", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
