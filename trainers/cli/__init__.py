@@ -1,2 +1,2 @@
-"""The command line, as a package of its own: importing `modeling_electra_exit` loads torch, which `--help` must not
-wait for. Nothing outside imports it."""
+"""The command line. It is a separate package because importing `modeling_electra_exit` loads torch, which `--help`
+must not wait for. No other package imports it."""

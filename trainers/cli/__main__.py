@@ -1,4 +1,4 @@
-"""`python -m electra_exit COMMAND ...`, for torchrun and accelerate."""
+"""`python -m electra_exit COMMAND ...`, the entry point for torchrun and accelerate."""
 
 import sys
 

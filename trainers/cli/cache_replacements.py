@@ -12,9 +12,8 @@ def run(argv: Sequence[str]) -> int:
         prog="electra-exit cache-replacements",
         usage="electra-exit cache-replacements RECIPE --folder FOLDER [--draws N] [--field value ...]",
         description="Sample several replacements for every token of a recipe's text, with the generator named by the "
-        "recipe or --generator_type, for `electra-exit pretrain RECIPE --generator_type cached "
-        "--generator_folder FOLDER`. All other fields of a recipe are flags here too; see `electra-exit pretrain "
-        "--help`.",
+        "recipe or --generator_type. Train on them with `electra-exit pretrain RECIPE --generator_type cached "
+        "--generator_folder FOLDER`. Every field of a recipe is also a flag; see `electra-exit pretrain --help`.",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="name of a packaged recipe, or path of a YAML file")
@@ -38,11 +37,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def describe(report: dict) -> str:
-    """The cost and the size, a line a split."""
-    lines = [f"{report['draws']} replacements a token by `{report['generator_type']}`"]
+    """Time, size and replacement quality, one line per split."""
+    lines = [f"{report['draws']} replacements per token, sampled by `{report['generator_type']}`"]
     for split, found in report["splits"].items():
         lines.append(
             f"  {split}: {found['tokens']:,} tokens in {found['seconds']:,.1f} s, {found['bytes'] / 1e6:,.1f} MB "
-            f"({found['bytes'] / found['tokens']:.1f} bytes a token); {found['equal_rate']:.1%} equal the original"
+            f"({found['bytes'] / found['tokens']:.1f} bytes per token); {found['equal_rate']:.1%} equal the original"
         )
     return "\n".join(lines)

@@ -36,7 +36,9 @@ def run(argv: Sequence[str]) -> int:
     model, tokenizer = load_classifier(args.folder)
     task, columns = task_of(model.config), Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
     if task.is_regression:
-        raise UsageError(f"{args.folder} predicts numbers, which have no certainty to exit by; use it at full depth")
+        raise UsageError(
+            f"{args.folder} is a regression model, which has no confidence to exit on; use it at full depth"
+        )
     examples = load_examples(args.examples, tokenizer, model.config, columns)
     try:
         found = calibrate_exits(
@@ -47,11 +49,11 @@ def run(argv: Sequence[str]) -> int:
     model.config.save_pretrained(args.folder)
     (args.folder / "calibration.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     figure = args.folder / "calibration.png"
-    figure.unlink(missing_ok=True)  # of an earlier calibration
+    figure.unlink(missing_ok=True)  # left by an earlier calibration
     if can_draw():
         draw_curve(found, figure)
     run = args.folder.resolve().parent
-    if (run / REPORT).is_file():  # of the fine-tuning, which shows the exits now
+    if (run / REPORT).is_file():  # the fine-tuning report gains the section on exits
         with tolerated(REPORT):
             write_report(run)
     print(summary(found))
@@ -61,15 +63,15 @@ def run(argv: Sequence[str]) -> int:
 def calibrate_parser() -> Parser:
     parser = Parser(
         prog="electra-exit calibrate",
-        description="Pick temperatures and thresholds for the exits of a fine-tuned classifier of texts or words "
-        "on held-out examples, and store them in its config.json. Writes calibration.json and, with matplotlib, "
-        "calibration.png beside it. Use examples that resemble those in production and were not used for training.",
+        description="Choose temperatures and thresholds for the exits of a fine-tuned text or token classifier on "
+        "held-out examples, and store them in its config.json. Also writes calibration.json and, with matplotlib, "
+        "calibration.png. Use examples that resemble production data and were not used for training.",
     )
     parser.add_argument("folder", type=Path, help="the fine-tuned model, with its tokenizer")
     parser.add_argument("examples", type=Path, help="held-out examples, in a format that `finetune` reads")
     parser.add_argument(
         "--max_accuracy_drop", type=float, default=0.005,
-        help="largest absolute drop in accuracy, by a bound with 95 %% confidence; 0.005 needs at least 600 "
+        help="largest absolute drop in accuracy, as a bound with 95 %% confidence; 0.005 needs at least 600 "
         "examples, 0.01 needs 300 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -9,11 +9,11 @@ from .parser import Parser
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit card",
-        description="Render the model card of a run, or of a saved model, again, from what its folder records.",
+        description="Render the model card of a run or a saved model again, from the records in its folder.",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--license", help="of the model, such as apache-2.0 (default: what the run recorded)")
-    parser.add_argument("--language", nargs="+", help="codes such as en (default: what the run recorded of its text)")
+    parser.add_argument("--license", help="license of the model, such as apache-2.0 (default: as recorded by the run)")
+    parser.add_argument("--language", nargs="+", help="language codes, such as en (default: as recorded by the run)")
     arguments = parser.parse_args(list(argv))
     if not any((arguments.folder / name).is_file() for name in ("config.json", "metrics.json")):
         parser.error(f"{arguments.folder} holds no model: it has no config.json")

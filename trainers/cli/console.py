@@ -1,4 +1,4 @@
-"""Standard output and error that do not end a run: they may be closed, full, or know ASCII alone."""
+"""Standard output and error streams that survive a closed pipe, a full disk or an ASCII-only encoding."""
 
 import errno
 import io
@@ -9,19 +9,21 @@ from contextlib import contextmanager, suppress
 
 
 class OutputError(Exception):
-    """Standard output, which a command answers on, could not be written; the message is one line.
+    """Writing the result of a command to standard output failed. The message is one line.
 
-    status (`int`): 141 where a reader such as `head` had enough, as shells report SIGPIPE, else 1.
+    status (`int`): exit status: 141 for a closed pipe, such as after `head` (the value that shells report for
+        SIGPIPE), else 1.
     """
 
     def __init__(self, error: OSError):
-        super().__init__(f"standard output could not be written to its end: {error.strerror}")
+        super().__init__(f"could not write all output: {error.strerror}")
         self.status = 141 if error.errno == errno.EPIPE else 1
 
 
 class _Stream(io.FileIO):
-    """The file behind a standard stream. When it fails for the first time it is said on standard error, and what comes
-    after is dropped; or, for a stream that carries the answer, an [`OutputError`] is raised."""
+    """The file behind a standard stream. If a write fails, the stream discards all later output. A stream that carries
+    the command's result raises [`OutputError`]; otherwise a failure of standard output is reported on standard
+    error."""
 
     def __init__(self, descriptor: int, carries_answer: bool):
         super().__init__(descriptor, "w", closefd=False)
@@ -37,22 +39,22 @@ class _Stream(io.FileIO):
             if self.carries_answer:
                 raise OutputError(error) from error
             if self.fileno() == 1:
-                print(f"standard output is lost ({error.strerror}); the work continues", file=sys.stderr)
+                print(f"standard output failed ({error.strerror}); continuing without it", file=sys.stderr)
             return len(data)
 
 
 @contextmanager
 def lasting_streams(carries_answer: bool) -> Iterator[None]:
-    """Put such streams in the place of the process's own; any other that a caller has put there stays.
+    """Replace the process's standard output and error with such streams. Streams that the caller has replaced stay.
 
     Args:
-        carries_answer: standard output is what the command is run for, so that failing to write it ends the command.
+        carries_answer: whether the command's result goes to standard output, so that a failed write ends the command.
 
     Raises:
-        OutputError: if it carries the answer and could not be written.
+        OutputError: if `carries_answer` and standard output could not be written.
     """
     before = sys.stdout, sys.stderr
-    for descriptor in range(3):  # else the next file opened would get the number, and what is printed
+    for descriptor in range(3):  # otherwise the next file opened would take a closed descriptor and receive the output
         try:
             os.fstat(descriptor)
         except OSError:
@@ -75,7 +77,7 @@ def lasting_streams(carries_answer: bool) -> Iterator[None]:
 
 
 def _text(descriptor: int, before: io.TextIOBase | None, carries_answer: bool, line_buffering: bool | None = None):
-    """A stream as the interpreter opens it, whatever it cannot encode written as an escape."""
+    """A text stream like the interpreter's own, but with unencodable characters written as escapes."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     if line_buffering is None:
         line_buffering = os.isatty(descriptor)

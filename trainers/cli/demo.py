@@ -24,8 +24,7 @@ def run(argv: Sequence[str]) -> int:
     architecture = (config.get("architectures") or ["unknown"])[0]
     if not architecture.endswith(SHOWN):
         parser.error(
-            f"{args.model} must be pre-trained, or fine-tuned for texts or words, to be tried on a page, got "
-            f"{architecture}"
+            f"{args.model} must be a pre-trained model or a fine-tuned text or token model, got {architecture}"
         )
     if find_spec("gradio") is None:
         parser.error("the demo needs Gradio: pip install 'electra-early-exit[web]'")
@@ -41,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def serve(checkpoint: str, name: str, port: int | None) -> int:
-    """Show the page until Ctrl-C."""
+    """Serve the page on 127.0.0.1 until Ctrl-C."""
     from modeling_electra_exit.trainers.errors import UsageError, naming_failures
     from modeling_electra_exit.trainers.sharing.demo import Demo, launch, page
 
@@ -51,7 +50,7 @@ def serve(checkpoint: str, name: str, port: int | None) -> int:
         _, url, _ = launch(blocks, server_name="127.0.0.1", server_port=port, quiet=True, prevent_thread_lock=True)
     except OSError as error:
         raise UsageError(f"--port {port} is in use; choose another, or leave it out") from error
-    print(f"{url} (Ctrl-C ends it)", flush=True)
+    print(f"{url} (press Ctrl-C to stop)", flush=True)
     try:
         blocks.block_thread()
     finally:
@@ -62,10 +61,10 @@ def serve(checkpoint: str, name: str, port: int | None) -> int:
 def demo_parser() -> Parser:
     parser = Parser(
         prog="electra-exit demo",
-        description="Try a model on a page of this machine: type a text, and see for each token how likely it is a "
-        "replacement; or, of a fine-tuned model, what it predicts, after which layer, and what that saved.",
+        description="Serve a local web page for trying a model. A pre-trained model shows how likely each token of a "
+        "text is to be a replacement; a fine-tuned model shows its prediction, the exit layer and the layers saved.",
     )
     parser.add_argument("model", metavar="FOLDER", help="a pre-trained or fine-tuned model, folder or Hub id")
-    parser.add_argument("--port", type=int, help="of 127.0.0.1 (default: the first free one from 7860 on)")
-    parser.add_argument("--space", type=Path, metavar="OUT", help="write the page as the folder of a Space instead")
+    parser.add_argument("--port", type=int, help="port on 127.0.0.1 (default: the first free port from 7860 on)")
+    parser.add_argument("--space", type=Path, metavar="OUT", help="write the page as a Space to this folder instead")
     return parser

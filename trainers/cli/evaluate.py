@@ -11,9 +11,9 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit evaluate",
         usage="electra-exit evaluate MODEL [--tasks TASK[,TASK...]] [--validation_file FILE] [--field value ...]",
-        description="Evaluate a checkpoint: a fine-tuned one on the examples of a file, any on GLUE tasks or BLiMP. "
-        "A checkpoint without a classification head is first fine-tuned on each GLUE task, in its own folder; one "
-        "that is fine-tuned already is evaluated as it is. BLiMP is scored zero-shot by the discriminator. All other "
+        description="Evaluate a fine-tuned checkpoint on the examples of a file, or any checkpoint on GLUE tasks or "
+        "BLiMP. A checkpoint without a classification head is first fine-tuned on each GLUE task, in a folder per "
+        "task; a fine-tuned checkpoint is evaluated as it is. The discriminator scores BLiMP zero-shot. All other "
         "flags are those of `electra-exit finetune`.",
         allow_abbrev=False,
     )
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     def arguments(task: str) -> tuple:
         ours = {"model": args.model, "task": task, "output_dir": str(args.output_dir / task)}
         if given := {f"--{name}" for name in ours} & {token.split("=")[0] for token in fields}:
-            raise UsageError(f"{min(given)} has no place here; name the tasks with --tasks")
+            raise UsageError(f"{min(given)} is not a flag of `evaluate`; name the tasks with --tasks")
         parsed = parse_fields(ours, fields, FINETUNE)
         check_names(parsed)
         return parsed

@@ -10,11 +10,11 @@ from .parser import Parser
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit export",
-        description="Write the discriminator and the generator of a pre-trained checkpoint as plain ELECTRA, which "
-        "loads without this package. Exit heads are dropped.",
+        description="Write the discriminator and the generator of a pre-trained checkpoint as plain ELECTRA models, "
+        "which load without this package. Exit heads are dropped.",
     )
     parser.add_argument("checkpoint", metavar="FOLDER", help="a pre-trained checkpoint, folder or Hub id")
-    parser.add_argument("output", metavar="OUT", type=Path, help="gets one subfolder for each")
+    parser.add_argument("output", metavar="OUT", type=Path, help="output folder, with one subfolder per model")
     parser.add_argument("--to", choices=["electra"], required=True, help="the architecture to write")
     args = parser.parse_args(list(argv))
     check_reachable(parser, [args.checkpoint])

@@ -6,7 +6,7 @@ from dataclasses import fields
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 
-# Set from the tokenizer, from the class, by calibration or by transformers itself; a flag could only contradict.
+# Set from the tokenizer, from the class, by calibration or by Transformers itself; a flag could only conflict.
 _NOT_A_FLAG = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "is_encoder_decoder",
     "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id",
@@ -18,8 +18,7 @@ _NOT_A_FLAG = {
 def config_flags() -> dict[str, dict]:
     """The config's fields as command-line flags: name -> keyword arguments for `add_argument`.
 
-    The defaults are `None` (not given), so that the config's own defaults stay in one place and a flag that was given
-    can be told from one that was not.
+    Every default is `None`, meaning "not given", so the config remains the only place that defines defaults.
     """
     flags, described = {}, _described_fields(ElectraEarlyExitConfig.__doc__)
     for config_field in fields(ElectraEarlyExitConfig):
@@ -43,7 +42,7 @@ def config_flags() -> dict[str, dict]:
 
 
 def _described_fields(docstring: str) -> dict[str, str]:
-    """What a docstring's "Args" section says of each field: one text serves readers and --help."""
+    """Map each field to its description in the docstring's "Args" section, which is also the text of --help."""
     entry = re.compile(r"^ {8}(\w+) \([^\n]*?(?:defaults to `?([^`)]*)`?)?\):\n((?: {12}[^\n]*\n)+)", re.MULTILINE)
     texts = {}
     for name, default, text in entry.findall(docstring):
@@ -56,4 +55,4 @@ def _parse_bool(text: str) -> bool:
         return True
     if text.lower() in ("false", "no", "0"):
         return False
-    raise ValueError(f"not a truth value: {text}")
+    raise ValueError(f"must be true or false, got {text}")

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached, asked once and before the libraries are imported, which would try for minutes."""
+"""Check once whether the Hub can be reached, before importing libraries that would retry for minutes."""
 
 import functools
 import os
@@ -14,23 +14,23 @@ from pathlib import Path
 from .parser import Parser
 
 
-PATIENCE = 3.0  # seconds for a name server, a connection and an answer, all together
+PATIENCE = 3.0  # seconds for name resolution, connection and response together
 LATE = f"no answer within {PATIENCE:g} seconds"
-# Flags whose values may be names on the Hub.
+# Flags whose values may be Hub ids.
 MODELS = {"--init_from", "--generator_init_from", "--tokenizer_name", "--model", "--generator_folder",
           "--reference_folder"}  # fmt: skip
 DATASETS = {"--dataset_name"}
-# Where the tasks of GLUE come from without a folder of theirs, as `trainers.finetuning.examples` says, too.
+# The source of the GLUE tasks when no folder is given; the same as in `trainers.finetuning.examples`.
 GLUE_ON_THE_HUB = "nyu-mll/glue"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def check_reachable(parser: Parser, models: Iterable[str | None] = (), datasets: Iterable[str | None] = ()) -> None:
-    """For names that are no files here: see whether the Hub answers. Where it does not, the libraries use their cache
-    from now on, and a name that is not in there ends the command.
+    """Check that the Hub answers if any name is not a local file. If it does not, switch the libraries to their
+    caches.
 
     Raises:
-        ParserExit: with one sentence.
+        ParserExit: if the Hub does not answer and a name is not in the cache.
     """
     names = {name: kind for kind, some in (("models", models), ("datasets", datasets)) for name in some if name}
     remote = {name: kind for name, kind in names.items() if HUB_ID.fullmatch(name) and not os.path.exists(name)}
@@ -41,13 +41,17 @@ def check_reachable(parser: Parser, models: Iterable[str | None] = (), datasets:
     go_offline()
     for name, kind in remote.items():
         if not _in_cache(name, kind):
-            what = "no file or folder here" if kind == "models" else "not in the cache"
+            what = "not a local file or folder" if kind == "models" else "not in the cache"
             parser.error(f"`{name}` is {what}, and the Hub at {endpoint()} cannot be reached: {reason}")
-    print(f"the Hub at {endpoint()} cannot be reached ({reason}): what is in the cache is used", file=sys.stderr)
+    print(f"the Hub at {endpoint()} cannot be reached ({reason}); using the cache", file=sys.stderr)
 
 
 def check_pushable(parser: Parser) -> None:
-    """Raises: ParserExit, with one sentence, where the Hub does not answer."""
+    """Check that the Hub answers before a push.
+
+    Raises:
+        ParserExit: if it does not.
+    """
     if reason := unreachable():
         parser.error(f"the Hub at {endpoint()} cannot be reached: {reason}; nothing was pushed")
 
@@ -58,13 +62,13 @@ def endpoint() -> str:
 
 @functools.cache
 def unreachable() -> str | None:
-    """Why the Hub does not answer within [`PATIENCE`], in a few words; `None` where it does, whatever it says."""
+    """A short reason why the Hub does not answer within [`PATIENCE`]; `None` if it answers, with any status."""
     found = [LATE]
 
     def ask():
         found[0] = _ask()
 
-    # A name server may take longer than any limit that a socket knows.
+    # Socket timeouts do not limit name resolution.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE)
@@ -78,16 +82,16 @@ def _ask() -> str | None:
         return None
     except OSError as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):  # the client has certificates of its own
+        if isinstance(reason, ssl.SSLError):  # huggingface_hub brings its own certificates and may succeed
             return None
         return LATE if isinstance(reason, TimeoutError) else str(getattr(reason, "strerror", None) or reason)
-    except Exception:  # what answers speaks no HTTP, or is no address: the client's own error says it
+    except Exception:  # not HTTP, or an invalid address: huggingface_hub reports that better
         return None
     return None
 
 
 def go_offline() -> None:
-    """Let the libraries read their caches alone, whether they are imported already or not."""
+    """Make the libraries read only their caches, whether or not they are already imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     for module in ("huggingface_hub.constants", "datasets.config"):
         if module in sys.modules:
@@ -95,7 +99,7 @@ def go_offline() -> None:
 
 
 def _in_cache(name: str, kind: str) -> bool:
-    """Whether there is anything of it; what is missing there is the libraries' to say."""
+    """Whether the cache holds any part of `name`. The libraries report missing files themselves."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME, "datasets")), name.replace("/", "___"))

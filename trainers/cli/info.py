@@ -1,6 +1,6 @@
-"""`electra-exit info`: what a model is, what it measured, and what can be done with it.
+"""`electra-exit info`: describe a model, its scores and the commands that apply to it.
 
-It answers at once: it reads JSON and the headers of the weights, and loads neither torch nor a model.
+It is fast because it reads only JSON and the headers of the weight files, and loads neither torch nor the model.
 """
 
 import functools
@@ -19,38 +19,38 @@ from .parser import Parser
 
 
 OURS = "electra_early_exit"
-# What the classes are, by the end of their names.
+# Descriptions of the model classes, by the end of their names.
 KINDS = {
     "ForPreTraining": "an ELECTRA discriminator",
-    "ForMaskedLM": "a masked language model, the generator of a pre-training",
-    "ForSequenceClassification": "a model for whole texts",
-    "ForTokenClassification": "a model for the words of a text",
-    "ForQuestionAnswering": "a model that finds answers in a text",
-    "ForMultipleChoice": "a model that chooses between texts",
+    "ForMaskedLM": "a masked language model, the generator of a pre-training run",
+    "ForSequenceClassification": "a text classifier or regressor",
+    "ForTokenClassification": "a token classifier",
+    "ForQuestionAnswering": "an extractive question-answering model",
+    "ForMultipleChoice": "a multiple-choice model",
     "Model": "an encoder without a head",
 }
-TASKS = {"single_label_classification": "one label a text", "multi_label_classification": "several labels a text",
-         "regression": "a number a text"}  # fmt: skip
-# Plain checkpoints that `finetune` and `pretrain --init_from` take.
+TASKS = {"single_label_classification": "one label per text", "multi_label_classification": "several labels per text",
+         "regression": "one number per text"}  # fmt: skip
+# Model types of plain checkpoints that `finetune` and `pretrain --init_from` accept.
 PLAIN = ("bert", "electra")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# A header is some hundred bytes a tensor; a length beyond this is no header.
+# A header has a few hundred bytes per tensor; a greater length is not a header's.
 LARGEST_HEADER = 100_000_000
 METRICS = {"roc_auc": "ROC-AUC", "average_precision": "average precision", "recall_on_replaced": "recall on replaced",
            "calibration_error": "calibration error"}  # fmt: skip
 
 
 class NoModelError(Exception):
-    """There is no model to tell of; the message is one sentence."""
+    """There is no model to describe. The message is one sentence."""
 
 
 def run(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="electra-exit info",
-        description="Say what a model is, what it measured, which of its exits are trained and calibrated, and what "
-        "can be done with it. Reads JSON and the headers of the weights, and loads no model.",
+        description="Show what a model is, its scores, which of its exits are trained and calibrated, and which "
+        "commands apply to it. Reads JSON and the headers of the weight files; does not load the model.",
     )
-    parser.add_argument("model", metavar="FOLDER", help="a run, a checkpoint or a saved model; folder or Hub id")
+    parser.add_argument("model", metavar="FOLDER", help="run, checkpoint or saved model: folder or Hub id")
     name = parser.parse_args(list(argv)).model
     check_reachable(parser, [name])
     try:
@@ -60,16 +60,16 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-# ---- Where it is ----
+# ---- Files ----
 
 
 @dataclass
 class Header:
     """The header of a safetensors file.
 
-    tensors: `dtype`, `shape` and `data_offsets` by name.
-    bytes: size of the file.
-    path, start: the file, and where its data begin; `None` and 0 for one that was not downloaded.
+    tensors: `dtype`, `shape` and `data_offsets` of each tensor, by name.
+    bytes: file size in bytes.
+    path, start: the file and the offset of its data in bytes; `None` and 0 if it was not downloaded.
     """
 
     tensors: dict[str, dict]
@@ -79,7 +79,11 @@ class Header:
 
     @classmethod
     def read(cls, path: Path) -> "Header":
-        """Raises: NoModelError if the file is not of this form, or not whole."""
+        """Read the header of a local file.
+
+        Raises:
+            NoModelError: if it is not a safetensors file, or its size does not match its header.
+        """
         size = path.stat().st_size
         try:
             with path.open("rb") as file:
@@ -90,26 +94,30 @@ class Header:
             tensors.pop("__metadata__", None)
             end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
-            raise NoModelError(f"{path} is no safetensors file: {' '.join(str(error).split())}") from error
+            raise NoModelError(f"{path} is not a safetensors file: {' '.join(str(error).split())}") from error
         if end != size:
             raise NoModelError(f"{path} is damaged: it has {size:,} bytes instead of {end:,}")
         return cls(tensors, size, path, 8 + length)
 
     def integer(self, name: str) -> int:
-        """The value of a tensor that is one 64-bit integer."""
+        """The value of a tensor with a single 64-bit integer. The file must be local."""
         with self.path.open("rb") as file:
             file.seek(self.start + self.tensors[name]["data_offsets"][0])
             return struct.unpack("<q", file.read(8))[0]
 
 
 class Folder:
-    """A model's files in a folder."""
+    """The files of a model in a local folder."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def json(self, name: str) -> dict:
-        """What a JSON file holds; empty where it is not there. Raises: NoModelError for what is no JSON object."""
+        """The content of a JSON file; empty if there is no such file.
+
+        Raises:
+            NoModelError: if the file does not hold a JSON object.
+        """
         path = self.file(name)
         if path is None:
             return {}
@@ -126,13 +134,13 @@ class Folder:
         return path if path.is_file() else None
 
     def header(self, name: str) -> Header | None:
-        """The header of a file of weights."""
+        """The header of a weight file; `None` if there is no such file."""
         path = self.file(name)
         return None if path is None else Header.read(path)
 
 
 class Repository(Folder):
-    """A model's files on the Hub, or in its cache; those that hold its weights are not downloaded."""
+    """The files of a model on the Hub or in its cache. Weight files are not downloaded."""
 
     def __init__(self, name: str):
         self.name = name
@@ -159,7 +167,7 @@ class Repository(Folder):
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
-        """What is not in the repository passes; anything else becomes a [`NoModelError`]."""
+        """Ignore a file that is not in the repository; raise any other error as [`NoModelError`]."""
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
         try:
@@ -172,15 +180,18 @@ class Repository(Folder):
             pass
         except RepositoryNotFoundError as error:
             raise NoModelError(f"there is no folder {self.name}, and no such model on the Hub") from error
-        except Exception as error:  # of a dozen kinds, from the library's own to those of the HTTP client
+        except Exception as error:  # the library and its HTTP client raise a dozen kinds
             raise NoModelError(f"{self.name} cannot be read from the Hub: {str(error).splitlines()[0]}") from error
 
 
 def find(name: str) -> tuple[Folder, list[str]]:
-    """The model that is meant, and notes on which that is.
+    """The files of the model that `name` refers to, and notes on which model was chosen.
+
+    Args:
+        name: a folder (of a run, a checkpoint or a saved model) or a Hub id.
 
     Raises:
-        NoModelError: if there is none.
+        NoModelError: if there is no model.
     """
     path = Path(name)
     if path.is_file():
@@ -193,11 +204,11 @@ def find(name: str) -> tuple[Folder, list[str]]:
         return Folder(path), []
     if isinstance(best := Folder(path).json("metrics.json").get("best"), str):
         seeds = len(list(path.glob("seed-*/config.json")))
-        return Folder(path / best), [f"{path / best} is the best of {seeds} fine-tuned with different seeds"]
+        return Folder(path / best), [f"{path / best} is the best of {seeds} fine-tuning runs with different seeds"]
     checkpoints = sorted(path.glob("checkpoint-*/config.json"), key=lambda found: found.stat().st_mtime)
     if checkpoints:
         newest = checkpoints[-1].parent
-        return Folder(newest), [f"{newest} is the newest checkpoint of a run that is not finished"]
+        return Folder(newest), [f"{newest} is the newest checkpoint of an unfinished run"]
     if (path / "run.json").is_file():
         raise NoModelError(f"{name} holds a run that has not saved a checkpoint yet")
     inner = sorted(found.parent.name for found in path.glob("*/config.json"))
@@ -209,7 +220,7 @@ def find(name: str) -> tuple[Folder, list[str]]:
 
 
 class Weights:
-    """The names, types and shapes of a model's weights, from the headers of its files.
+    """The names, dtypes and shapes of a model's weights, from the headers of its files.
 
     Raises:
         NoModelError: if a file is damaged.
@@ -223,7 +234,7 @@ class Weights:
         self.bytes = sum(header.bytes for header in self.headers)
 
     def parameters(self, prefix: str = "") -> int:
-        """Elements of the weights whose names begin so; counters and measurements are none."""
+        """The number of parameters whose names start with `prefix`, not counting counters and exit statistics."""
         return sum(
             math.prod(tensor["shape"])
             for name, tensor in self.tensors.items()
@@ -237,8 +248,7 @@ class Weights:
         return sorted(names.get(dtype, dtype) for dtype in found)
 
     def trained_exits(self, layers: list[int]) -> dict[int, bool]:
-        """For each exit layer of a fine-tuned model, whether its head has been trained there; empty where that is not
-        known."""
+        """For each exit layer of a fine-tuned model, whether its head was trained at that layer; empty if unknown."""
         marks = {
             int(name.rsplit("_", 1)[1]): header.integer(name)
             for header in self.headers
@@ -248,14 +258,14 @@ class Weights:
         return {layer: marks.get(number) == layer for number, layer in enumerate(layers)} if marks else {}
 
 
-# ---- What is said ----
+# ---- Description ----
 
 
 def describe(name: str) -> str:
-    """All that is known of a model, as text.
+    """The description of a model as text.
 
     Raises:
-        NoModelError: if there is none that this package knows.
+        NoModelError: if there is no model, or none of a supported type.
     """
     files, notes = find(name)
     config = files.json("config.json")
@@ -272,14 +282,14 @@ def describe(name: str) -> str:
         return Description(place, config, files, notes).text()
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise NoModelError(
-            f"the records of {place} are not what a run writes: {type(error).__name__}: {error}"
+            f"the records in {place} are not in the format of a run: {type(error).__name__}: {error}"
         ) from error
 
 
 def _plain(name: str, config: dict) -> str:
     sizes = f"{config.get('num_hidden_layers')} layers, {config.get('hidden_size')} wide"
     return "\n".join([
-        f"{name} is a plain {config['model_type'].upper()} ({_architecture(config)}) of {sizes}, without exits", "",
+        f"{name} is a plain {config['model_type'].upper()} ({_architecture(config)}) with {sizes}, no exits", "",
         *_commands(_starts(shlex.quote(name))),
     ])  # fmt: skip
 
@@ -290,17 +300,17 @@ def _architecture(config: dict) -> str:
 
 def _starts(model: str) -> dict[str, str]:
     return {
-        f"electra-exit finetune {model} --train_file FILE": "learn a task of yours",
-        f"electra-exit pretrain domain-adapt --init_from {model} --train_files FILE": "go on with text of yours",
+        f"electra-exit finetune {model} --train_file FILE": "fine-tune it for your own task",
+        f"electra-exit pretrain domain-adapt --init_from {model} --train_files FILE": "adapt it to your own text",
     }
 
 
 def _commands(commands: dict[str, str]) -> list[str]:
-    return ["What can be done with it", *(f"  {command}\n      {what}" for command, what in commands.items())]
+    return ["What you can do with it", *(f"  {command}\n      {what}" for command, what in commands.items())]
 
 
 class Description:
-    """The sections of what is said of a model of ours."""
+    """The description of an electra-exit model, section by section."""
 
     def __init__(self, place: str, config: dict, files: Folder, notes: list[str]):
         self.place, self.config, self.notes = place, config, notes
@@ -333,14 +343,14 @@ class Description:
     def _size(self) -> dict[str, str]:
         config, weights = self.config, self.weights
         generator = weights.parameters("generator.")
-        parts = f"; {generator:,} of them the generator's" if generator and self.has_generator else ""
+        parts = f", of which {generator:,} in the generator" if generator and self.has_generator else ""
         pre = config.get("norm_position") == "pre"
         size = {
             "parameters": f"{weights.parameters():,}{parts}",
             "weights": f"{weights.bytes / 1e6:,.1f} MB, {' and '.join(weights.dtypes)}",
         }
         return {
-            **(size if weights.tensors else {"weights": "none here"}),
+            **(size if weights.tensors else {"weights": "no weight files"}),
             "layers": f"{config['num_hidden_layers']}, {config['hidden_size']} wide, {config['num_attention_heads']} "
             f"attention heads, LayerNorm {'before' if pre else 'after'} each block",
             "vocabulary": f"{config['vocab_size']:,} tokens",
@@ -352,7 +362,8 @@ class Description:
         said = {"replacements by": config.get("generator_type", "mlm")}
         if self.has_exits:
             shares = ", ".join(f"{share:.4g}" for share in config["exit_capacities"])
-            said["exits"] = f"{config['exit_policy']}, after layers {_list(self.layers)}; {shares} of the tokens go on"
+            layers = _list(self.layers)
+            said["exits"] = f"{config['exit_policy']}, after layers {layers}; {shares} of the tokens continue"
         return said
 
     def _training(self) -> dict[str, str]:
@@ -370,7 +381,7 @@ class Description:
         return {
             "task": f"{self.metrics['task']}: {how['kind']}{names}",
             "from": how["model"],
-            "examples": f"{examples['train']:,} to learn from, {examples['validation']:,} to measure on",
+            "examples": f"{examples['train']:,} for training, {examples['validation']:,} for validation",
             "steps": f"{self.metrics['steps']:,} of {how['examples_per_step']} examples",
             "computed on": f"{how['hardware']} in {how['precision']}, {_duration(how['seconds'])}",
         }
@@ -380,7 +391,7 @@ class Description:
         speed = how.get("tokens_per_second")
         return {
             "text": text + (f": {counts['documents']:,} documents, {counts['tokens']:,} tokens" if counts else ""),
-            "steps": f"{how['steps']:,} of {how['tokens_per_step']:,} tokens, {how['tokens']:,} in all",
+            "steps": f"{how['steps']:,} of {how['tokens_per_step']:,} tokens, {how['tokens']:,} in total",
             "computed on": f"{how['hardware']} in {how['precision']}"
             + (f", {_duration(how['tokens'] / speed)}" if speed else ""),
         }
@@ -415,7 +426,7 @@ class Description:
                 found[f"after layer {layer}"] = "" if auc is None else f"ROC-AUC {auc:.4f}"
                 continue
             trained = self.trained.get(layer)
-            state = "its head is not trained" if trained is False else "trained"
+            state = "not trained" if trained is False else "trained"
             if (thresholds := config.get("inference_exit_thresholds")) is not None:
                 state += f", calibrated: {config['inference_exit_criterion']} {thresholds[number]:.4g}"
             found[f"after layer {layer}"] = state
@@ -424,10 +435,10 @@ class Description:
             speed = measured["examples_per_second"] / measured["full_examples_per_second"]
             found["calibrated"] = (
                 f"accuracy {measured['accuracy']:.4f} with {measured['depth']:.0%} of the layers, "
-                f"{measured['full_accuracy']:.4f} with all; {speed:.2f} times the examples a second"
+                f"{measured['full_accuracy']:.4f} with all; {speed:.2f} times the examples per second"
             )
         elif self.fine_tuned and config.get("inference_exit_thresholds") is None:
-            found["calibrated"] = "no: every text takes all layers"
+            found["calibrated"] = "no: every text uses all layers"
         return found
 
     @functools.cached_property
@@ -440,23 +451,23 @@ class Description:
         calibrates = task and self.has_exits and config.get("problem_type") != "regression"
         found = {}
         if self.kind == "ForPreTraining":
-            found[f"electra-exit score {model} FILE"] = "tell how likely each token of a text is a replacement"
-            found[f"electra-exit evaluate {model} --tasks TASKS"] = "measure it on GLUE and BLiMP"
+            found[f"electra-exit score {model} FILE"] = "estimate for each token of a text whether it was replaced"
+            found[f"electra-exit evaluate {model} --tasks TASKS"] = "evaluate it on GLUE and BLiMP"
         if self.kind in ("ForPreTraining", "ForMaskedLM", "Model"):
             found |= _starts(model)
         if task:
             found[f"electra-exit score {model} FILE"] = "predict"
-            found[f"electra-exit evaluate {model} --validation_file FILE"] = "measure it on other examples"
+            found[f"electra-exit evaluate {model} --validation_file FILE"] = "evaluate it on other examples"
         if calibrates and False not in self.trained.values():
             again = " again" if config.get("inference_exit_thresholds") is not None else ""
-            found[f"electra-exit calibrate {model} FILE"] = f"choose the thresholds of the exits{again}"
+            found[f"electra-exit calibrate {model} FILE"] = f"choose the exit thresholds{again}"
         if self.kind in ("ForPreTraining", "ForMaskedLM") and config.get("norm_position") != "pre":
-            found[f"electra-exit export {model} OUT --to electra"] = "write plain ELECTRA, which needs no plugin"
+            found[f"electra-exit export {model} OUT --to electra"] = "export it as plain ELECTRA"
         if self.has_generator or self.kind == "ForMaskedLM":
             found[f"transformers.pipeline('fill-mask', model='{self.place}')"] = "fill masks, in Python"
         if task or self.kind == "ForPreTraining":
-            found[f"electra-exit demo {model}"] = "try it on a page of this machine"
-        found[f"electra-exit push {model} REPO_ID"] = "put it on the Hub"
+            found[f"electra-exit demo {model}"] = "try it on a local web page"
+        found[f"electra-exit push {model} REPO_ID"] = "push it to the Hub"
         return found
 
 

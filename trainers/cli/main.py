@@ -1,7 +1,7 @@
-"""The command line: `electra-exit COMMAND ...`, one module a command.
+"""The command line: `electra-exit COMMAND ...`, with one module per command.
 
-A command's module parses first and imports what it needs afterwards, inside its function: help, a version, a typo and
-a missing file are answered before torch is loaded.
+Each module parses its arguments before it imports anything large, so that `--help`, `--version`, typos and missing
+files are handled without loading torch.
 """
 
 import os
@@ -17,27 +17,27 @@ from .parser import Parser, ParserExit
 from .places import version
 
 
-# What each command does. Its module, of the same name, is imported when the command is called.
+# Each command's description. The module of the same name is imported when the command is called.
 COMMANDS = {
     "pretrain": "pre-train a model from a recipe",
     "cache-replacements": "sample replacements in advance, for --generator_type cached",
     "finetune": "fine-tune a checkpoint on your own task or a GLUE task",
-    "calibrate": "pick the thresholds of a fine-tuned model's exits",
+    "calibrate": "choose the exit thresholds of a fine-tuned model",
     "evaluate": "evaluate a checkpoint on its own task, GLUE tasks or BLiMP",
     "info": "show what a model is, its scores, and what you can do with it",
-    "score": "predict labels or tags of texts, or which of their tokens were replaced",
-    "demo": "try a model on a page of this machine, or write that page as a Space",
-    "export": "write a checkpoint as plain ELECTRA",
+    "score": "predict the labels or tags of texts, or which tokens were replaced",
+    "demo": "try a model on a local web page, or write that page as a Space",
+    "export": "export a checkpoint as plain ELECTRA",
     "push": "push a run or a saved model to the Hub",
-    "push-dataset": "push prepared data and its tokenizer",
+    "push-dataset": "push prepared data and its tokenizer to the Hub",
     "card": "render a run's model card again",
 }
-# These are run for what they print, the others for what they write.
+# Commands whose result is their standard output; the others write files.
 ANSWERING = ("score", "info")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, as [`report`] does."""
+    """Run the command line with `argv` (default: `sys.argv[1:]`). Returns the exit status; see [`report`]."""
     return report(_run, sys.argv[1:] if argv is None else argv, "electra-exit", ANSWERING)
 
 
@@ -49,7 +49,7 @@ def _run(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"electra-early-exit {version()}")
     parser.add_argument("--debug", action="store_true",
-                        help="also show the traceback of an error; ELECTRA_EXIT_DEBUG=1 does the same")  # fmt: skip
+                        help="show the traceback of an error; ELECTRA_EXIT_DEBUG=1 does the same")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, description in COMMANDS.items():
         commands.add_parser(name, help=f"{description} ({name} --help for more)", add_help=False)
@@ -58,16 +58,17 @@ def _run(argv: list[str]) -> int:
 
 
 def report(run: Callable[[list[str]], int], argv: Sequence[str], program: str, answering: Sequence[str] = ()) -> int:
-    """Run `argv`, whose first word names the command; whatever is raised becomes one sentence and an exit status.
+    """Call `run(argv)` and turn any exception into a one-sentence error message and an exit status.
 
     Args:
-        run: takes `argv` without `--debug`.
-        program: how the program is called.
-        answering: commands that are run for what they print.
+        run: function that takes `argv` without `--debug` and returns an exit status.
+        argv: the arguments; the first one names the command.
+        program: name of the program in messages.
+        answering: commands whose result is their standard output.
 
     Returns:
-        2 for what the user can put right, 1 for what failed, 75 where SIGTERM and 130 where Ctrl-C ended a run, 141
-        where the reader of an answer had enough.
+        The exit status: 2 for an error that the user can correct, 1 for any other failure, 75 after SIGTERM, 130 after
+        Ctrl-C, 141 if the reader of the output closed the pipe, else that of `run`.
     """
     argv = list(argv)
     debug = bool(os.environ.get("ELECTRA_EXIT_DEBUG"))
@@ -81,20 +82,20 @@ def report(run: Callable[[list[str]], int], argv: Sequence[str], program: str, a
                 return run(argv)
             except ParserExit as answered:
                 return answered.code
-            except BaseException as error:  # SystemExit of a user's code, a panic of a library in Rust
+            except BaseException as error:  # includes SystemExit from user code and panics of Rust libraries
                 return _report(error, argv, program, debug)
-    except OutputError as error:  # the last of the answer
+    except OutputError as error:  # from the final flush
         return _report(error, argv, program, debug)
 
 
 def _report(error: BaseException, argv: list[str], program: str, debug: bool) -> int:
     with suppress(OSError, OutputError, ValueError):
-        sys.stdout.flush()  # what was printed before the error comes before it in a log of both streams
+        sys.stdout.flush()  # keeps the order in a log that collects both streams
     if debug:
         traceback.print_exception(error)
     if isinstance(error, OutputError):
         text, status = str(error), error.status
-    elif type(error) is KeyboardInterrupt:  # perhaps in the middle of an import, which must not be tried again
+    elif type(error) is KeyboardInterrupt:  # possibly during an import, which must not be repeated
         text, status = "interrupted; the same command continues from the last checkpoint, if one was saved", 130
     else:
         from .sentences import sentence
@@ -108,7 +109,7 @@ def _report(error: BaseException, argv: list[str], program: str, debug: bool) ->
 
 
 def typed(argv: Sequence[str], program: str = "electra-exit") -> str:
-    """The command as it was typed, but for a secret in it."""
+    """The command as it was typed, with the value of --hub_token hidden."""
     words = [*program.split(), *argv]
     for number, word in enumerate(words):
         if word.replace("-", "_").startswith("__hub_token"):

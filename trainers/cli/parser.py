@@ -1,17 +1,17 @@
-"""The parser of a command line. It imports nothing large, so that help and typos answer at once."""
+"""The command-line parser. It imports nothing large, so `--help` and errors are fast."""
 
 import argparse
 import sys
 
 
 class ParserExit(SystemExit):
-    """The command line has been answered: with help, a version, or what is wrong with it."""
+    """The parser has printed help, a version or an error, and the command must exit with `code`."""
 
     code: int
 
 
 class OneLineErrors:
-    """For an [`argparse.ArgumentParser`]: errors in one line, without the usage."""
+    """Mixin for [`argparse.ArgumentParser`] that prints errors in one line, without the usage."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -23,4 +23,4 @@ class OneLineErrors:
 
 
 class Parser(OneLineErrors, argparse.ArgumentParser):
-    """Of a command whose flags are few."""
+    """The parser of a command that does not take a recipe."""

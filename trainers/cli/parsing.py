@@ -1,4 +1,4 @@
-"""From recipes and flags to arguments: every field of a recipe is also a flag, and both go through one parser."""
+"""Turn recipes and flags into arguments. Every field of a recipe is also a flag, and one parser reads both."""
 
 import argparse
 import os
@@ -25,14 +25,17 @@ from .recipes import read_yaml, recipe_arguments
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `electra-exit` that takes a recipe, and what a recipe of it may say.
+    """A command of `electra-exit` that takes a recipe, and the fields that its recipes may set.
 
     Args:
-        recipes: the folder with the packaged ones.
-        data, training: dataclasses; the training arguments are a [`TrainingArguments`].
-        config_flags: the names of the fields of the model's config.
-        sources: fields of `data` of which one on the command line takes the place of all of the recipe's.
-        or_model: whether a checkpoint can stand in the place of a recipe.
+        name: name of the command.
+        description: first words of its help.
+        recipes: folder of its packaged recipes.
+        data: dataclass of the data arguments.
+        training: dataclass of the training arguments, a [`TrainingArguments`].
+        config_flags: names of the model config's fields that are flags.
+        sources: fields of `data` that name a source; any of them on the command line replaces all of the recipe's.
+        or_model: whether a checkpoint can be given instead of a recipe.
     """
 
     name: str
@@ -59,7 +62,8 @@ PRETRAIN = Command(
 )
 FINETUNE = Command(
     "finetune",
-    "Fine-tune a checkpoint of ours, of ELECTRA or of BERT, once a seed, on a task of yours or of GLUE, from a recipe",
+    "Fine-tune an electra-exit, ELECTRA or BERT checkpoint, once per seed, on your own task or a GLUE task, from a "
+    "recipe",
     RECIPES / "finetuning",
     FineTuningDataArguments,
     FineTuningArguments,
@@ -79,11 +83,15 @@ FINETUNE = Command(
 
 
 class RecipeParser(OneLineErrors, HfArgumentParser):
-    """Of a command whose flags are the fields of dataclasses."""
+    """The parser of a command whose flags are the fields of dataclasses."""
 
 
 def read_recipe(name_or_path: str, command: Command = PRETRAIN) -> dict:
-    """The fields of a packaged recipe, by name, or of a YAML file, by path."""
+    """The fields of a packaged recipe (by name) or of a YAML file (by path).
+
+    Raises:
+        UsageError: if there is no such recipe, or it is not a YAML mapping.
+    """
     if name_or_path in command.recipe_names():
         text = (command.recipes / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif os.path.isfile(name_or_path):
@@ -100,26 +108,26 @@ def read_recipe(name_or_path: str, command: Command = PRETRAIN) -> dict:
 
 
 def build_parser(command: Command = PRETRAIN) -> RecipeParser:
-    """Every field of a recipe as a flag; its help is what `--help_all` prints."""
+    """A parser with a flag for every field of a recipe. `--help_all` prints its help."""
     recipe = "RECIPE_OR_MODEL" if command.or_model else "RECIPE"
     parser = RecipeParser(
         [command.data, command.training],
         prog=f"electra-exit {command.name}",
         usage=f"electra-exit {command.name} {recipe} [--field value ...]",
-        description=f"{command.description}: {', '.join(command.recipe_names())}, or a YAML file of yours. Every "
-        "field of a recipe is also a flag here, and flags win.",
+        description=f"{command.description}: {', '.join(command.recipe_names())}, or a YAML file of your own. Every "
+        "field of a recipe is also a flag, and flags override the recipe.",
         allow_abbrev=False,
         add_help=False,
         formatter_class=argparse.HelpFormatter,
     )
     meaning = "name of a packaged recipe, or path of a YAML file"
     if command.or_model:
-        meaning += "; or the checkpoint itself, with the defaults below"
+        meaning += "; or a checkpoint, to use the defaults below"
     parser.add_argument("recipe", help=meaning, metavar=recipe)
     for action in parser._actions:
         if action.dest == "bf16":
             action.type = _bool_or_auto
-        # `--max-steps` works as `--max_steps` (see `with_underscores`); showing both would double the page.
+        # `--max-steps` works too (see `with_underscores`); showing both would double the length of the help.
         action.option_strings = [option for option in action.option_strings if "-" not in option[2:]]
         if action.option_strings[:1] == [f"--no_{action.dest}"]:
             action.help = argparse.SUPPRESS
@@ -145,7 +153,15 @@ def _group_of(name: str) -> str:
 
 
 def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, object, TrainingArguments, dict]:
-    """Recipe and flags to: config fields that were given, data arguments, training arguments, all fields given."""
+    """Parse a command line: a recipe, then flags.
+
+    Returns:
+        The config fields that were given, the data arguments, the training arguments, and all fields that were given.
+
+    Raises:
+        UsageError: if the recipe or a field is invalid.
+        ParserExit: for `--help_all`, for a value that argparse rejects, or as [`hub.check_reachable`].
+    """
     argv = list(argv)
     if HELP_ALL & set(argv):
         build_parser(command).print_help()
@@ -156,9 +172,10 @@ def parse(argv: Sequence[str], command: Command = PRETRAIN) -> tuple[dict, objec
 
 
 def check_names(arguments: tuple[dict, object, TrainingArguments, dict]) -> None:
-    """Refuse names on a Hub that does not answer, a recipe's too; `arguments` are what [`parse_fields`] returns.
+    """Check that the Hub ids in `arguments`, the result of [`parse_fields`], can be loaded.
 
-    Raises: as [`hub.check_reachable`].
+    Raises:
+        ParserExit: as [`hub.check_reachable`].
     """
     fields = {name: value for part in arguments[1:3] for name, value in vars(part).items()}
     models, datasets = ([fields.get(flag[2:]) for flag in flags] for flags in (MODELS, DATASETS))
@@ -170,11 +187,11 @@ def check_names(arguments: tuple[dict, object, TrainingArguments, dict]) -> None
 def parse_fields(
     recipe: dict, flags: Sequence[str] = (), command: Command = PRETRAIN
 ) -> tuple[dict, object, TrainingArguments, dict]:
-    """As [`parse`], for a recipe already read."""
+    """Like [`parse`], for a recipe that has already been read."""
     parser = build_parser(command)
     flags = [with_underscores(token) for token in flags]
     if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
-        # Text named on the command line takes the place of the recipe's, whatever kind of source either is.
+        # Text named on the command line replaces the recipe's text, whatever their kinds of source.
         recipe = {name: value for name, value in recipe.items() if name not in (*command.sources, "language")}
     tokens = recipe_arguments(recipe) + flags
     known = {option for action in parser._actions for option in action.option_strings}
@@ -185,14 +202,14 @@ def parse_fields(
     if namespace.exit_policy == "none":
         given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
         if unread := sorted(name for name in given if name.startswith("exit_") and name != "exit_policy"):
-            raise UsageError(f"--{unread[0]} needs exits, and `exit_policy` is none: give --exit_policy random")
+            raise UsageError(f"--{unread[0]} requires exits, but `exit_policy` is none: give --exit_policy random")
     try:
         data_args = command.data(**_take(namespace, command.data))
         training_args = command.training(**_take(namespace, command.training))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    except (LookupError, AttributeError, OSError, RuntimeError, ArithmeticError) as error:  # the library's own checks
-        raise UsageError(f"these settings do not go together: {reason(error)}") from error
+    except (LookupError, AttributeError, OSError, RuntimeError, ArithmeticError) as error:  # from Transformers' checks
+        raise UsageError(f"these settings are incompatible: {reason(error)}") from error
     config_fields = {n: getattr(namespace, n) for n in command.config_flags if getattr(namespace, n) is not None}
     given = {
         action.dest for action in parser._actions if {t.split("=")[0] for t in tokens} & set(action.option_strings)

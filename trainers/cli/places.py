@@ -1,4 +1,4 @@
-"""Where this package's files lie, found without importing it."""
+"""The locations of this package's files, found without importing it."""
 
 import importlib.util
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def package_folder(name: str) -> Path:
-    """The folder of a package at the top."""
+    """The folder of a top-level package, found without importing it."""
     return Path(importlib.util.find_spec(name).submodule_search_locations[0])
 
 
 def _trainers() -> Path:
-    inside = package_folder("modeling_electra_exit") / "trainers"  # of a wheel; in a working tree it is beside it
+    inside = package_folder("modeling_electra_exit") / "trainers"  # in a wheel; a working tree has it one level up
     return inside if inside.is_dir() else Path(__file__).resolve().parents[1]
 
 
@@ -20,11 +20,11 @@ RECIPES = TRAINERS / "recipes"
 
 
 def version() -> str:
-    """Of this package, as its source says it: an editable installation remembers the one that was installed."""
+    """The version in this package's source. The metadata of an editable install may be older."""
     source = (package_folder("modeling_electra_exit") / "configuration_electra_exit.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.*)"$', source, re.MULTILINE)[1]
 
 
 def yaml_names(folder: Path) -> list[str]:
-    """The YAML files in a folder, without their ending."""
+    """The names of the YAML files in a folder, without their suffix, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -22,43 +22,43 @@ PAGE = Page(
         "text": {
             "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; folders "
             "of them, patterns such as 'texts/**/*.txt', or - for standard input",
-            "dataset_name NAME": "or a data set on the Hub",
+            "dataset_name NAME": "a dataset on the Hub instead of files",
             "validation_files FILE ...": "held-out text (default: 2 % of the documents)",
             "streaming": "tokenize while reading, in constant memory",
             "tokenizer_name NAME": "tokenizer: folder or Hub id (default: train one)",
             "tokenizer_type TYPE": "type of the trained tokenizer: wordpiece, unigram or bpe (default: wordpiece)",
-            "vocab_size N": "entries of the trained tokenizer (default: 30522)",
+            "vocab_size N": "vocabulary size of the trained tokenizer (default: 30522)",
             "max_seq_length N": "tokens per sequence (default: 128)",
         },
         "start": {
-            "continue_from FOLDER": "train a finished run for --max_steps more, in another --output_dir",
-            "init_from MODEL": "start from a BERT, an ELECTRA or a model of ours, folder or Hub id, instead of from "
-            "random weights; tokenizer and sizes are its own",
+            "continue_from FOLDER": "train a finished run for --max_steps more steps, in another --output_dir",
+            "init_from MODEL": "initialize from a BERT, ELECTRA or electra-exit model (folder or Hub id), with its "
+            "tokenizer and sizes (default: random weights)",
         },
         "model": {
             "num_hidden_layers N": "layers (default: 12)",
             "hidden_size N": "width of the layers (default: 256)",
         },
         "exits": {
-            "exit_policy POLICY": "which tokens continue past an exit layer: random, topk, threshold, or none for "
-            "no exits (default: random)",
+            "exit_policy POLICY": "how to choose the tokens that continue past an exit layer: random, topk or "
+            "threshold; none for no exits (default: random)",
             "exit_layers N ...": "layers after which tokens exit (default: one, after a third of the depth)",
             "exit_capacities SHARE ...": "share of the tokens that continue past each exit (default: 1/8, 1/16, ...)",
         },
         "generator": {
-            "generator_type TYPE": "what replaces tokens: mlm, uniform, unigram, bigram, shuffle, frozen, "
+            "generator_type TYPE": "source of the replacements: mlm, uniform, unigram, bigram, shuffle, frozen, "
             "cached, self, or module:attribute (default: mlm)",
         },
         "training": {
             "max_steps N": "optimizer steps (default: 1000000)",
-            "train_time TIME": "train for this time instead, such as 2h or 90min",
+            "train_time TIME": "training time instead of --max_steps, such as 2h or 90min",
             "per_device_train_batch_size N": "sequences per step and device (default: 8)",
             "optim NAME": "adamw_torch_fused, muon, or another optimizer of Transformers (default: adamw_torch_fused)",
             "learning_rate RATE": "peak learning rate (default: 0.0005)",
-            "warmup_steps N": "steps of warm-up; below 1, a share of all (default: 10000)",
-            "bf16 auto": "train in bf16: true, false, or auto: where the device has fast bf16 (default: false)",
+            "warmup_steps N": "warm-up steps; below 1, a share of all steps (default: 10000)",
+            "bf16 auto": "train in bf16: true, false, or auto (if the device has fast bf16) (default: false)",
             "seed N": "seed for weights, masks and exits (default: 42)",
-            "dry_run": "prepare, time a few steps, report how long the run would take, and stop",
+            "dry_run": "prepare the data, time a few steps, estimate the duration of the run, and stop",
         },
         "output": {
             "output_dir FOLDER": "folder of the run (default: trainer_output)",

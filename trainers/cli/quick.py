@@ -1,6 +1,6 @@
-"""What can be said of a command line without torch: its help, and a recipe, flag or file that is not there.
+"""Checks of a command line that need no torch: help, and recipes, flags and files that do not exist.
 
-All of it is looked at again when the arguments are parsed. What is let through here too easily is refused there.
+Parsing repeats all checks, so a mistake that passes here is still rejected there.
 """
 
 import difflib
@@ -18,10 +18,10 @@ from .places import RECIPES, TRAINERS, package_folder, yaml_names
 
 # Flags whose values are local files.
 FILES = {"--train_file", "--validation_file"}
-# And those that take folders and patterns, too.
+# Flags that also take folders and patterns.
 TEXTS = {"--train_files", "--validation_files"}
 HELP, HELP_ALL = {"-h", "--help"}, {"--help_all", "--help-all"}
-# Where fields are declared that are flags, by package.
+# The source files that declare the fields that are flags, by package.
 DECLARED_IN = {
     "transformers": ("training_args.py", "configuration_utils.py", "models/electra/configuration_electra.py"),
     "modeling_electra_exit": ("configuration_electra_exit.py",),
@@ -34,12 +34,12 @@ class Page:
     """The help of a command that takes a recipe.
 
     Args:
-        command: its name.
-        recipes: the folder of its packaged recipes, below `recipes/`.
-        usage, description: as argparse has them.
-        examples: commands, the first things a reader sees.
-        options: title of a group -> flag with its metavar -> what it means and its default.
-        or_model: a checkpoint can stand in the place of the recipe.
+        command: name of the command.
+        recipes: folder of its packaged recipes, below `recipes/`.
+        usage, description: as in argparse.
+        examples: example commands, shown first.
+        options: group title -> flag with its metavar -> meaning and default.
+        or_model: whether a checkpoint can be given instead of a recipe.
     """
 
     command: str
@@ -61,10 +61,10 @@ class Page:
 
 
 def answer(page: Page, argv: Sequence[str]) -> None:
-    """Answer a call for help, and refuse what is not there; return where neither is due.
+    """Print the help if requested, and reject recipes, flags and files that do not exist; otherwise return.
 
     Raises:
-        ParserExit: with status 0 for help and 2 for anything else that has been answered.
+        ParserExit: with status 0 after printing help, 2 after an error.
     """
     parser = Parser(prog=f"electra-exit {page.command}")
     if not argv or HELP & set(argv):
@@ -75,7 +75,7 @@ def answer(page: Page, argv: Sequence[str]) -> None:
     names = yaml_names(RECIPES / page.recipes)
     if argv[0].startswith("-"):
         what = "recipe or model" if page.or_model else "recipe"
-        parser.error(f"the {what} comes first: one of {', '.join(names)}, or the path of a YAML file")
+        parser.error(f"the {what} must come first: one of {', '.join(names)}, or the path of a YAML file")
     if not page.or_model and argv[0] not in names and not os.path.isfile(argv[0]):
         parser.error(f"no recipe `{argv[0]}`: give a YAML file, or one of {', '.join(names)}")
     is_model = page.or_model and argv[0] not in names and not os.path.isfile(argv[0])
@@ -87,10 +87,15 @@ def answer(page: Page, argv: Sequence[str]) -> None:
 def check_flags(
     parser: Parser, tokens: Sequence[str], models: Sequence[str] = (), datasets: Sequence[str] = ()
 ) -> None:
-    """Refuse a flag that no class declares, a file that is not there, and a name on the Hub that cannot be read.
+    """Reject unknown flags, missing files, and Hub ids that cannot be loaded.
 
     Args:
-        models, datasets: folders or Hub ids beside those that flags name.
+        parser: reports the error.
+        tokens: flags and values.
+        models, datasets: folders or Hub ids to check in addition to those in `tokens`.
+
+    Raises:
+        ParserExit: with status 2.
     """
     known, flag = {f"--{name}" for name in declared_fields()}, ""
     named = {"models": [*models], "datasets": [*datasets]}
@@ -108,12 +113,12 @@ def check_flags(
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name that is no file's is a folder, a pattern that matches something, or standard input."""
+    """Whether a name that is not a file is a folder, a pattern with a match, or standard input."""
     return name == "-" or os.path.isdir(name) or next(glob.iglob(name, recursive=True), None) is not None
 
 
 def with_underscores(token: str) -> str:
-    """`--max-steps` and `--max_steps` are the same flag."""
+    """The token with dashes in its flag replaced: `--max-steps` and `--max_steps` are the same flag."""
     if not token.startswith("--"):
         return token
     flag, equals, value = token.partition("=")
@@ -121,13 +126,13 @@ def with_underscores(token: str) -> str:
 
 
 def unknown_field(flag: str, known: Collection[str]) -> str:
-    """What is said of a flag that is none of those `known`, all with their dashes."""
+    """The error message for a `flag` that is not in `known`; all start with `--`."""
     close = difflib.get_close_matches(flag, known, n=1)
     return f"unknown field `{flag[2:]}`" + (f"; did you mean `{close[0][2:]}`?" if close else "")
 
 
 def declared_fields() -> set[str]:
-    """The names declared in the classes whose fields are flags, read from their source."""
+    """The names of all fields that are flags, read from the source of their classes."""
     names = set()
     for package, files in DECLARED_IN.items():
         folder = TRAINERS if package == "trainers" else package_folder(package)

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of fields."""
+"""Read recipes, which are YAML files of fields."""
 
 import json
 import math
@@ -8,15 +8,19 @@ import yaml
 from modeling_electra_exit.trainers.errors import UsageError
 
 
-# A recipe has some dozens of values; aliases within aliases can make a short file say billions.
+# A recipe has a few dozen values, but nested aliases can expand a short file to billions.
 MAX_YAML_NODES = 10_000
 
 
 def read_yaml(text: str, name: str):
-    """What YAML says, aliases resolved.
+    """The content of a YAML document, with aliases resolved; `None` if it is empty.
+
+    Args:
+        text: the document.
+        name: name of the document in errors.
 
     Raises:
-        UsageError: for what is no YAML, or so many nodes once its aliases are that nothing could be done with them.
+        UsageError: if it is not valid YAML, or has more than `MAX_YAML_NODES` nodes with aliases resolved.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -25,19 +29,19 @@ def read_yaml(text: str, name: str):
             return None
         if _size(node, {}) > MAX_YAML_NODES:
             raise UsageError(
-                f"{name} holds more than {MAX_YAML_NODES:,} values with its aliases resolved; write fewer"
+                f"{name} must have at most {MAX_YAML_NODES:,} values with its aliases resolved, and has more"
             )
         return loader.construct_document(node)
     except RecursionError as error:
         raise UsageError(f"{name} is nested too deeply") from error
     except UsageError:
         raise
-    except Exception as error:  # not only YAMLError: a date that is none is a ValueError, a tag may be anything
-        raise UsageError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # not only YAMLError: an invalid date is a ValueError, and a tag can raise anything
+        raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:
-    """Nodes of a document, each counted as often as aliases repeat it; infinitely many where it holds itself."""
+    """Number of nodes with aliases resolved; infinite if a node contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         held = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -47,7 +51,7 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def recipe_arguments(recipe: dict) -> list[str]:
-    """A recipe as command-line arguments, so that recipes and flags go through the same parsing."""
+    """A recipe as command-line arguments, so that one parser handles recipes and flags."""
     arguments = []
     for name, value in recipe.items():
         if value is None:

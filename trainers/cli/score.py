@@ -16,7 +16,7 @@ from .parser import Parser
 def run(argv: Sequence[str]) -> int:
     args = score_parser().parse_args(list(argv))
     if args.output and args.output.exists() and os.path.exists(args.file) and args.output.samefile(args.file):
-        score_parser().error(f"--output {args.output} is the input itself; name another file")
+        score_parser().error(f"--output {args.output} is the input file; name another file")
     if not os.path.isfile(args.file):
         score_parser().error(f"no such file: {args.file}")
     check_reachable(score_parser(), [args.checkpoint])
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     say = predictions if is_fine_tuned(read_config(args.checkpoint)) else replacements
     entries = say(args.checkpoint, args.file, args.text_column, args.text_pair_column, args.exit_entropy_threshold)
     texts, tokens, start = 0, 0, time.perf_counter()
-    # Surrogates without a partner have no bytes in UTF-8; written as escapes they are JSON, too.
+    # UTF-8 cannot encode unpaired surrogates; as escapes they are still valid JSON.
     to_file = {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
     with open(args.output, **to_file) if args.output else nullcontext(sys.stdout) as file:
         is_unicode = (file.encoding or "utf-8").lower().startswith("utf")
@@ -44,18 +44,19 @@ def run(argv: Sequence[str]) -> int:
 def score_parser() -> Parser:
     parser = Parser(
         prog="electra-exit score",
-        description="For each text, as JSON Lines: of a pre-trained checkpoint its tokens, for each the probability "
-        "that it is a replacement, and the log-probability that none of them is (a pseudo-log-likelihood, in nats); "
-        "of a fine-tuned one the label, labels, value or tags that it predicts, with probabilities.",
+        description="Write one JSON line per text. A pre-trained checkpoint gives the tokens, the probability that "
+        "each is a replacement, and the log-probability that none is (a pseudo-log-likelihood, in nats). A fine-tuned "
+        "checkpoint gives the predicted label, labels, value or tags, with probabilities.",
     )
     parser.add_argument("checkpoint", metavar="FOLDER", help="a checkpoint, folder or Hub id")
     parser.add_argument(
         "file", metavar="FILE",
-        help=".txt, one text a line, or .jsonl, .csv, .tsv, .parquet; for words .conll, too; plain, .gz, .xz",
+        help=".txt with one text per line, .jsonl, .csv, .tsv or .parquet; for token classifiers also .conll; plain "
+        "or .gz or .xz",
     )  # fmt: skip
     add_column_arguments(parser, labels=False)
-    parser.add_argument("--output", type=Path, help="write there instead of to the terminal")
-    text = "tokens whose entropy at an exit, in nats, is at most this stay with its answer (left out: full depth); a "
-    text += "fine-tuned checkpoint has thresholds of its own, by `electra-exit calibrate`"
+    parser.add_argument("--output", type=Path, help="output file (default: standard output)")
+    text = "pre-trained checkpoints: a token exits where its entropy, in nats, is at most this (default: full depth); "
+    text += "fine-tuned checkpoints use the thresholds from `electra-exit calibrate`"
     parser.add_argument("--exit_entropy_threshold", type=float, help=text)
     return parser

@@ -1,4 +1,4 @@
-"""What a user reads of whatever a command raised, and the exit status."""
+"""The error message and exit status for whatever a command raised, and the setup of logging."""
 
 import errno
 import logging
@@ -23,7 +23,7 @@ from modeling_electra_exit.trainers.errors import (
 
 
 class AboveBars(logging.StreamHandler):
-    """Puts what is logged on lines of its own, above a progress bar."""
+    """Writes log records on separate lines above a progress bar."""
 
     def emit(self, record):
         with tqdm.external_write_mode(self.stream):
@@ -31,7 +31,7 @@ class AboveBars(logging.StreamHandler):
 
 
 def show_progress() -> None:
-    """Log counts and what is going on, and no bars of loading and saving: training has its own."""
+    """Enable this package's log output and disable Transformers' bars for loading and saving."""
     logging.basicConfig(format="%(message)s", handlers=[AboveBars()])
     for package in ("modeling_electra_exit", "research"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -39,9 +39,9 @@ def show_progress() -> None:
 
 
 def sentence(error: BaseException, command: str) -> tuple[str, int]:
-    """One sentence and the exit status for what `command`, as it was typed, raised."""
+    """The one-sentence message and the exit status for `error`, raised by `command` (as it was typed)."""
     if isinstance(error, (Preempted, Interrupted)):
-        saved = "the last checkpoint, for none could be written now" if error.step is None else f"step {error.step}"
+        saved = "the last checkpoint (saving one now failed)" if error.step is None else f"step {error.step}"
         status = error.code if isinstance(error, Preempted) else 130
         return f"stopped; the same command continues from {saved}: {command}", status
     if isinstance(error, (UsageError, DataError)):
@@ -49,17 +49,17 @@ def sentence(error: BaseException, command: str) -> tuple[str, int]:
     if isinstance(error, RunError):
         return str(error), 1
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return f"there is not enough memory: {reason(error)}", 1
+        return f"out of memory: {reason(error)}", 1
     if isinstance(error, OSError) and error.filename is not None:
-        # What is full or broken is not the user's mistake.
+        # A full or failing disk is not a usage error.
         return f"{error.strerror}: {error.filename}", 1 if error.errno in (*UNWRITABLE, errno.EIO) else 2
     if isinstance(error, SystemExit):
-        return f"code that this command loaded called sys.exit({error.code!r}) before it was finished", 1
+        return f"code that this command loaded called sys.exit({error.code!r}) before the command finished", 1
     return f"unexpected {reason(error)}{_place(error)}; --debug shows the traceback", 1
 
 
 def _place(error: BaseException) -> str:
-    """The last line of this package that an error came through."""
+    """The innermost line of this package in the traceback of `error`, as " (at FILE:LINE)"."""
     packages = [modeling_electra_exit, sys.modules["modeling_electra_exit.trainers"], sys.modules[__package__]]
     folders = [Path(package.__file__).parent for package in packages]
     traced = traceback.extract_tb(error.__traceback__)

@@ -54,7 +54,7 @@ class Start:
             )
         unread = [name for name in NEED_EXITS if (config_fields or {}).get(name)]
         if unread and not self.model.config.has_exit_heads:
-            raise UsageError(f"--{unread[0]} needs exits, and {checkpoint} has none: give --exit_policy random")
+            raise UsageError(f"--{unread[0]} requires exits, but {checkpoint} has none: give --exit_policy random")
         self.model.config.finetuning_task = task.name
         self.new = {name for name, weight in self.model.named_parameters() if not was_loaded(weight)}
 

@@ -59,8 +59,7 @@ class Demo:
         self.kind = next((kind for kind in KINDS if architecture.endswith(kind)), None)
         if self.kind is None:
             raise ValueError(
-                f"{checkpoint} must be pre-trained, or fine-tuned for texts or words, to be tried on a page, got "
-                f"{architecture}"
+                f"{checkpoint} must be a pre-trained model or a fine-tuned text or token model, got {architecture}"
             )
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, **options)
         self.model = getattr(transformers, KINDS[self.kind]).from_pretrained(checkpoint, **options).eval()

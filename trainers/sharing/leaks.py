@@ -110,7 +110,7 @@ def unescaped(content: bytes) -> bytes:
 def _safetensors_header(name: str, content: bytes | mmap.mmap) -> bytes:
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= len(content) - 8:
-        raise UnreadableError(f"{name} is no safetensors file")
+        raise UnreadableError(f"{name} is not a safetensors file")
     return content[8 : 8 + size]
 
 

@@ -26,7 +26,7 @@ def push_dataset(
     tokenizer: str | Path,
     repo_id: str,
     *,
-    message: str = "Upload data set",
+    message: str = "Upload dataset",
     description: str | None = None,
     language: list[str] | None = None,
     license: str | None = None,

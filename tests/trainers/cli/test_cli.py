@@ -250,7 +250,7 @@ MISTAKES = [
     (
         {"exit_policy": "none", "exit_layers": None, "exit_capacities": None},
         ["--exit_layers", "2"],
-        "--exit_layers needs exits, and `exit_policy` is none: give --exit_policy random",
+        "--exit_layers requires exits, but `exit_policy` is none: give --exit_policy random",
     ),
     ({}, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
     (
@@ -304,9 +304,9 @@ def test_recipes_that_are_not_there_or_not_recipes(tmp_path, capsys):
     assert "must map fields to values, got a list" in capsys.readouterr().err
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
     assert run(str(tmp_path / "broken.yaml")) == 2
-    assert "is not YAML" in capsys.readouterr().err
+    assert "is not valid YAML" in capsys.readouterr().err
     assert run("--max_steps", "3") == 2
-    assert "the recipe comes first" in capsys.readouterr().err
+    assert "the recipe must come first" in capsys.readouterr().err
 
 
 def test_an_empty_corpus(recipe, tmp_path, capsys):

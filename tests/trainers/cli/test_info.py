@@ -34,12 +34,12 @@ def test_a_pre_training(tmp_path):
     generator = sum(p.numel() for n, p in model.generator.named_parameters() if n != "lm_head.weight")
     for line in (
         f"{tmp_path} is an ELECTRA discriminator with early exits, and the generator it was trained with",
-        f"  parameters            {model.num_parameters():,}; {generator:,} of them the generator's",
+        f"  parameters            {model.num_parameters():,}, of which {generator:,} in the generator",
         "  layers                6, 32 wide, 4 attention heads, LayerNorm after each block",
         "  replacements by       mlm",
-        "  exits                 topk, after layers 2, 4; 0.5, 0.25 of the tokens go on",
+        "  exits                 topk, after layers 2, 4; 0.5, 0.25 of the tokens continue",
         "  text                  local files (a.txt): 239 documents, 264,190 tokens",
-        "  steps                 1,234 of 4,096 tokens, 5,054,464 in all",
+        "  steps                 1,234 of 4,096 tokens, 5,054,464 in total",
         "  computed on           2 CPU threads in fp32, 4.0 minutes",
         "  ROC-AUC               0.7123   chance 0.5000",
         "  average precision     0.3100   chance 0.1357",
@@ -80,14 +80,14 @@ def test_a_fine_tuned_model(tmp_path):
     fine_tuned(tmp_path)
     said = describe(str(tmp_path)).splitlines()
     for line in (
-        f"{tmp_path} is a model for whole texts with early exits",
+        f"{tmp_path} is a text classifier or regressor with early exits",
         "  task                  reviews: classification, 2 labels: bad, good",
-        "  examples              900 to learn from, 100 to measure on",
+        "  examples              900 for training, 100 for validation",
         "  accuracy              0.9123   majority class 0.5000",
         "  after layer 2         trained",
-        "  calibrated            no: every text takes all layers",
+        "  calibrated            no: every text uses all layers",
         f"  electra-exit calibrate {tmp_path} FILE",
-        "      choose the thresholds of the exits",
+        "      choose the exit thresholds",
     ):
         assert line in said
 
@@ -100,10 +100,10 @@ def test_a_calibrated_model(tmp_path):
     said = describe(str(tmp_path)).splitlines()
     assert "  after layer 4         trained, calibrated: confidence 0.8125" in said
     assert (
-        "  calibrated            accuracy 0.9100 with 40% of the layers, 0.9150 with all; 2.00 times the examples a "
-        "second"
+        "  calibrated            accuracy 0.9100 with 40% of the layers, 0.9150 with all; 2.00 times the examples "
+        "per second"
     ) in said
-    assert "      choose the thresholds of the exits again" in said
+    assert "      choose the exit thresholds again" in said
 
 
 def test_exit_heads_that_no_loss_has_reached(tmp_path):
@@ -112,9 +112,9 @@ def test_exit_heads_that_no_loss_has_reached(tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     said = describe(str(tmp_path))
-    assert "  after layer 2         its head is not trained" in said
+    assert "after layer 2         not trained" in said
     assert "  after layer 4         trained" in said
-    assert "calibrate" not in said.split("What can be done")[1]
+    assert "calibrate" not in said.split("What you can do")[1]
     assert f"{model.num_parameters():,}" in said
 
 
@@ -134,7 +134,7 @@ def test_a_plain_checkpoint(tmp_path):
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     BertModel(config).save_pretrained(tmp_path)
     said = describe(str(tmp_path))
-    assert f"{tmp_path} is a plain BERT (BertModel) of 2 layers, 32 wide, without exits" in said
+    assert f"{tmp_path} is a plain BERT (BertModel) with 2 layers, 32 wide, no exits" in said
     assert f"electra-exit pretrain domain-adapt --init_from {tmp_path} --train_files FILE" in said
 
 
@@ -144,13 +144,13 @@ def test_a_run_of_ours_from_its_first_checkpoint_to_its_end(recipe, tmp_path, ca
     run = tmp_path / "run"
     assert cli.main(["info", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "4 of 128 tokens, 512 in all" in said
+    assert "4 of 128 tokens, 512 in total" in said
     measured = json.loads((run / "metrics.json").read_text())
     assert f"  ROC-AUC               {measured['evaluation']['roc_auc']:.4f}" in said
     (run / "config.json").unlink()
     (run / "metrics.json").unlink()
     said = describe(str(run))
-    assert f"{run / 'checkpoint-4'} is the newest checkpoint of a run that is not finished" in said
+    assert f"{run / 'checkpoint-4'} is the newest checkpoint of an unfinished run" in said
     assert "  steps                 4 of 4 so far" in said
 
 
@@ -160,8 +160,8 @@ def test_the_folder_of_several_seeds_is_that_of_the_best(tmp_path):
         fine_tuned(tmp_path / f"seed-{seed}")
     (tmp_path / "metrics.json").write_text(json.dumps({"best": "seed-2"}))
     said = describe(str(tmp_path))
-    assert said.startswith(f"{tmp_path / 'seed-2'} is a model for whole texts")
-    assert f"{tmp_path / 'seed-2'} is the best of 2 fine-tuned with different seeds" in said
+    assert said.startswith(f"{tmp_path / 'seed-2'} is a text classifier or regressor")
+    assert f"{tmp_path / 'seed-2'} is the best of 2 fine-tuning runs with different seeds" in said
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_the_folder_of_several_seeds_is_that_of_the_best(tmp_path):
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json must hold a JSON object, got []"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
          "must be one of electra_early_exit, bert, electra, got 'gpt2'"),
-        (lambda folder: pretrained(folder, {"evaluation": []}), "are not what a run writes: AttributeError"),
-        (lambda folder: pretrained(folder, {"training": {}}), "are not what a run writes: KeyError"),
+        (lambda folder: pretrained(folder, {"evaluation": []}), "are not in the format of a run: AttributeError"),
+        (lambda folder: pretrained(folder, {"training": {}}), "are not in the format of a run: KeyError"),
         (lambda folder: cut(pretrained(folder), folder / "model.safetensors", -10), "is damaged: it has"),
-        (lambda folder: cut(pretrained(folder), folder / "model.safetensors", 4), "is no safetensors file"),
+        (lambda folder: cut(pretrained(folder), folder / "model.safetensors", 4), "is not a safetensors file"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_one_sentence(tmp_path, capsys, make, sentence):
@@ -216,7 +216,7 @@ def test_hostile_headers(tmp_path):
     for content in (b"", b"\xff" * 8, (10**7).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]",
                     (12).to_bytes(8, "little") + b'{"a": "b"}  '):  # fmt: skip
         path.write_bytes(content)
-        with pytest.raises(NoModelError, match="is no safetensors file"):
+        with pytest.raises(NoModelError, match="is not a safetensors file"):
             Header.read(path)
 
 

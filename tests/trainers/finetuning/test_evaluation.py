@@ -129,7 +129,10 @@ MISTAKES = [
         "needs a discriminator: one of ElectraEarlyExitForPreTrain",
     ),
     (["{start}", "--tasks", "sst2,rte"], "no such file: "),  # before sst2 is begun
-    (["{start}", "--tasks", "sst2", "--task", "cola"], "--task has no place here; name the tasks with --tasks"),
+    (
+        ["{start}", "--tasks", "sst2", "--task", "cola"],
+        "--task is not a flag of `evaluate`; name the tasks with --tasks",
+    ),
     (["{start}", "--tasks", "sst2", "--lerning_rate", "1"], "unknown field `lerning_rate`"),
     (["{start}"], "is not fine-tuned, it holds ElectraEarlyExitForPreTraining: name --tasks to measure it on"),
     (["{other}"], "`validation_file` must name examples of the task of the model, got None; or name --tasks"),

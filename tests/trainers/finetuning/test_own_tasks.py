@@ -159,7 +159,7 @@ def test_a_regression_predicts_in_the_unit_of_its_labels(start, tmp_path, capsys
     measured = json_of(tmp_path / "again" / "evaluation.json")["tasks"]["preise"]["evaluation"]
     assert measured["rmse"]["mean"] == pytest.approx(rmse, rel=1e-3)
     assert run("calibrate", folder, tmp_path / "out" / "held_out.jsonl") == 2
-    assert "predicts numbers, which have no certainty to exit by" in capsys.readouterr().err
+    assert "is a regression model, which has no confidence to exit on" in capsys.readouterr().err
 
 
 def test_several_labels_from_lists_and_from_columns(start, tmp_path, capsys):
@@ -232,7 +232,7 @@ GOOD = [["a cat", "yes"], ["the dog", "no"], ["a bird", "yes"], ["the old dog", 
 
 def test_fields_of_exits_are_refused_where_the_checkpoint_has_none(tmp_path):
     tiny_model(exit_policy="none", exit_layers=[], exit_capacities=[]).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="--exit_layers needs exits"):
+    with pytest.raises(UsageError, match="--exit_layers requires exits"):
         Start(str(tmp_path), TASKS["mrpc"], {"exit_layers": [1]})
     assert (
         Start(str(tmp_path), TASKS["mrpc"], {"exit_layers": [1], "exit_policy": "random"}).model.exit_heads is not None
@@ -241,7 +241,7 @@ def test_fields_of_exits_are_refused_where_the_checkpoint_has_none(tmp_path):
 
 MISTAKES = {
     "no exits": (["--train_file", "{good}", "--exit_policy", "none", "--exit_layers", "1"],
-                 "--exit_layers needs exits, and `exit_policy` is none"),
+                 "--exit_layers requires exits, but `exit_policy` is none"),
     "typo": (["--train_file", "{good}", "--lable_column", "label"], "unknown field `lable_column`; did you mean"),
     "no such file": (["--train_file", "nowhere.csv"], "no such file: nowhere.csv"),
     "other file": (["--train_file", "{folder}/start/config.yaml"], "cannot tell what "),

@@ -169,5 +169,5 @@ def test_the_input_is_not_written_over(checkpoint, tmp_path, capsys):
     (tmp_path / "link.txt").symlink_to(path)
     for output in (path, tmp_path / "link.txt"):
         assert cli.main(["score", checkpoint, str(path), "--output", str(output)]) == 2
-        assert f"--output {output} is the input itself; name another file" in capsys.readouterr().err
+        assert f"--output {output} is the input file; name another file" in capsys.readouterr().err
     assert path.read_text() == "a cat runs\n"

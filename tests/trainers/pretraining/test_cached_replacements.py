@@ -108,8 +108,8 @@ def test_the_whole_path(recipe, tmp_path, capsys):  # noqa: F811
     path, folder = recipe(generator_type="unigram"), tmp_path / "cache"
     assert cli.main(["cache-replacements", path, "--folder", str(folder), "--draws", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "2 replacements a token by `unigram`" in printed
-    assert "bytes a token" in printed
+    assert "2 replacements per token, sampled by `unigram`" in printed
+    assert "bytes per token" in printed
     tokens = json.loads((folder / "cache.json").read_text())["splits"]["train"]["tokens"]
     assert f"train: {tokens:,} tokens in" in printed
     flags = ["--generator_type", "cached", "--generator_folder", str(folder)]

@@ -114,10 +114,10 @@ def test_a_pair_has_a_second_box(tmp_path, tokenizer):
 
 def test_what_reads_no_text_is_refused(tmp_path, tokenizer, capsys):
     folder = saved(tmp_path / "encoder", ElectraEarlyExitModel, tokenizer)
-    with pytest.raises(ValueError, match=r"must be pre-trained, or fine-tuned .* got ElectraEarlyExitModel"):
+    with pytest.raises(ValueError, match=r"must be a pre-trained model .* got ElectraEarlyExitModel"):
         Demo(folder)
     assert cli.main(["demo", folder]) == 2
-    assert "must be pre-trained, or fine-tuned" in capsys.readouterr().err
+    assert "must be a pre-trained model" in capsys.readouterr().err
     assert cli.main(["demo", str(tmp_path)]) == 2
     assert "holds no model: it has no config.json; models are in encoder" in capsys.readouterr().err
 
@@ -210,4 +210,4 @@ def test_the_command_serves_until_it_is_told_to_end(detector, monkeypatch, capsy
 
     monkeypatch.setattr(Blocks, "block_thread", lambda self: None)
     assert cli.main(["demo", detector]) == 0
-    assert re.search(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", capsys.readouterr().out)
+    assert re.search(r"http://127\.0\.0\.1:\d+/ \(press Ctrl-C to stop\)", capsys.readouterr().out)

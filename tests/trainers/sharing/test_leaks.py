@@ -110,8 +110,8 @@ def test_what_cannot_be_searched_is_not_pushed(home):
     bomb = picture(Comment=("x" * 2**25, "zTXt"))
     assert len(bomb) < 2**17
     for name, content, message in (
-        ("model.safetensors", b"\xff" * 64, "is no safetensors file"),
-        ("model.safetensors", b"", "is no safetensors file"),
+        ("model.safetensors", b"\xff" * 64, "is not a safetensors file"),
+        ("model.safetensors", b"", "is not a safetensors file"),
         ("exit_profile.png", b"GIF89a", "is no PNG"),
         ("exit_profile.png", picture() + b"123", "is no PNG: it ends in the middle of a chunk"),
         ("exit_profile.png", bomb, "holds more than 16,777,216 bytes of text"),

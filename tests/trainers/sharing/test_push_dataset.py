@@ -58,8 +58,8 @@ def test_what_was_pushed_is_read_without_the_plugin(prepared, loopback):
 
     commits = hub.repositories["dataset", "alice/saved"].commits()
     assert [commit.title for commit in commits] == [
-        "Upload data set",
-        "Upload data set: card",
+        "Upload dataset",
+        "Upload dataset: card",
     ]  # the third changed nothing
     vocabulary = {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
     assert set(commits[0].files) == {".gitattributes", "train.parquet", "validation.parquet", *vocabulary}
