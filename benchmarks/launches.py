@@ -34,7 +34,9 @@ WAITS = (
     "bincount",
 )
 # Of these, no kernel is launched.
-NO_LAUNCH = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "_reshape_alias", "lift_fresh")
+NO_LAUNCH = (
+    "empty", "empty_like", "new_empty", "empty_strided", "detach", "_reshape_alias", "_unsafe_view", "lift_fresh",
+)  # fmt: skip
 
 
 class TensorsOfNumbers(TorchFunctionMode):

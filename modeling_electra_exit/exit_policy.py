@@ -34,7 +34,7 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.softplus(logits) - logits * torch.sigmoid(logits)
 
 
-def row_noise(seeds: torch.Tensor, stream: int, length: int) -> torch.Tensor:
+def row_noise(seeds: torch.Tensor, length: int, streams: int) -> torch.Tensor:
     """Uniform noise that is a function of the row's seed and of nothing else.
 
     The noise of a sequence is therefore the same in every batch and process and on every device. The numbers are the
@@ -42,15 +42,16 @@ def row_noise(seeds: torch.Tensor, stream: int, length: int) -> torch.Tensor:
 
     Args:
         seeds (`torch.LongTensor` of shape `(batch,)`).
-        stream (`int`): streams of one seed are independent.
-        length (`int`).
+        length (`int`): a shorter row is the beginning of a longer one.
+        streams (`int`): how many independent streams of one seed.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch, length)`, fp32, in (0, 1).
+        `torch.FloatTensor` of shape `(batch, length, streams)`, fp32, in (0, 1).
     """
-    counters = torch.arange(1, length + 1, device=seeds.device) + (stream << 32)
+    places = torch.arange(1, length + 1, device=seeds.device).unsqueeze(1)
+    counters = places + torch.arange(0, streams << 32, 1 << 32, device=seeds.device)
     # Multiplications wrap around, as they should. Right shifts drag the sign along, which the masks take off.
-    state = seeds.unsqueeze(1) + counters * -0x61C8864680B583EB
+    state = seeds[:, None, None] + counters * -0x61C8864680B583EB
     state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     state = state ^ ((state >> 31) & 0x1FFFFFFFF)
@@ -248,24 +249,13 @@ def select(
     Raises:
         ValueError: if `num_kept` is not between 1 and the number of tokens.
     """
-    tokens = scores.shape[1]
-    if not 1 <= num_kept <= tokens:
-        raise ValueError(f"num_kept must be between 1 and the number of tokens ({tokens}), got {num_kept}")
-    protected, padding, candidates = _masks(scores, protected, padding)
-    scores = scores.float().masked_fill(padding, -torch.inf).masked_fill(protected, torch.inf)
-
-    # Never more exploration tokens than protected ones leave places for: which of them fits would not be chance.
-    places = (num_kept - protected.sum(dim=1, keepdim=True)).clamp_min(0)
-    num_explored = places.clamp_max(round(exploration * num_kept))
-    explored = torch.zeros_like(candidates)
-    if exploration > 0:
-        exploration_noise = torch.rand_like(scores) if exploration_noise is None else exploration_noise
-        explored = candidates & _largest(exploration_noise.masked_fill(~candidates, -1.0), num_explored)
+    if exploration == 0:
+        order = _order(scores, num_kept, protected, padding)
+        return Selection(order, torch.zeros_like(order[:, :num_kept], dtype=torch.bool))
+    explored = _explored(scores, num_kept, protected, padding, exploration, exploration_noise)
     # Protected tokens outrank the exploration sample, which outranks every other score.
-    ranked = scores.masked_fill(explored, torch.finfo(torch.float32).max)
-    kept = _largest(ranked, num_kept)
-    # A stable sort of "exits" puts those that continue first and leaves both groups in the order of the text.
-    order = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)
+    ranked = scores.float().masked_fill(explored, torch.finfo(torch.float32).max)
+    order = _order(ranked, num_kept, protected, padding)
     return Selection(order, explored.gather(1, order[:, :num_kept]))
 
 
@@ -284,24 +274,52 @@ def draw(
     Returns:
         [`Selection`] whose exploration tokens are all that were drawn: they are a uniform sample already.
     """
-    selection = select(noise, num_kept, protected, padding)
-    drawn = _masks(noise, protected, padding)[2].gather(1, selection.order[:, :num_kept])
-    return Selection(selection.order, drawn)  # not by `_replace`, which `torch.compile` of torch 2.11 cannot follow
+    order = _order(noise, num_kept, protected, padding)
+    kept, settled = order[:, :num_kept], _settled(protected, padding)
+    return Selection(order, torch.ones_like(kept, dtype=torch.bool) if settled is None else ~settled.gather(1, kept))
 
 
-def _masks(scores, protected, padding) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Protected tokens, padding, and the candidates, which are neither; padding is never protected."""
-    none = torch.zeros_like(scores, dtype=torch.bool)
-    padding = none if padding is None else padding
-    protected = none if protected is None else protected & ~padding
-    return protected, padding, ~(protected | padding)
+def _order(scores, num_kept, protected, padding) -> torch.Tensor:
+    """The `order` of a [`Selection`]: protected tokens continue first, then the highest `scores`, and padding last."""
+    tokens = scores.shape[1]
+    if not 1 <= num_kept <= tokens:
+        raise ValueError(f"num_kept must be between 1 and the number of tokens ({tokens}), got {num_kept}")
+    scores = scores.float()
+    if protected is not None:
+        scores = scores.masked_fill(protected, torch.inf)
+    if padding is not None:
+        scores = scores.masked_fill(padding, -torch.inf)  # whatever is protected
+    exits = torch.ones_like(scores, dtype=torch.uint8).scatter(1, _ranked(scores)[:, :num_kept], 0)
+    # A stable sort puts those that continue first and leaves both groups in the order of the text.
+    return exits.argsort(dim=1, stable=True)
 
 
-def _largest(scores: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
-    """Where the `count` largest scores of each row are; a number, or one a row `(batch, 1)`.
+def _settled(protected: torch.Tensor | None, padding: torch.Tensor | None) -> torch.Tensor | None:
+    """The tokens that are no candidates, (batch, tokens): protected ones and padding. `None` where there are none."""
+    if protected is None or padding is None:
+        return padding if protected is None else protected
+    return protected | padding
+
+
+def _explored(scores, num_kept, protected, padding, exploration, noise) -> torch.Tensor:
+    """The exploration sample of [`select`], a mask (batch, tokens)."""
+    noise = torch.rand_like(scores) if noise is None else noise
+    size = round(exploration * num_kept)
+    if (settled := _settled(protected, padding)) is not None:
+        noise = noise.masked_fill(settled, -1.0)
+    if protected is not None:
+        # Never more exploration tokens than protected ones leave places for: which of them fits would not be chance.
+        certain = protected if padding is None else protected & ~padding
+        size = (num_kept - certain.sum(dim=1, keepdim=True)).clamp(0, size)
+    places = torch.arange(scores.shape[1], device=scores.device) < size
+    order = _ranked(noise)
+    explored = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, places.expand_as(order))
+    return explored if settled is None else explored & ~settled
+
+
+def _ranked(scores: torch.Tensor) -> torch.Tensor:
+    """The positions (batch, tokens) of the largest scores first.
 
     A stable sort: equal scores count in the order of the text on every device, and `topk` promises no order.
     """
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device) < count
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, places.expand_as(order))
+    return scores.argsort(dim=1, descending=True, stable=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .configuration_electra_exit import ElectraEarlyExitConfig
 
 
-# Running means forget with this factor a step: they look back about a hundred steps.
+# Running means forget by this factor a step: they look back about a hundred steps.
 DECAY = 0.99
 
 
@@ -100,22 +100,27 @@ class ElectraEarlyExitState(nn.Module):
         return self
 
     @torch.no_grad()
-    def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None):
+    def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None, steps: int = 1):
         """Take in one training step, after its tokens were routed.
+
+        The model calls this in each step of the `"topk"` policy, which reads the result. With any other policy it is
+        for logs alone, and left to whoever wants it: the trainer does it in every tenth step.
 
         Args:
             outputs: with `exit_logits`, `exit_positions` and `exit_selections` of the exits.
             labels (`torch.LongTensor` of shape `(batch, sequence)`).
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+            steps (`int`): how many steps this one stands for.
         """
+        decay = DECAY**steps
         labels = labels if token_mask is None else labels.masked_fill(token_mask == 0, -1)
         rate = torch.stack([(labels == 1).sum(), (labels >= 0).sum()]).float()
         exits = zip(outputs.exit_logits, outputs.exit_positions, outputs.exit_selections, strict=True)
         sums = all_reduce(torch.cat([rate, *(self._exit_statistics(*each, labels) for each in exits)]))
-        self.replaced_rate.lerp_(sums[0] / sums[1].clamp_min(1), 1 - DECAY)
+        self.replaced_rate.lerp_(sums[0] / sums[1].clamp_min(1), 1 - decay)
         per_exit = sums[2:].view(len(self.auc), 6)
-        self.auc.lerp_(per_exit[:, 0] / per_exit[:, 1], 1 - DECAY)
-        self.left.mul_(DECAY).add_(per_exit[:, 2:].reshape_as(self.left))
+        self.auc.lerp_(per_exit[:, 0] / per_exit[:, 1], 1 - decay)
+        self.left.mul_(decay).add_(per_exit[:, 2:].reshape_as(self.left))
 
     def _exit_statistics(self, logits, positions, selection, labels) -> torch.Tensor:
         """Of one exit, (6,): AUC and 1 (summed over processes they give the mean), and `left`, flattened."""

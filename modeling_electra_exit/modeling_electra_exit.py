@@ -5,6 +5,7 @@ discriminates, and after an exit layer only the surviving tokens are computed (`
 The fine-tuning heads are in `modeling_heads.py`, the generator as a model of its own in `modeling_masked_lm.py`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,21 +57,42 @@ logger = logging.get_logger(__name__)
 
 
 class PermuteTokens(torch.autograd.Function):
-    """Reorder the tokens of every row; the gradient is reordered back.
+    """Reorder the tokens (batch, tokens, width) of every row by a [`Permutation`], given as its two fields; the
+    gradient is reordered back.
 
     `torch.gather` would do, but its backward pass has to allow for repeated indices. A permutation has none, so both
     directions copy whole rows: several times faster on a CPU, and deterministic on a GPU.
     """
 
     @staticmethod
-    def forward(ctx, hidden_states, order):
-        ctx.save_for_backward(order)
-        return take_tokens(hidden_states, order)
+    def forward(ctx, hidden_states, rows, inverse):
+        ctx.save_for_backward(inverse)
+        return hidden_states.flatten(0, 1).index_select(0, rows).view_as(hidden_states)
 
     @staticmethod
     def backward(ctx, grad_output):
-        (order,) = ctx.saved_tensors
-        return take_tokens(grad_output, order.argsort(dim=1)), None
+        (inverse,) = ctx.saved_tensors
+        return grad_output.flatten(0, 1).index_select(0, inverse).view_as(grad_output), None, None
+
+
+class Permutation(NamedTuple):
+    """An order of the tokens of every row, and the way back, as [`PermuteTokens`] takes them.
+
+    rows, inverse (`torch.LongTensor` of shape `(batch * tokens,)`): indices among the tokens of all rows.
+    """
+
+    rows: torch.Tensor
+    inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, order: torch.Tensor) -> "Permutation":
+        """The one that takes the tokens of each row in the given `order` (batch, tokens)."""
+        places = torch.arange(order.numel(), device=order.device)
+        rows = (order + places.view_as(order)[:, :1]).flatten()
+        return cls(rows, torch.empty_like(places).scatter_(0, rows, places))
+
+    def reversed(self) -> "Permutation":
+        return Permutation(self.inverse, self.rows)
 
 
 def first_tokens(token_mask: torch.Tensor) -> torch.Tensor:
@@ -120,7 +142,7 @@ def full_attention_mask(
 def take_tokens(hidden_states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """`hidden_states` (batch, tokens, width) with the tokens of each row in the given order (batch, tokens)."""
     batch, tokens, width = hidden_states.shape
-    rows = order + tokens * torch.arange(batch, device=order.device).unsqueeze(1)
+    rows = order + torch.arange(0, batch * tokens, tokens, device=order.device).unsqueeze(1)
     return hidden_states.reshape(batch * tokens, width).index_select(0, rows.reshape(-1)).view(batch, -1, width)
 
 
@@ -171,7 +193,8 @@ class ElectraEarlyExitSelfAttention(ElectraSelfAttention):
 
 
 class ElectraEarlyExitLayer(ElectraLayer):
-    """ELECTRA's layer. `frozen_states` (batch, frozen tokens, hidden) are attended to and not updated."""
+    """ELECTRA's layer. `frozen_states` (batch, frozen tokens, hidden) are attended to and not updated; with
+    `few_tokens`, none of its memory is worth the time that computing it again takes."""
 
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx=layer_idx)
@@ -183,9 +206,13 @@ class ElectraEarlyExitLayer(ElectraLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         frozen_states: torch.Tensor | None = None,
+        few_tokens: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         # `frozen_states` is positional so that reentrant gradient checkpointing sees that it needs gradients.
+        if self.norm_position == "post" and few_tokens:
+            attended, _ = self.attention(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
+            return self.output(self.intermediate(attended), attended)
         if self.norm_position == "post":
             return super().forward(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
         # The same weights under the same names, but each LayerNorm comes before its block instead of after the sum.
@@ -196,20 +223,23 @@ class ElectraEarlyExitLayer(ElectraLayer):
         )
         hidden_states = hidden_states + attention.dropout(attention.dense(attended))
         return hidden_states + self._activated(
-            feed_forward.LayerNorm(hidden_states), lambda inner: feed_forward.dropout(feed_forward.dense(inner))
+            feed_forward.LayerNorm(hidden_states),
+            lambda inner: feed_forward.dropout(feed_forward.dense(inner)),
+            few_tokens,
         )
 
     def feed_forward_chunk(self, attention_output):
         return self._activated(attention_output, lambda inner: self.output(inner, attention_output))
 
     def _activated(
-        self, hidden_states: torch.Tensor, second_half: Callable[[torch.Tensor], torch.Tensor]
+        self, hidden_states: torch.Tensor, second_half: Callable[[torch.Tensor], torch.Tensor], kept: bool = False
     ) -> torch.Tensor:
-        """What `second_half` makes of the feed-forward block's activation, of which a fifth of a layer's memory would
-        be kept until the gradients are computed. Its input is kept anyhow, and gives it again then."""
+        """What `second_half` makes of the feed-forward block's activation. Unless it is `kept`, a fifth of a layer's
+        memory is freed until the gradients are computed: the activation's input is kept anyhow, and gives it again
+        then."""
         before, activation = self.intermediate.dense(hidden_states), self.intermediate.intermediate_act_fn
         after = activation(before)
-        if not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
+        if kept or not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
             return second_half(after)
         place = StorageWeakRef(after.untyped_storage())  # not `after` itself, which the closure would keep
 
@@ -236,7 +266,8 @@ class Exits:
         reached it (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to a mask of
         those that exit.
     rows_per_item (`int`): rows of the batch that exit together, such as the choices of a question.
-    noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): see [`noise`].
+    noise (`torch.FloatTensor` of shape `(batch, sequence, 2 + 2 * exits)`, *optional*): uniform in (0, 1); see
+        [`stream`]. Left out: policy and exploration sample draw from torch's generator.
     original_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the text before corruption, by which
         special tokens are told from samples of them. Left out: the encoder's own `input_ids`.
     full_depth_share (`float`): share of a sequence's tokens that the heads read in a pass at full depth.
@@ -247,7 +278,7 @@ class Exits:
     state: ElectraEarlyExitState | None = None
     finished: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     rows_per_item: int = 1
-    noise_seeds: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
     original_ids: torch.Tensor | None = None
     full_depth_share: float = 1.0
 
@@ -255,10 +286,10 @@ class Exits:
         """The exit layers that are used."""
         return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
-    def noise(self, number: int, length: int, exploration: bool = False) -> torch.Tensor | None:
-        """Uniform noise (batch, length) for the policy, or for the exploration sample, at exit `number`, from the
-        seeds of the sequences; without seeds there is none, and both draw from torch's generator."""
-        return None if self.noise_seeds is None else row_noise(self.noise_seeds, 2 + 2 * number + exploration, length)
+    def stream(self, number: int, length: int, exploration: bool = False) -> torch.Tensor | None:
+        """The noise (batch, length) for the policy, or for the exploration sample, at exit `number`: the first two
+        streams are the generator's."""
+        return None if self.noise is None else self.noise[:, :length, 2 + 2 * number + exploration]
 
     def full_depth_sample(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Positions (batch, sampled) of the tokens that the heads read in a pass at full depth; `None` for all. The
@@ -266,7 +297,7 @@ class Exits:
         if self.full_depth_share == 1:
             return None
         batch, length, _ = hidden_states.shape
-        starts = self.noise(0, 1)
+        starts = self.stream(0, 1)
         if starts is None:
             starts = torch.rand(batch, 1, device=hidden_states.device)
         return systematic_sample(starts, sample_size(self.full_depth_share, length), length)
@@ -321,14 +352,16 @@ class ActiveTokens:
     position_ids: torch.Tensor | None
 
     def __post_init__(self):
+        batch, sequence, _ = self.active.shape
+        self._text = torch.arange(sequence, device=self.active.device).expand(batch, -1)
         self.restart(self.active)
 
     def restart(self, hidden_states: torch.Tensor):
         """Every token is active, in the order of the text."""
-        batch, sequence, _ = hidden_states.shape
         self.active, self.frozen = hidden_states, hidden_states[:, :0]
-        self.order = self.items = torch.arange(sequence, device=hidden_states.device).expand(batch, -1)
+        self.order = self.items = self._text
         self.alive, self.in_place, self.layers_since_exit = None, False, 0
+        self._permutation: Permutation | None = None
 
     @property
     def complete(self) -> bool:
@@ -339,17 +372,27 @@ class ActiveTokens:
     def empty(self) -> bool:
         return self.active.shape[1] == 0
 
+    def of_active(self, values: torch.Tensor) -> torch.Tensor:
+        """The values (batch, active tokens) that belong to the active ones, of those of all (batch, sequence)."""
+        return values if self.complete else values.gather(1, self.items)
+
     def real(self) -> torch.Tensor | None:
         """Which active tokens are no padding; `None` where all are."""
-        return None if self.token_mask is None else self.token_mask.gather(1, self.items) != 0
+        return None if self.token_mask is None else self.of_active(self.token_mask) != 0
 
     def exit(self, order: torch.Tensor, num_kept: int, alive: torch.Tensor | None = None):
         """Freeze all but the first `num_kept` of the active tokens, taken in `order` (batch, active tokens)."""
-        tokens = PermuteTokens.apply(self.active, order)
-        self.order = torch.cat([self.items.gather(1, order), self.order[:, order.shape[1] :]], dim=1)
-        self.items = self.order[:, :num_kept]
-        self.active, self.frozen = tokens[:, :num_kept], torch.cat([tokens[:, num_kept:], self.frozen], dim=1)
-        self.alive = alive
+        permutation = Permutation.of(order)
+        tokens = PermuteTokens.apply(self.active, *permutation)
+        # Not sliced twice: the gradients of two slices are two tensors of this size, and their sum is a third.
+        active, frozen = tokens.split([num_kept, order.shape[1] - num_kept], dim=1)
+        if self.complete:
+            self.order, self._permutation = order, permutation
+        else:
+            self.order = torch.cat([self.items.gather(1, order), self.order[:, order.shape[1] :]], dim=1)
+            frozen, self._permutation = torch.cat([frozen, self.frozen], dim=1), None
+        self.active, self.frozen = active.contiguous(), frozen
+        self.items, self.alive = self.order[:, :num_kept], alive
 
     def keep(self, exiting: torch.Tensor, continues: torch.Tensor) -> bool:
         """Freeze the active tokens but those that `continues` (batch, active tokens) names, whatever other rows do: a
@@ -372,7 +415,8 @@ class ActiveTokens:
         """All tokens in the order of the text, (batch, sequence, hidden)."""
         if self.complete or self.in_place:
             return self.active
-        return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), self.order.argsort(dim=1))
+        permutation = self._permutation or Permutation.of(self.order)
+        return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), *permutation.reversed())
 
     def run(self, layer: nn.Module, **kwargs):
         """Update the active tokens by a layer."""
@@ -401,7 +445,7 @@ class ActiveTokens:
         if mask is not None and attention == "eager":
             lowest = torch.finfo(self.active.dtype).min
             mask = torch.zeros_like(mask, dtype=self.active.dtype).masked_fill(~mask, lowest)
-        updated = layer(self.active, mask, visible, attn_implementation=attention, **kwargs)
+        updated = layer(self.active, mask, visible, True, attn_implementation=attention, **kwargs)
         return updated if self.alive is None else torch.where(self.alive.unsqueeze(-1), updated, self.active)
 
 
@@ -579,9 +623,9 @@ class ElectraEarlyExitEncoder(nn.Module):
         evidence = Evidence(
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
-            protected=None if protected is None else protected.gather(1, positions),
+            protected=None if protected is None else tokens.of_active(protected),
             padding=None if real is None else ~real,
-            noise=exits.noise(number, positions.shape[1]),
+            noise=exits.stream(number, positions.shape[1]),
         )
         if policy == "threshold" and not self.training:
             self._exit_exactly(tokens, trace, number, ~above_threshold(evidence, config))
@@ -594,16 +638,17 @@ class ElectraEarlyExitEncoder(nn.Module):
         elif policy == "topk":
             if config.exit_auc_floor > 0 and exits.state is not None:
                 scores = torch.where(exits.state.auc[number] < config.exit_auc_floor, evidence.uniform(), scores)
-            exploration_noise = exits.noise(number, positions.shape[1], exploration=True)
+            exploration_noise = exits.stream(number, positions.shape[1], exploration=True)
             selection = select(
                 scores, num_kept, **masks, exploration=config.exit_exploration, exploration_noise=exploration_noise
             )
         else:
             selection = select(scores, num_kept, **masks)  # a threshold has no capacity to explore with
         trace.selections.append(selection)
-        exited = positions.gather(1, selection.order[:, num_kept:])
-        trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
+        num_candidates = positions.shape[1]
         tokens.exit(selection.order, num_kept)
+        exited = tokens.order[:, num_kept:num_candidates]
+        trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
 
     def _exit_if_certain(self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, exits: Exits):
         """Let the items exit that the head of exit `number` of a fine-tuned model is certain about."""
@@ -760,6 +805,11 @@ def mean_over_real(values: torch.Tensor, token_mask: torch.Tensor | None) -> tor
         return values.mean()
     counted = (token_mask == 1).to(values.dtype)
     return (values * counted).sum() / counted.sum().clamp_min(1)
+
+
+def mean_over_exits(losses: list[torch.Tensor]) -> torch.Tensor:
+    """Mean of the losses `()` of the exits, of which there is mostly one."""
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 @dataclass
@@ -995,11 +1045,12 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
     def _protected_tokens(self, embeddings, original_ids) -> torch.Tensor:
         """Tokens that never exit, (batch, sequence): the first, and every [CLS] and [SEP] of the text. A replacement
         that happens to be one is no such token."""
-        protected = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        protected[:, 0] = True
-        for token_id in (self.config.cls_token_id, self.config.sep_token_id):
-            if token_id is not None and original_ids is not None:
-                protected |= original_ids == token_id
+        special = [each for each in (self.config.cls_token_id, self.config.sep_token_id) if each is not None]
+        if original_ids is None or not special:
+            protected = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        else:
+            protected = functools.reduce(torch.logical_or, [original_ids == token_id for token_id in special])
+        protected[:, 0].fill_(True)
         return protected
 
 
@@ -1041,7 +1092,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         if hasattr(self, "generator"):
             self.generator.lm_head = value
 
-    def exits(self, noise_seeds: torch.Tensor | None = None, original_ids: torch.Tensor | None = None) -> Exits | None:
+    def exits(self, noise: torch.Tensor | None = None, original_ids: torch.Tensor | None = None) -> Exits | None:
         """The exits' heads and statistics, or `None` for a model without; the arguments are fields of [`Exits`]."""
         if not self.config.has_exit_heads:
             return None
@@ -1049,7 +1100,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             self.exit_predictions,
             getattr(self, "exit_gains", None),
             self.exit_state,
-            noise_seeds=noise_seeds,
+            noise=noise,
             original_ids=original_ids,
             full_depth_share=self.config.exit_full_depth_share if self.training else 1.0,
         )
@@ -1117,15 +1168,16 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 "`labels` and `mlm_labels` cannot both be given: the joint objective creates its own labels"
             )
         text, generator_loss, proposals = originals(input_ids, mlm_labels), None, None
+        noise = self._noise(noise_seeds, input_ids if inputs_embeds is None else inputs_embeds)
         beside = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
         if mlm_labels is not None and labels is None:
             input_ids, labels, generator_loss = self.corrupt(
-                input_ids, mlm_labels, **beside, noise_seeds=noise_seeds, masked_positions=masked_positions
+                input_ids, mlm_labels, **beside, noise=noise, masked_positions=masked_positions
             )
 
         proposes = self.config.generator_type == "self" and (mlm_labels is not None or proposal_mask is not None)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **beside}
-        exits = {"exit_policy": exit_policy, "exits": self.exits(noise_seeds, text)}
+        exits = {"exit_policy": exit_policy, "exits": self.exits(noise, text)}
         outputs, early_states = self._encode(proposes, **inputs, **exits, **kwargs)
         if proposes:
             chosen = None if mlm_labels is None else chosen_tokens(mlm_labels, masked_positions)
@@ -1137,7 +1189,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             losses = self._losses(outputs, logits, labels, attention_mask, generator_loss, exit_loss_scale)
             if not self.training and self.config.has_exit_heads:
                 warn_of_evaluation_mode(losses["loss"])
-            if self.training and outputs.exit_selections is not None:
+            if self.training and exit_policy == "topk":  # which reads it in the steps that follow
                 self.exit_state.update(outputs, labels, attention_mask)
         return ElectraEarlyExitForPreTrainingOutput(
             **losses,
@@ -1147,6 +1199,14 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             proposals=proposals,
             **{name: getattr(outputs, name) for name in FROM_THE_ENCODER},
         )
+
+    def _noise(self, seeds: torch.Tensor | None, inputs: torch.Tensor | None) -> torch.Tensor | None:
+        """All that a step of these `inputs` (batch, sequence, ...) draws by the seeds of its sequences, at once, as of
+        [`Exits`]."""
+        if seeds is None or inputs is None:
+            return None
+        exits = len(self.config.exit_layers) if self.config.has_exit_heads else 0
+        return row_noise(seeds, inputs.shape[1], 2 + 2 * exits)
 
     def _encode(self, with_early_states: bool, **inputs) -> tuple[ElectraEarlyExitModelOutput, torch.Tensor | None]:
         """The encoder's output; and where they are wanted, the states that the head of the generator `"self"` reads,
@@ -1164,6 +1224,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
     def _losses(self, outputs, logits, labels, token_mask, generator_loss, exit_loss_scale) -> dict[str, torch.Tensor]:
         """The loss of a step as [`forward`] describes it, and its parts without gradient."""
         config, parts = self.config, {"generator_loss": generator_loss}
+        labels = labels.float()
         loss = parts["discriminator_loss"] = mean_over_real(token_losses(logits, labels), token_mask)
         if outputs.exit_logits is not None:
             exit_loss = parts["exit_loss"] = self._exit_loss(outputs, logits, labels, token_mask)
@@ -1186,7 +1247,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        noise_seeds: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Let the generator replace the masked tokens.
@@ -1195,7 +1256,9 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
             mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token at masked positions, else
                 -100.
-            noise_seeds, masked_positions: as in [`forward`].
+            noise (`torch.FloatTensor` of shape `(batch, sequence, 2 or more)`, *optional*): uniform in (0, 1), of
+                which the samples take the first two. Left out: from torch's generator.
+            masked_positions: as in [`forward`].
 
         Returns:
             The corrupted ids and the labels, as of [`replace_tokens`], and the generator's loss, the mean
@@ -1208,10 +1271,8 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             )
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
-        chosen, noise = chosen_tokens(mlm_labels, masked_positions), None
-        if noise_seeds is not None:
-            length = mlm_labels.shape[1]
-            noise = chosen.take(torch.stack([row_noise(noise_seeds, stream, length) for stream in (0, 1)], dim=2))
+        chosen = chosen_tokens(mlm_labels, masked_positions)
+        noise = None if noise is None else chosen.take(noise)[:, :2]
         states = self._generator_states(input_ids, chosen.places, attention_mask, token_type_ids, position_ids)
         generator_loss, samples = self._predict_tokens(states, chosen.targets, noise)
         text = originals(input_ids, mlm_labels)
@@ -1269,7 +1330,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 teacher = final_logits.detach().gather(1, positions).sigmoid()
                 loss = loss + weight * exploration_mean(outputs.exit_selections[number], token_losses(logits, teacher))
             losses.append(loss)
-        return torch.stack(losses).mean()
+        return mean_over_exits(losses)
 
     def _gain_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
         """Squared error of the predicted gains, the mean over the exits: on exploration tokens alone, and at full
@@ -1289,7 +1350,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             else:
                 mask = None if token_mask is None else token_mask.gather(1, positions)
                 losses.append(mean_over_real(errors, mask))
-        return torch.stack(losses).mean()
+        return mean_over_exits(losses)
 
 
 ElectraEarlyExitModel.register_for_auto_class("AutoModel")

@@ -240,18 +240,18 @@ def test_special_tokens_continue_past_every_threshold():
 
 def test_the_noise_of_a_row_is_its_own():
     seeds = torch.tensor([0, 5, 2**63 - 1])
-    noise = row_noise(seeds, 0, 50)
-    assert torch.equal(row_noise(seeds[1:2], 0, 50), noise[1:2])
+    noise = row_noise(seeds, 50, 2)[..., 0]
+    assert torch.equal(row_noise(seeds[1:2], 40, 1)[..., 0], noise[1:2, :40])
     # SplitMix64 in Python's unbounded integers.
     state = (5 + 2 * 0x9E3779B97F4A7C15) % 2**64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
     assert noise[1, 1].item() == ((state ^ (state >> 31)) >> 41) / 2**23 + 2**-24
-    many = row_noise(torch.arange(2000), 3, 500)
+    many, next_one = row_noise(torch.arange(2000), 500, 5)[..., 3:].unbind(2)
     assert 0 < many.min() < many.max() < 1
     assert many.mean().item() == pytest.approx(1 / 2, abs=2e-3)
     assert many.var().item() == pytest.approx(1 / 12, abs=1e-3)
-    streams = torch.stack([many[:, 0], many[:, 1], row_noise(torch.arange(2000), 4, 500)[:, 0]])
+    streams = torch.stack([many[:, 0], many[:, 1], next_one[:, 0]])
     assert torch.corrcoef(streams).fill_diagonal_(0).abs().max() < 0.1
 
 

@@ -121,3 +121,27 @@ def test_errors_are_shares_of_each_class():
     state.left[0] = torch.tensor([[1.0, 4.0], [3.0, 6.0]])
     assert state.error_on_left()[0].tolist() == pytest.approx([0.25, 0.5])
     assert (state.error_on_left()[1] == 0).all()  # nothing seen yet
+
+
+def test_a_step_counts_for_those_between_that_are_not_measured():
+    states = []
+    for steps in ([4], [1, 1, 1, 1]):
+        model = tiny_model(exit_policy="random").train()
+        torch.manual_seed(0)
+        outputs, batch = training_step(model, padding=20)
+        for each in steps:
+            model.exit_state.update(outputs, batch["labels"], batch["attention_mask"], steps=each)
+        states.append(model.exit_state)
+    once, often = states
+    for name in ("auc", "replaced_rate"):
+        torch.testing.assert_close(once.get_buffer(name), often.get_buffer(name), atol=1e-6, rtol=1e-6)
+    before = once.left.clone()
+    once.update(outputs, batch["labels"], batch["attention_mask"], steps=3)
+    assert once.left[..., 1].tolist() == (before[..., 1] * DECAY**3 + before[..., 1]).tolist()
+
+
+@pytest.mark.parametrize(("policy", "moves"), [("random", False), ("topk", True)])
+def test_the_model_measures_what_its_policy_reads(policy, moves):
+    model = tiny_model(exit_policy=policy).train()
+    training_step(model)
+    assert (model.exit_state.left.sum() > 0) == moves

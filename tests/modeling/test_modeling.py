@@ -724,12 +724,27 @@ def test_a_resized_vocabulary_trains_and_loads(settings, size, tmp_path):
 
 def test_no_two_draws_of_a_step_share_their_noise(monkeypatch):
     """A sequence's seed gives the generator, every exit's policy and every exit's exploration sample a stream each."""
-    streams = []
 
-    def recording(seeds, stream, length):
-        streams.append(stream)
-        return row_noise(seeds, stream, length)
+    def numbered(seeds, length, streams):
+        """The noise of the first sequence is the number of the stream."""
+        noise = row_noise(seeds, length, streams)
+        noise[0] = torch.arange(streams) / streams
+        return noise
 
-    monkeypatch.setattr(modeling_electra_exit, "row_noise", recording)
+    monkeypatch.setattr(modeling_electra_exit, "row_noise", numbered)
+    stream, streams = modeling_electra_exit.Exits.stream, []
+    predict, samples = ElectraEarlyExitForPreTraining._predict_tokens, []
+
+    def of_exit(*args, **kwargs):
+        streams.append(stream(*args, **kwargs))
+        return streams[-1]
+
+    def of_generator(self, states, targets, noise=None):
+        samples.append(noise)
+        return predict(self, states, targets, noise)
+
+    monkeypatch.setattr(modeling_electra_exit.Exits, "stream", of_exit)
+    monkeypatch.setattr(ElectraEarlyExitForPreTraining, "_predict_tokens", of_generator)
     tiny_model().train()(**masked_batch(), noise_seeds=torch.arange(4))
-    assert len(set(streams)) == len(streams) == 2 + 2 * 2
+    used = [*samples[0][0].tolist(), *(noise[0, 0].item() for noise in streams)]
+    assert sorted(round(6 * number) for number in used) == list(range(2 + 2 * 2))

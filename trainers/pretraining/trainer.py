@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -57,14 +57,10 @@ logger = logging.getLogger(__name__)
 # A loss above this many times that of uniform predictions does not recover.
 EXPLODED = 100
 GENERATOR_FILE, PACE_FILE = "generator.safetensors", "pace.json"
-LOGGED = (
-    "discriminator_loss",
-    "exit_loss",
-    "gain_loss",
-    "generator_loss",
-    "discriminator_auc",
-    "generator_equal_rate",
-)
+LOSSES = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
+# What is no loss is measured in every tenth step, or in those that are logged where there are more of them: it takes
+# as many kernels as several layers.
+MEASURED_EVERY = 10
 
 
 # What reports to somebody: the callbacks of `report_to`, and the terminal's.
@@ -221,8 +217,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     tokens (left out: the longest of each batch), anew for each model of a `model_init`; and `compute_metrics` to
     [`metrics.replaced_token_detection`].
 
-    Logged in addition to the loss: its parts; `discriminator_auc`, the ROC-AUC of the final head on the training
-    batches, and `generator_equal_rate`, the share of the chosen tokens whose replacement was the original;
+    Logged in addition to the loss: its parts; measured in every tenth step (or in each logged one, where these are
+    more), `discriminator_auc`, the ROC-AUC of the final head on the training batches, and `generator_equal_rate`, the
+    share of the chosen tokens whose replacement was the original;
     `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
     tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
     `exit_auc_layer_<n>`, the ROC-AUC of its head, and `exit_recall_left_layer_<n>`, the share of the replaced tokens
@@ -285,8 +282,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             )
         if self._measures_detection:
             self.compute_metrics = metrics.replaced_token_detection(config)
-        self._loss_parts = defaultdict(float)
-        self._micro_steps = 0
+        self._means = Means()
         self._batches = []
         self._guards = LateNumbers()
         self._step_flops = {}
@@ -379,10 +375,10 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self.optimizer = self.lr_scheduler = None
         # Of steps that were logged, or of a fork; and what a step of the other model costs.
         self._guards.settle()
-        self._loss_parts.clear()
+        self._means = Means()
         self._batches.clear()
         self._step_flops.clear()
-        self._micro_steps = self.stopwatch.tokens = 0
+        self.stopwatch.tokens = 0
 
     def optimizer_names(self, model) -> list[str]:
         """The names of a model's parameters in the order in which its optimizer numbers them."""
@@ -447,11 +443,9 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         )
         if model.training:
             self._exits_were_active = exits_active  # logging comes after the step is counted
-            self._micro_steps += 1
             self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
-            for name, value in {**outputs, **step_difficulty(outputs, inputs)}.items():
-                if name in LOGGED:
-                    self._loss_parts[name] = self._loss_parts[name] + value  # a tensor: no wait for the device
+            self._means.add({name: value for name, value in outputs.items() if name in LOSSES})
+            self._measure(outputs, inputs)
             if outputs.proposals is not None:
                 text = originals(masked["input_ids"], masked["mlm_labels"])
                 keys = self.generator.keys(text, masked.get("attention_mask"))
@@ -460,6 +454,16 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             beside = (inputs.get(name) for name in ("attention_mask", "token_type_ids"))
             self._difficulty.add(outputs.corrupted_ids, inputs["mlm_labels"], *beside)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _measure(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
+        """In the steps of [`MEASURED_EVERY`], take in what a log line has beside the losses."""
+        every = min(MEASURED_EVERY, self.state.logging_steps)
+        if (self.state.global_step + 1) % every or outputs.rtd_labels is None:
+            return
+        self._means.add(step_difficulty(outputs, inputs))
+        if outputs.exit_selections is not None and self.model_config.exit_policy != "topk":
+            state = self.accelerator.unwrap_model(self.model).exit_state
+            state.update(outputs, outputs.rtd_labels, inputs.get("attention_mask"), steps=every)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Stop at a NaN or exploding loss: on a CPU before it reaches the weights, on any other device when it is
@@ -527,12 +531,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     def log(self, logs, start_time=None):
         """Add the parts of the loss, the speed and the state of the exits to a training step's log line."""
         self._guards.settle()
-        if "loss" in logs and self._micro_steps:
-            parts = all_reduce(torch.stack(list(self._loss_parts.values())))
-            for name, total in zip(self._loss_parts, parts.tolist(), strict=True):
-                logs[name] = round(total / self._micro_steps / self.args.world_size, 4)
-            self._loss_parts.clear()
-            self._micro_steps = 0
+        if "loss" in logs and self._means:
+            logs |= {name: round(value, 4) for name, value in self._means.take(self.args.world_size).items()}
             logs["tokens_per_second"] = round(self.stopwatch.lap())
             logs |= self._exit_logs()
             if self.depths is not None:
@@ -645,14 +645,40 @@ def name_special_tokens(config, tokenizer) -> None:
 def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What one training step says of its generator, without waiting for the device."""
     labels, mask = outputs.rtd_labels, inputs.get("attention_mask")
-    if labels is None:
-        return {}
     real = labels if mask is None else labels.masked_fill(mask == 0, -1)
     measured = {"discriminator_auc": roc_auc(outputs.logits.detach().reshape(-1), real.reshape(-1))}
     if (mlm_labels := inputs.get("mlm_labels")) is not None:
         chosen = mlm_labels != -100
         measured["generator_equal_rate"] = (chosen & (labels == 0)).sum() / chosen.sum().clamp_min(1)
     return measured
+
+
+class Means:
+    """Means, over the micro-steps since the last log line, of numbers on a device, which is not waited for."""
+
+    def __init__(self):
+        self._restart()
+
+    def _restart(self):
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __bool__(self):
+        return bool(self._sums)
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Take in what one micro-step has of each name, a tensor `()`."""
+        for name, value in values.items():
+            # Added to 0 at first, and so a copy: a captured step writes its next outputs into the same memory.
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counts.update(values.keys())
+
+    def take(self, processes: int) -> dict[str, float]:
+        """The means over as many processes, of which each took in the same names; and forget them."""
+        sums, counts = all_reduce(torch.stack(list(self._sums.values()))), self._counts
+        means = {name: total / counts[name] / processes for name, total in zip(self._sums, sums.tolist(), strict=True)}
+        self._restart()
+        return means
 
 
 class Stopwatch:

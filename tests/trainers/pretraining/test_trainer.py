@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForPreTraining
 
+from modeling_electra_exit.exit_state import ElectraEarlyExitState
 from modeling_electra_exit.trainers import (
     DataCollatorForReplacedTokenDetection,
     ElectraAdamW,
@@ -14,6 +15,7 @@ from modeling_electra_exit.trainers import (
     ElectraEarlyExitTrainingArguments,
 )
 from modeling_electra_exit.trainers.errors import DivergenceError
+from modeling_electra_exit.trainers.pretraining import trainer as trainer_module
 from modeling_electra_exit.trainers.pretraining.collator import build_collator
 from modeling_electra_exit.trainers.pretraining.trainer import EXPLODED
 from modeling_electra_exit.trainers.runtime import cpu_kernels, late
@@ -315,6 +317,43 @@ def test_the_log_tells_how_good_the_exits_are(tokenizer, tmp_path):
         assert 0 <= log[f"exit_auc_layer_{layer}"] == pytest.approx(state.auc[number].item(), abs=1e-4)
         assert log[f"exit_recall_left_layer_{layer}"] == pytest.approx(1 - wrong / replaced, abs=1e-4)
     assert set(state.left[:, 0, 0].tolist()) != {0.0}  # so that the two classes differ
+
+
+@pytest.mark.parametrize(("logging_steps", "measured"), [(3, [3, 6, 9, 12]), (12, [10]), (20, [10])])
+def test_what_is_no_loss_is_measured_in_every_tenth_step_or_a_logged_one(
+    tokenizer, tmp_path, monkeypatch, logging_steps, measured
+):
+    steps = {"step_difficulty": [], "update": []}
+    model = tiny_model(exit_policy="random", vocab_size=len(tokenizer))
+    trainer = make_trainer(tokenizer, tmp_path, model, max_steps=12, logging_steps=logging_steps)
+
+    def note(module, name):
+        function = getattr(module, name)
+
+        def noted(*args, **kwargs):
+            steps[name].append(trainer.state.global_step + 1)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(trainer_module, "step_difficulty")
+    note(ElectraEarlyExitState, "update")
+    trainer.train()
+    assert steps == {"step_difficulty": measured, "update": measured}
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(0 < entry["discriminator_auc"] < 1 for entry in logged)
+    assert len(logged) == 12 // logging_steps
+
+
+def test_means_are_of_the_micro_steps_that_have_the_number():
+    means = trainer_module.Means()
+    assert not means
+    static = torch.tensor(1.0)
+    for value in (1.0, 2.0, 6.0):
+        static.fill_(value)  # as a captured step writes its outputs
+        means.add({"loss": static, **({"auc": static} if value > 1 else {})})
+    assert means.take(1) == {"loss": 3, "auc": 4}
+    assert not means
 
 
 def test_the_exit_loss_warms_up(tokenizer, tmp_path):
