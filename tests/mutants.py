@@ -240,8 +240,8 @@ MUTANTS = [
     Mutant(
         "masks and noise have one seed",
         COLLATOR,
-        'self._generator(text["input_ids"], int(self._epoch), 1)',
-        'self._generator(text["input_ids"], int(self._epoch))',
+        "row_generators(self.seed, epoch, checksums, 1)",
+        "row_generators(self.seed, epoch, checksums)",
         "tests/trainers/pretraining/test_collator.py::test_no_two_streams_of_chance_have_one_seed",
     ),
     Mutant(
@@ -254,8 +254,8 @@ MUTANTS = [
     Mutant(
         "the generator `self` proposes for this epoch's positions",
         COLLATOR,
-        "self._choose(input_ids, epoch + 1)",
-        "self._choose(input_ids, epoch)",
+        "row_generators(self.seed, epoch + 1, checksums)",
+        "row_generators(self.seed, epoch, checksums)",
         "tests/trainers/generators/test_generators.py::test_self_proposals_serve_the_next_visit_and_unigram_the_first",
     ),
     Mutant(

@@ -1,5 +1,6 @@
 """From packed sequences to batches: masked for the model's generator, or already corrupted by one that runs here."""
 
+import itertools
 import zlib
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..generators.base import Replacements, StepGenerator
 from ..generators.registry import build_generator
+from .row_generators import row_generators
 
 
 # Of the positions chosen for prediction, this share is shown to the generator as [MASK]; the rest stay as they are.
@@ -61,6 +63,7 @@ class DataCollatorForReplacedTokenDetection:
         for name in ("mask_token", "pad_token"):
             if getattr(self.tokenizer, f"{name}_id") is None:
                 raise ValueError(f"replaced-token detection needs a tokenizer with a `{name}`, and this one has none")
+        self._mask = self.tokenizer.mask_token_id  # asking a tokenizer takes as long as masking a sequence
         special, pad = self.tokenizer.all_special_ids, self.tokenizer.pad_token_id
         # Looked up with `mode="clip"`: what lies beyond the last special token is ordinary.
         self._ordinary = np.ones(max(special) + 2, dtype=bool)
@@ -93,7 +96,12 @@ class DataCollatorForReplacedTokenDetection:
             `attention_mask` (shape of `input_ids`), only where there is padding.
         """
         texts = [self._without_padding(**feature) for feature in features]
-        rows = [self._corrupted(**text) for text in texts]
+        # A sequence is known by its ids.
+        checksums = np.array([zlib.crc32(text["input_ids"].tobytes()) for text in texts], dtype=np.uint32)
+        epoch = int(self._epoch)
+        own = row_generators(self.seed, epoch, checksums)
+        later = row_generators(self.seed, epoch + 1, checksums) if self.look_ahead else itertools.repeat(None)
+        rows = [self._corrupted(*generators, **text) for *generators, text in zip(own, later, texts, strict=False)]
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError(f"sequences of a batch must have the same columns, got {[sorted(row) for row in rows]}")
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -111,8 +119,9 @@ class DataCollatorForReplacedTokenDetection:
         if "labels" not in batch:
             batch["labels"] = torch.empty(len(rows), 0, dtype=torch.int64)
             batch["masked_positions"] = self._positions(batch["mlm_labels"] != -100)
-        seeds = [self._generator(text["input_ids"], int(self._epoch), 1) for text in texts]
-        batch["noise_seeds"] = torch.tensor([int(seed.integers(2**63)) for seed in seeds])
+        batch["noise_seeds"] = torch.tensor(
+            [int(each.integers(2**63)) for each in row_generators(self.seed, epoch, checksums, 1)]
+        )
         if (lengths < length).any():
             batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
         return batch
@@ -144,35 +153,36 @@ class DataCollatorForReplacedTokenDetection:
             raise ValueError("a sequence must hold a token that is no padding, and this one has none")
         return tokens | columns
 
-    def _corrupted(self, input_ids, labels=None, token_type_ids=None, **columns) -> dict[str, np.ndarray]:
-        """What one sequence (tokens,) becomes; all arrays of its shape."""
+    def _corrupted(
+        self, generator, later, /, input_ids, labels=None, token_type_ids=None, **columns
+    ) -> dict[str, np.ndarray]:
+        """What one sequence (tokens,) becomes; all arrays of its shape. `generator` is its own in this epoch, and
+        `later`, to look ahead, in the next."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if labels is not None:
             if labels.min() < 0 or labels.max() > 1:
                 raise ValueError(f"`labels` must be 0 or 1 for each token, got {sorted(set(labels.tolist()))[:5]}")
             return {"input_ids": input_ids, **types, "labels": labels}
-        epoch = int(self._epoch)
-        chosen, generator = self._choose(input_ids, epoch)
+        chosen = self._choose(input_ids, generator)
         mlm_labels = np.full_like(input_ids, -100)
         mlm_labels[chosen] = input_ids[chosen]
         corrupted = input_ids.copy()
         if self.replacements is None:
-            corrupted[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self.tokenizer.mask_token_id
+            corrupted[chosen[generator.random(len(chosen)) < MASK_SHARE]] = self._mask
             masked = {"input_ids": corrupted, **types, "mlm_labels": mlm_labels}
             if self.look_ahead:
                 masked["proposal_mask"] = np.zeros(len(input_ids), dtype=bool)
-                masked["proposal_mask"][self._choose(input_ids, epoch + 1)[0]] = True
+                masked["proposal_mask"][self._choose(input_ids, later)] = True
             return masked
         corrupted[chosen] = self.replacements(input_ids, chosen, generator, **columns)
         labels = (corrupted != input_ids).astype(np.int64)
         return {"input_ids": corrupted, **types, "mlm_labels": mlm_labels, "labels": labels}
 
-    def _choose(self, row: np.ndarray, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
-        """The positions to corrupt, never a special token's, and the sequence's own random generator."""
-        generator = self._generator(row, epoch)
-        candidates = np.flatnonzero(self._ordinary.take(row, mode="clip"))
+    def _choose(self, row: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The positions to corrupt, never a special token's."""
+        candidates = self._ordinary.take(row, mode="clip").nonzero()[0]
         count = min(len(candidates), self._num_chosen(len(row)))
-        return (generator.choice(candidates, count, replace=False) if count else candidates), generator
+        return candidates[generator.choice(len(candidates), count, replace=False)] if count else candidates
 
     def _num_chosen(self, length: int) -> int:
         """How many tokens of a sequence of that length are chosen, if it has as many ordinary ones."""
@@ -186,9 +196,6 @@ class DataCollatorForReplacedTokenDetection:
         positions = torch.full((len(chosen), self._num_chosen(chosen.shape[1])), -1)
         positions[rows, places] = columns
         return positions
-
-    def _generator(self, row: np.ndarray, epoch: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, epoch, zlib.crc32(row.tobytes()), *purpose))
 
 
 def build_collator(

@@ -5,6 +5,8 @@ from torch.utils.data import DataLoader
 
 from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection
 from modeling_electra_exit.trainers.generators.base import Replacements
+from modeling_electra_exit.trainers.pretraining import collator as collator_module
+from modeling_electra_exit.trainers.pretraining.row_generators import row_generators
 
 
 def rows(tokenizer, lengths, seed=0):
@@ -191,14 +193,20 @@ def test_masks_depend_on_seed_and_epoch_and_on_nothing_else(tokenizer):
 
 def test_no_two_streams_of_chance_have_one_seed(tokenizer, monkeypatch):
     """Neither two sequences nor two epochs, nor the masks of a sequence and the noise that it meets in the model."""
-    seeds, make = [], np.random.default_rng
+    states = []
     features = rows(tokenizer, [40] * 4)
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or make(seed))
+
+    def noting(*entropy):
+        for generator in row_generators(*entropy):
+            states.append(generator.bit_generator.state["state"]["state"])
+            yield generator
+
+    monkeypatch.setattr(collator_module, "row_generators", noting)
     collator, noise = DataCollatorForReplacedTokenDetection(tokenizer, seed=1), []
     for epoch in range(2):
         collator.set_epoch(epoch)
         noise += collator(features)["noise_seeds"].tolist()
-    assert len(set(seeds)) == len(seeds) == 16
+    assert len(set(states)) == len(states) == 16
     assert len(set(noise)) == 8
     collator.set_epoch(0)
     assert collator(features[::-1])["noise_seeds"].tolist() == noise[3::-1]
