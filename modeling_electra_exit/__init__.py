@@ -4,7 +4,7 @@ import transformers
 
 from . import modeling_electra_exit, modeling_heads, modeling_masked_lm
 from .configuration_electra_exit import AUTO_MAP, ElectraEarlyExitConfig, __version__
-from .modeling_electra_exit import *  # noqa: F403  what it exports is listed there
+from .modeling_electra_exit import *  # noqa: F403  exports are listed in `__all__` there
 from .modeling_heads import *  # noqa: F403
 from .modeling_masked_lm import *  # noqa: F403
 

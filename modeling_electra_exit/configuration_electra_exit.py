@@ -11,18 +11,19 @@ from .exit_criteria import CRITERIA
 from .exit_policy import POLICIES, SIGNALS
 
 
-# The package's version too: it stands here because this file travels with checkpoints.
+# Also the package's version, defined here because this file is copied into checkpoints.
 __version__ = "0.1.0"
 
 EXIT_CONTEXTS = ("all", "first", "none")
 NORM_POSITIONS = ("post", "pre")
 CLASSIFIER_POOLINGS = ("first", "mean")
 GENERATOR_TYPES = ("mlm", "uniform", "unigram", "bigram", "shuffle", "frozen", "cached", "self", "none")
-# A user's own generator, `module:attribute`. Accepted by its form: a checkpoint made with it loads where it is not.
+# A user-defined generator, `module:attribute`. Only its syntax is checked, so that a checkpoint loads where the module
+# is not installed.
 USER_GENERATOR = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
-# Every Auto class this plugin serves. Written into each config, so that a saved folder loads with
-# `trust_remote_code=True` through all of them, whichever class it was saved from.
+# Every Auto class that this plugin supports. Written into each config, so that a saved folder loads through any of
+# them with `trust_remote_code=True`, whichever class saved it.
 AUTO_MAP = {
     "AutoConfig": "configuration_electra_exit.ElectraEarlyExitConfig",
     "AutoModel": "modeling_electra_exit.ElectraEarlyExitModel",
@@ -35,7 +36,7 @@ AUTO_MAP = {
 }
 
 
-# Defaults of fields that only some policies read, filled in where the policy reads the field and it was left out.
+# Defaults of fields that only some policies read. They are filled in when the policy reads the field and it is unset.
 POLICY_DEFAULTS = {
     "exit_signal": "expected_gain",
     "exit_auc_floor": 0.6,
@@ -45,7 +46,7 @@ POLICY_DEFAULTS = {
 
 
 def reads(name: str, policy: str, signal: str | None) -> bool:
-    """Whether these settings make anything read `name`, a key of [`POLICY_DEFAULTS`] or `exit_entropy_threshold`."""
+    """Whether a policy reads the field `name`: a key of [`POLICY_DEFAULTS`] or `exit_entropy_threshold`."""
     if name == "exit_entropy_threshold":
         return policy == "threshold"
     if name == "exit_gain_loss_weight":
@@ -56,111 +57,113 @@ def reads(name: str, policy: str, signal: str | None) -> bool:
 @strict
 class ElectraEarlyExitConfig(ElectraConfig):
     r"""
-    Configuration of an ELECTRA whose tokens may exit the encoder early. Everything [`ElectraConfig`] has, with the
-    same names and defaults, and the fields below.
+    Configuration of an ELECTRA model with early exits. It has all fields of [`ElectraConfig`], with the same defaults,
+    and the fields below.
 
     Args:
         norm_position (`str`, defaults to `"post"`):
-            Where each block's LayerNorm stands: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before
-            the block, with one more after the last layer, which learns sooner in small models.
+            Position of each block's LayerNorm: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before the
+            block, with an extra one after the last layer. Small models learn faster with `"pre"`.
         exit_policy (`str`, defaults to `"random"`):
-            Which tokens continue past an exit layer in pre-training: `"random"` (as many as `exit_capacities` says,
-            drawn anew in each step; no ranking has been found to be better), `"topk"` (as many, ranked by
-            `exit_signal`), `"threshold"` (all whose entropy exceeds `exit_entropy_threshold`) or `"none"` (no exits,
-            no exit heads: plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy is passed.
+            Which tokens continue past an exit layer in pre-training: `"random"` (`exit_capacities` tokens, drawn anew
+            in each step; no ranking did better in our studies), `"topk"` (`exit_capacities` tokens, ranked by
+            `exit_signal`), `"threshold"` (all tokens whose entropy exceeds `exit_entropy_threshold`) or `"none"` (no
+            exits and no exit heads: plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy
+            is passed.
 
-            In the fine-tuning heads the policy only says whether there are exits: with any but `"none"`, whatever the
-            model was pre-trained with, there is a task head at each exit layer, and all of them learn together, every
-            token at full depth. Inference runs at full depth too unless there are `inference_exit_thresholds`.
-            `from_pretrained(folder, exit_policy="none")` makes fine-tuning plain.
+            In fine-tuning the policy only enables exits: any policy but `"none"` adds a task head at each exit layer.
+            All heads are trained jointly, with every token at full depth. Inference also runs at full depth unless
+            `inference_exit_thresholds` are set. `from_pretrained(folder, exit_policy="none")` disables exits.
         exit_signal (`str`, *optional*, `"expected_gain"` for the `"topk"` policy):
-            What the `"topk"` policy, and no other, ranks by: `"entropy"` of the exit head's prediction;
-            `"sampled_entropy"`, sampling in proportion to it; or `"expected_gain"`, how much a small regressor,
-            trained on exploration tokens, expects deeper layers to lower the loss.
+            Score by which the `"topk"` policy ranks tokens: `"entropy"` of the exit head's prediction;
+            `"sampled_entropy"`, sampling in proportion to that entropy; or `"expected_gain"`, the reduction of the
+            loss by deeper layers, predicted by a small regressor that is trained on exploration tokens. Only for
+            `"topk"`.
         exit_auc_floor (`float`, *optional*, 0.6 where it is read):
-            As long as the running ROC-AUC of an exit head is below this, the `"topk"` policy draws at random there.
-            0 ranks from the first step.
+            ROC-AUC below which the `"topk"` policy draws at random instead of ranking, for each exit head by its
+            running mean. 0 ranks from the first step.
         exit_entropy_threshold (`float` or `list[float]`, *optional*):
-            Entropy in nats above which the `"threshold"` policy, and no other, lets tokens continue; two numbers are
-            for tokens that the exit head calls original and replaced.
+            Entropy in nats above which a token continues under the `"threshold"` policy. Two numbers apply to tokens
+            that the exit head predicts to be original and replaced, respectively. Only for `"threshold"`.
         exit_layers (`list[int]`, *optional*):
-            After how many completed layers tokens may exit, strictly increasing. Left out: once, after a third of the
-            depth (4 of 12).
+            Numbers of completed layers after which tokens may exit, strictly increasing. If unset, one exit after a
+            third of the depth (4 of 12).
         exit_capacities (`list[float]`, *optional*):
-            For each exit layer, the share of the sequence that continues past it; must not rise with depth. Left out:
-            1/8, 1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
+            Share of the sequence that continues past each exit layer; must not increase with depth. If unset, 1/8,
+            1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
         exit_context (`str`, defaults to `"all"`):
-            Where tokens that exited stay visible as keys and values: in `"all"` later layers, in the `"first"` layer
-            after an exit, or in `"none"`.
+            Later layers that still attend to exited tokens as keys and values: `"all"`, only the `"first"` after an
+            exit, or `"none"`.
         exit_reentry_layers (`int`, defaults to 1):
-            How many of the last layers run on all tokens again.
+            Number of final layers that run on all tokens again.
         exit_loss_weight (`float`, defaults to 0.2):
-            Weight of the exit heads' loss, averaged over the exits, relative to the final head's own loss.
+            Weight of the exit heads' loss, averaged over the exits, relative to the final head's loss.
         exit_full_depth_share (`float`, defaults to 0.25):
-            Share of a sequence's tokens from which exit heads and regressors learn in full-depth training steps, so
-            that such a step costs little more than one of a model without exits.
+            Share of a sequence's tokens on which exit heads and regressors are trained in full-depth steps, so that
+            such a step costs little more than one without exits.
         exit_gain_loss_weight (`float`, *optional*, 0.05 where it is read):
-            Weight of the regressors' loss, for `exit_signal="expected_gain"`. They share no parameter with the
-            encoder, and Adam takes steps of the same size whatever the weight; but gradients are clipped together, and
-            where the regressors' are the larger part, the encoder learns as if its learning rate were smaller.
+            Weight of the regressors' loss, for `exit_signal="expected_gain"`. The regressors share no parameters with
+            the encoder, and Adam's step size does not depend on the weight. Gradients are clipped jointly, however: if
+            the regressors' gradients dominate the norm, the encoder's effective learning rate drops.
         exit_distillation_weight (`float`, defaults to 0.0):
-            Weight, relative to the exit heads' loss, of the cross-entropy between the final head's prediction, without
-            gradient, and the exit heads': on exploration tokens while pre-training, on everything labelled in the
-            fine-tuning heads (the squared difference in a regression).
+            Weight of distillation from the final head into the exit heads, relative to the exit heads' loss. The loss
+            is the cross-entropy with the final head's detached prediction (the squared difference for regression): on
+            exploration tokens in pre-training, on all labelled items in fine-tuning.
         exit_exploration (`float`, *optional*, 0.2 for the `"topk"` policy):
-            Share of the continuing places of a `"topk"` exit that goes to tokens drawn uniformly at random.
+            Share of a `"topk"` exit's capacity that goes to tokens drawn uniformly at random.
         classifier_pooling (`str`, defaults to `"first"`):
-            What the heads for whole sequences read, at the exits and at the end: the states of the `"first"` token, as
-            in ELECTRA, or the `"mean"` over all tokens but padding. Early layers have put little into the first
-            token, and checkpoints for sentence embeddings often nothing at all.
+            Input of sequence-level heads, at the exits and at the end: the hidden state of the `"first"` token, as in
+            ELECTRA, or the `"mean"` over all tokens except padding. In early layers the first token carries little
+            information, and in sentence-embedding checkpoints often none.
         inference_exit_criterion (`str`, defaults to `"confidence"`):
-            When a sequence (classification, multiple choice, question answering) or a token (token classification)
-            exits a fine-tuned model in evaluation mode: when its largest probability is above the threshold
-            (`"confidence"`), its entropy in nats below it (`"entropy"`), or when that many exits in a row agreed with
-            the one before them (`"patience"`).
+            Criterion by which a sequence (classification, multiple choice, question answering) or a token (token
+            classification) exits a fine-tuned model in evaluation mode: its largest probability is above the threshold
+            (`"confidence"`), its entropy in nats is below it (`"entropy"`), or that many exits in a row agreed with
+            the preceding one (`"patience"`).
         inference_exit_thresholds (`list[float]`, *optional*):
-            One for each exit layer. At a confidence of 1 or an entropy of 0 none exits. Left out: full depth. They
-            are refused for exit heads that the model's own loss has not trained.
+            One threshold for each exit layer. A confidence of 1 or an entropy of 0 disables the exit. If unset,
+            inference runs at full depth. Exit heads that the model's own loss has not trained are rejected.
         inference_exit_temperatures (`list[float]`, *optional*):
-            For each exit layer, what the exit head's logits are divided by in evaluation mode. Left out: 1.
+            Temperature for each exit layer, by which the exit head's logits are divided in evaluation mode. If unset,
+            1.
         generator_type (`str`, defaults to `"mlm"`):
-            What replaces tokens. `"mlm"`: ELECTRA's small masked language model, trained jointly, inside this
-            checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text; `"unigram"`, as
-            frequent as there; `"bigram"`, as frequent as there after the token to the left; `"shuffle"`, the chosen
-            tokens of a sequence change places; `"cached"`, sampled beforehand and stored with the data. `"frozen"`: a
-            masked language model trained before, which is no part of this checkpoint. `"self"`: a
-            masked-language-modelling head on an early layer of the discriminator proposes what the token becomes at
-            the sequence's next visit; at the first, it is as `"unigram"`. `"none"`: a discriminator alone; batches
-            bring corrupted `input_ids` and `labels`.
-            `"module:attribute"`: your own, imported when training starts and not when a checkpoint is loaded.
+            Source of the replacement tokens. `"mlm"`: ELECTRA's small masked language model, trained jointly and part
+            of this checkpoint. Drawn by the data collator: `"uniform"`, any token of the training text with equal
+            probability; `"unigram"`, by frequency in the training text; `"bigram"`, by frequency after the token to
+            the left; `"shuffle"`, the chosen tokens of a sequence are permuted; `"cached"`, sampled in advance and
+            stored with the data. `"frozen"`: a pre-trained masked language model that is not part of this checkpoint.
+            `"self"`: a masked-language-modelling head on an early layer of the discriminator proposes the replacements
+            for the next epoch; the first epoch uses `"unigram"`. `"none"`: a discriminator alone, trained on batches
+            of corrupted `input_ids` and `labels`. `"module:attribute"`: a generator of your own, imported when
+            training starts, not when a checkpoint is loaded.
         generator_alpha (`float`, defaults to 1.0):
-            Power of the frequency in `"unigram"`, and where `"bigram"` and `"self"` fall back on it: below 1, rare
-            tokens are drawn more often than they occur.
+            Exponent of the token frequency in `"unigram"`, also where `"bigram"` and `"self"` fall back on it. Below
+            1, rare tokens are drawn more often than they occur.
         generator_size (`float`, defaults to 0.25):
             Width of the generator relative to the discriminator.
         generator_num_hidden_layers (`int`, *optional*):
-            Depth of the generator. Left out: the discriminator's (narrower, not shallower).
+            Depth of the generator. If unset, the discriminator's depth (narrower, not shallower).
         generator_num_attention_heads (`int`, *optional*):
-            Left out: one head for every 64 units of width, at least one.
+            Attention heads of the generator. If unset, one for every 64 units of width, at least one.
         generator_intermediate_size (`int`, *optional*):
-            Left out: four times the generator's width.
+            Width of the generator's feed-forward layers. If unset, four times the generator's width.
         generator_head_layer (`int`, *optional*):
-            For `"self"` alone: the number of the discriminator's layer after which the generator's head stands. Left
-            out: the first exit layer, or a third of the depth.
+            Number of discriminator layers below the generator's head, only for `"self"`. If unset, the first exit
+            layer, or a third of the depth without exits.
         generator_weight (`float`, defaults to 1.0):
             Weight of the generator's masked-language-modelling loss.
         discriminator_weight (`float`, defaults to 50.0):
             Weight of the discriminator's loss.
         mlm_probability (`float`, defaults to 0.15):
-            Share of a sequence's ordinary tokens that is masked for the generator.
+            Share of a sequence's tokens, special tokens excluded, that is masked for the generator.
         cls_token_id, sep_token_id (`int`, *optional*):
-            Ids of the special tokens, which never exit. Position 0 never exits either way.
+            Ids of the special tokens, which never exit. Position 0 never exits in any case.
         pretraining_depths (`list[list[int]]`, *optional*):
-            A record of a pre-training that grew: from which step on the model had how many layers, such as
+            Record of a depth schedule: pairs of a step and the number of layers from that step on, such as
             `[[0, 2], [480, 4]]`.
         electra_exit_version (`str`, *optional*):
-            The version of this package that wrote the checkpoint, for those that load it. A config in memory always
-            has the version of its own code.
+            Version of this package that wrote the checkpoint. A config in memory always has the version of the running
+            code.
 
     The defaults of the generator fields are those of google-research/electra (`configure_pretraining.py` and
     `get_generator_config` in `run_pretraining.py`).
@@ -171,8 +174,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     """
 
     model_type = "electra_early_exit"
-    # Trainer gathers everything else that a head returns as predictions.
-    # Of the outputs, predictions are the logits alone.
+    # Only the logits are predictions. Trainer would gather these outputs as predictions, too.
     keys_to_ignore_at_inference = [
         "discriminator_loss", "exit_loss", "gain_loss", "generator_loss", "rtd_labels", "corrupted_ids", "proposals",
         "exit_logits", "exit_positions", "exit_gains", "exit_selections", "exit_layers",
@@ -221,23 +223,23 @@ class ElectraEarlyExitConfig(ElectraConfig):
             shares = [1.0 if self.exit_policy == "threshold" else 0.5 ** (i + 3) for i in range(len(self.exit_layers))]
             self.exit_capacities = shares
         self._fill_policy_fields()
-        # Merged, not replaced: a user's own Auto classes survive re-saving.
+        # Merged, not replaced, so that a user's own Auto classes survive re-saving.
         self.auto_map = {**AUTO_MAP, **getattr(self, "auto_map", {})}
 
     def _fill_policy_fields(self):
-        """Defaults for the fields that the policy reads. The others stay empty: what they say would not happen."""
+        """Fill in the defaults of the fields that the policy reads. The others stay `None`, as they have no effect."""
         for name, default in POLICY_DEFAULTS.items():
             if getattr(self, name) is None and reads(name, self.exit_policy, self.exit_signal):
                 setattr(self, name, default)
 
     def _refuse_other_versions(self):
-        """A newer minor version may mean something else by the same fields and weights; a patch may not. Version 0.1.0
-        starts afresh: what its first development version wrote has fields and weights that are gone."""
+        """Reject checkpoints of newer minor versions, which may have changed the meaning of fields and weights, and of
+        0.1.0.dev0, whose fields and weights no longer exist."""
         written_by = self.electra_exit_version
         if written_by == "0.1.0.dev0":
             raise ValueError(
-                f"this checkpoint was written by electra-early-exit {written_by}, which {__version__} does not read: "
-                "pre-train anew, or install that version"
+                f"this checkpoint was written by electra-early-exit {written_by}, which {__version__} cannot read: "
+                "pre-train again, or install that version"
             )
         if written_by is not None and _minor(written_by) > _minor(__version__):
             raise ValueError(
@@ -247,15 +249,14 @@ class ElectraEarlyExitConfig(ElectraConfig):
             )
 
     def default_exit_layers(self) -> list[int]:
-        """A third of the depth, where a layer is left between the exit and the re-entry."""
+        """One exit after a third of the depth, or none if no layer remains between the exit and the re-entry."""
         third = self.num_hidden_layers // 3
         return [third] if 1 <= third <= self.num_hidden_layers - self.exit_reentry_layers - 1 else []
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As everywhere in Transformers, but overrides are checked together with the rest, and where one leaves other
-        fields behind, those follow: fewer layers keep the exits that fit, other exit layers take their own defaults.
-        """
+        """As in Transformers, but overrides are validated together with the stored fields, and dependent fields are
+        adjusted: with fewer layers, only the exits that fit remain; new exit layers get default values."""
         changes = {
             name: value for name, value in kwargs.items() if name in (*cls.__annotations__, "num_hidden_layers")
         }
@@ -264,12 +265,12 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     @property
     def has_exit_heads(self) -> bool:
-        """Whether the model has an exit head at each exit layer (it has none without a policy that drops tokens)."""
+        """Whether the model has an exit head at each exit layer. With `exit_policy="none"` it has none."""
         return self.exit_policy != "none" and len(self.exit_layers) > 0
 
     @property
     def has_gain_heads(self) -> bool:
-        """Whether each exit has a regressor of the expected gain beside its head."""
+        """Whether each exit has a regressor of the expected gain in addition to its head."""
         return self.has_exit_heads and self.exit_policy == "topk" and self.exit_signal == "expected_gain"
 
     @property
@@ -278,7 +279,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         return self.has_exit_heads and self.inference_exit_thresholds is not None
 
     def generator_config(self) -> "ElectraEarlyExitConfig":
-        """Configuration of the generator's encoder: narrower, without exits, and with the embeddings of this one."""
+        """Configuration of the generator's encoder: narrower, without exits, same embedding size."""
         hidden_size = round(self.hidden_size * self.generator_size)
         no_exits = {**dict.fromkeys(_PER_EXIT), "exit_policy": "none", "exit_layers": []}
         generator = type(self)(**{**self.to_dict(), **no_exits})
@@ -291,7 +292,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     @property
     def generator_layer(self) -> int:
-        """After how many layers the head of the generator `"self"` stands."""
+        """Number of layers below the head of the generator `"self"`."""
         first_exit = self.exit_layers[0] if self.has_exit_heads else max(1, self.num_hidden_layers // 3)
         return self.generator_head_layer or first_exit
 
@@ -301,7 +302,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             raise ValueError(f"`{name}` must be {legal_values}, got {getattr(self, name)!r}")
 
     def validate_sizes(self):
-        """Part of `@strict`-powered validation: what ELECTRA's own config takes as it comes and fails on later."""
+        """Part of `@strict`-powered validation: sizes that ELECTRA's own config does not check."""
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "intermediate_size",
                      "max_position_embeddings", "type_vocab_size"):  # fmt: skip
             self._check(name, getattr(self, name) >= 1, "at least 1")
@@ -339,15 +340,15 @@ class ElectraEarlyExitConfig(ElectraConfig):
             f"strictly increasing numbers of completed layers between 1 and {last} (num_hidden_layers - "
             f"exit_reentry_layers - 1, so that at least one layer runs on fewer tokens)"
             if last > 0
-            else f"empty in a model of {depth} layers, of which {self.exit_reentry_layers} run on all tokens again",
+            else f"empty for a model of {depth} layers, of which {self.exit_reentry_layers} run on all tokens again",
         )
         self._check(
             "exit_capacities",
             len(self.exit_capacities) == len(self.exit_layers)
             and all(0 < keep <= 1 for keep in self.exit_capacities)
             and list(self.exit_capacities) == sorted(self.exit_capacities, reverse=True),
-            f"one share in (0, 1] for each of the {len(self.exit_layers)} exit layers {self.exit_layers}, not rising "
-            "with depth",
+            f"one share in (0, 1] for each of the {len(self.exit_layers)} exit layers {self.exit_layers}, not "
+            "increasing with depth",
         )
         self._check_exit_rule()
         self._check_inference_exits()
@@ -370,10 +371,10 @@ class ElectraEarlyExitConfig(ElectraConfig):
         self._check(
             "exit_entropy_threshold",
             len(numbers) == 2 and all(number >= 0 for number in numbers) if given else self.exit_policy != "threshold",
-            "an entropy in nats (at least 0; 0.693 is the largest there is), or two, and given for "
+            "one or two entropies in nats (at least 0; the maximum is 0.693), and is required for "
             "`exit_policy='threshold'`",
         )
-        if self.exit_policy != "none":  # so that switching the policy off is enough to make a control run
+        if self.exit_policy != "none":  # a control run only needs to set the policy to "none"
             self._check_exit_combinations()
 
     def _check_inference_exits(self):
@@ -394,22 +395,22 @@ class ElectraEarlyExitConfig(ElectraConfig):
             self._check(
                 name,
                 read or getattr(self, name) is None,
-                f"left out for `exit_policy={self.exit_policy!r}`{ranking}, which does not read it",
+                f"unset for `exit_policy={self.exit_policy!r}`{ranking}, which does not read it",
             )
         self._check(
             "exit_capacities",
             self.exit_policy != "threshold" or all(keep == 1 for keep in self.exit_capacities),
-            "left out for `exit_policy='threshold'`, which has no capacities",
+            "unset for `exit_policy='threshold'`, which has no capacities",
         )
         learns_gain = self.exit_policy == "topk" and self.exit_signal == "expected_gain"
         self._check(
             "exit_exploration",
             not learns_gain or self.exit_exploration > 0,
-            "above 0 for `exit_signal='expected_gain'`, whose regressor learns from exploration tokens",
+            "above 0 for `exit_signal='expected_gain'`, whose regressor is trained on exploration tokens",
         )
 
     def validate_generator(self):
-        """Part of `@strict`-powered validation: everything about the generator and the objective."""
+        """Part of `@strict`-powered validation: the generator and the objective."""
         self._check(
             "generator_type",
             self.generator_type in GENERATOR_TYPES or USER_GENERATOR.fullmatch(self.generator_type) is not None,
@@ -426,7 +427,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             self._check(
                 "generator_head_layer",
                 self.generator_type == "self" and 1 <= self.generator_head_layer <= deepest,
-                f"None, or for `generator_type='self'` between 1 and {deepest}, so that no token has exited before",
+                f"None, or for `generator_type='self'` between 1 and {deepest}, so that no token has exited yet",
             )
         if self.generator_type != "mlm":
             return
@@ -435,14 +436,17 @@ class ElectraEarlyExitConfig(ElectraConfig):
         self._check(
             "generator_size",
             hidden_size >= 1 and hidden_size % heads == 0,
-            f"positive and give a width (hidden_size {self.hidden_size} times it, {hidden_size}) that its {heads} "
-            "attention heads divide",
+            f"positive and give a width (hidden_size {self.hidden_size} times it, {hidden_size}) that is divisible by "
+            f"the number of attention heads ({heads})",
         )
 
 
 def without_unread(fields: dict, changes: dict) -> dict:
-    """`fields` of a config, without those that its policy does not read and `changes` does not ask for: another
-    policy may be asked for. What was asked for is refused where it does not fit."""
+    """`fields` of a config without those that its policy does not read, unless `changes` sets them.
+
+    An override of the policy thus drops the stored fields of the old one, while explicit overrides that the new policy
+    does not read are still rejected by the validation.
+    """
     policy = fields.get("exit_policy", ElectraEarlyExitConfig.exit_policy)
     if policy == "none":
         return fields
@@ -457,12 +461,13 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split(".")[:2])
 
 
-# Fields with one entry an exit layer.
+# Fields with one entry per exit layer.
 _PER_EXIT = ("exit_capacities", "inference_exit_thresholds", "inference_exit_temperatures")
 
 
 def _follow(fields: dict, changes: dict) -> dict:
-    """The fields of a config some of which were changed, without what no longer fits and was not changed itself."""
+    """`fields` of a config with `changes` applied, less the values that no longer fit and were not changed
+    themselves."""
     fields, depth = dict(fields), fields.get("num_hidden_layers")
     if "exit_layers" in changes:
         return {name: value for name, value in fields.items() if name not in _PER_EXIT or name in changes}

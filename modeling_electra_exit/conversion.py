@@ -1,4 +1,4 @@
-"""From plain ELECTRA and BERT checkpoints, and back: what the models' classes inherit for it."""
+"""Conversion from plain ELECTRA and BERT checkpoints, and back: mixins of the model classes."""
 
 import os
 
@@ -20,41 +20,42 @@ logger = logging.get_logger(__name__)
 
 
 class FromPlain:
-    """Starting any of our models from a plain encoder."""
+    """Adds `from_electra` and `from_bert` to a model class."""
 
     @classmethod
     def from_electra(cls, checkpoint: str | os.PathLike, **config_overrides):
-        """Start from a plain ELECTRA checkpoint, at full depth its equal.
+        """Start from a plain ELECTRA checkpoint. At full depth the encoder computes the same hidden states.
 
         Args:
-            checkpoint (`str`): folder or Hub id of any ELECTRA: its encoder is taken (a generator's too, as that of
-                an `ElectraForMaskedLM`), and its head where this class has the same.
+            checkpoint (`str`): folder or Hub id of any ELECTRA model, generators (`ElectraForMaskedLM`) included. Its
+                encoder is loaded, and its head if this class has the same head.
             **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`.
 
         Returns:
-            This class, with its weights in fp32. What the checkpoint lacks is new, and is reported as such.
+            An instance of this class with fp32 weights. Weights missing from the checkpoint are newly initialized and
+            reported.
 
         Raises:
-            ValueError: if the checkpoint is of another architecture.
+            ValueError: if the checkpoint has another architecture, or its position embeddings are not absolute.
         """
         return cls._from_plain(checkpoint, "electra", config_overrides)
 
     @classmethod
     def from_bert(cls, checkpoint: str | os.PathLike, **config_overrides):
-        """Start from a BERT checkpoint, whose encoder is an ELECTRA's with embeddings as wide as its layers.
+        """Start from a BERT checkpoint. Its encoder is an ELECTRA encoder with `embedding_size == hidden_size`.
 
-        BERT's pooler and its pre-training heads have no counterpart and are left out.
+        BERT's pooler and pre-training heads have no counterpart and are dropped.
 
         Args:
             checkpoint (`str`): folder or Hub id of any model of `model_type` "bert".
             **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_layers` or `num_labels`. For
-                pre-training, `cls_token_id` and `sep_token_id` name the tokens that must not exit.
+                pre-training, set `cls_token_id` and `sep_token_id`, so that these tokens never exit.
 
         Returns:
-            This class, with its weights in fp32. At full depth its hidden states are `BertModel`'s.
+            An instance of this class with fp32 weights. At full depth its hidden states equal those of `BertModel`.
 
         Raises:
-            ValueError: if the checkpoint is of another architecture, or its positions are not absolute.
+            ValueError: if the checkpoint has another architecture, or its position embeddings are not absolute.
         """
         return cls._from_plain(checkpoint, "bert", config_overrides)
 
@@ -67,7 +68,7 @@ class FromPlain:
 
 
 class PlainPreTraining(FromPlain):
-    """Discriminator and generator from two plain checkpoints, and back to two."""
+    """Converts a pair of plain ELECTRA checkpoints, discriminator and generator, and writes such a pair."""
 
     @classmethod
     def from_electra(
@@ -76,20 +77,21 @@ class PlainPreTraining(FromPlain):
         """Start from plain ELECTRA checkpoints.
 
         Args:
-            checkpoint (`str`): folder or Hub id of an `ElectraForPreTraining`. An `ElectraForMaskedLM` gives its
-                encoder, and the discriminator's head is new.
-            generator (`str`, *optional*): folder or Hub id of the `ElectraForMaskedLM` trained with it. Its size is
-                taken from its config. Left out: a fresh generator as the config asks for. ELECTRA's own are as wide
-                as the discriminator in Small++ (`generator_size=1.0`), a third of it in Base, a quarter in Large.
+            checkpoint (`str`): folder or Hub id of an `ElectraForPreTraining`. From an `ElectraForMaskedLM` only the
+                encoder is loaded, and the discriminator's head is newly initialized.
+            generator (`str`, *optional*): folder or Hub id of the `ElectraForMaskedLM` trained with it. Its sizes are
+                read from its config. If omitted, the generator is new, with the sizes of the config. The published
+                ELECTRA generators are as wide as the discriminator in Small++ (`generator_size=1.0`), a third as wide
+                in Base and a quarter in Large.
             **config_overrides: fields of [`ElectraEarlyExitConfig`], such as `exit_policy` or `exit_layers`.
 
         Returns:
-            [`ElectraEarlyExitForPreTraining`] whose `exit_policy="none"` logits are the discriminator's. Exit heads
-            start from the discriminator's final head.
+            [`ElectraEarlyExitForPreTraining`] in evaluation mode. With `exit_policy="none"` its logits equal the
+            discriminator's. Exit heads start as copies of the discriminator's head.
 
         Raises:
-            ValueError: if a checkpoint is of another architecture, or the generator's vocabulary, embedding size or
-                depth-independent settings do not fit.
+            ValueError: if a checkpoint has another architecture, or the generator's `vocab_size`, `embedding_size`,
+                `max_position_embeddings`, `type_vocab_size` or `hidden_act` differs from the discriminator's.
         """
         config, donor = source_config(checkpoint, "electra"), None
         if generator is not None:
@@ -108,13 +110,14 @@ class PlainPreTraining(FromPlain):
         return model.eval()
 
     def _load_generator(self, donor: ElectraForMaskedLM):
-        """Copy a plain ELECTRA generator. Its embeddings are the discriminator's here; say so where they differ."""
+        """Copy a plain ELECTRA generator, except for its embeddings: this model shares the discriminator's. Warn if
+        the two differ."""
         own = self.electra.embeddings.state_dict()
         for name, value in donor.electra.embeddings.state_dict().items():
             if not torch.equal(own[name], value):
                 logger.warning(
                     f"The generator's `embeddings.{name}` differs from the discriminator's by up to "
-                    f"{(own[name] - value).abs().max().item():.3g}; they share one here, the discriminator's."
+                    f"{(own[name] - value).abs().max().item():.3g}; this model uses the discriminator's for both."
                 )
         for ours, theirs in self._generator_parts(donor):
             copy_weights(ours, theirs)
@@ -123,7 +126,7 @@ class PlainPreTraining(FromPlain):
         _note_found(self.generator.lm_head.bias, donor.generator_lm_head.bias)
 
     def _generator_parts(self, plain: PreTrainedModel) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
-        """The generator's modules here and in a plain one, but for the embeddings and the output layer."""
+        """Pairs of corresponding modules of this generator and a plain one, without embeddings and output layer."""
         parts = [
             (self.generator.encoder, plain.electra.encoder),
             (self.generator.predictions, plain.generator_predictions),
@@ -133,17 +136,17 @@ class PlainPreTraining(FromPlain):
         return parts
 
     def to_electra(self, folder: str | os.PathLike) -> dict[str, str]:
-        """Write plain ELECTRA checkpoints that need no plugin. Exit heads have no place there and are left out.
+        """Write plain ELECTRA checkpoints, which load without this plugin. Exit heads are dropped.
 
         Args:
-            folder (`str`): gets a subfolder `discriminator` (`ElectraForPreTraining`) and, if there is a generator,
-                `generator` (`ElectraForMaskedLM`).
+            folder (`str`): where to write the subfolders `discriminator` (`ElectraForPreTraining`) and, for
+                `generator_type="mlm"`, `generator` (`ElectraForMaskedLM`).
 
         Returns:
-            `dict[str, str]`: the folder written for each part.
+            `dict[str, str]`: the folder of each part, by `"discriminator"` and `"generator"`.
 
         Raises:
-            ValueError: for `norm_position="pre"`, which plain ELECTRA does not know.
+            ValueError: for `norm_position="pre"`, which plain ELECTRA does not support.
         """
         check_plain_form(self.config)
         plain = plain_model(ElectraForPreTraining, self.config)
@@ -163,7 +166,7 @@ class PlainPreTraining(FromPlain):
         return plain
 
     def copy_generator(self, target: PreTrainedModel):
-        """Copy the generator's weights into a masked language model of its sizes that has ELECTRA's modules."""
+        """Copy the generator's weights into a masked language model of the same sizes with ELECTRA's module names."""
         target.electra.embeddings.load_state_dict(self.electra.embeddings.state_dict())
         for ours, theirs in self._generator_parts(target):
             theirs.load_state_dict(ours.state_dict())
@@ -172,21 +175,21 @@ class PlainPreTraining(FromPlain):
 
 
 def check_plain_form(config: ElectraEarlyExitConfig):
-    """Raise a ValueError for a model that plain ELECTRA has no form of."""
+    """Raise a ValueError if plain ELECTRA cannot represent a model of this config."""
     if config.norm_position != "post":
         raise ValueError(
-            f"plain ELECTRA normalises after each block; this model has `norm_position={config.norm_position!r}` and "
-            "no plain form"
+            f"`norm_position` must be 'post' to write a plain ELECTRA, which normalizes after each block, got "
+            f"{config.norm_position!r}"
         )
 
 
 def plain_model(model_class: type[PreTrainedModel], config: ElectraEarlyExitConfig) -> PreTrainedModel:
-    """A new plain ELECTRA of the sizes of a config of ours."""
+    """A newly initialized plain ELECTRA model with the sizes of `config`."""
     return model_class(ElectraConfig(**electra_settings(config)))
 
 
 def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    """Give a module the weights of another, and what `from_pretrained` has noted of them."""
+    """Copy the weights of `theirs` into `ours`, with the marks that `from_pretrained` has set on them."""
     ours.load_state_dict(theirs.state_dict())
     found = dict(theirs.named_parameters())
     for name, weight in ours.named_parameters():
@@ -194,12 +197,17 @@ def copy_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
 
 
 def _note_found(weight: torch.nn.Parameter, original: torch.nn.Parameter) -> None:
-    """`from_pretrained` marks the weights that the checkpoint had; a copy of one is as little new."""
+    """Copy the mark that `from_pretrained` sets on weights found in a checkpoint, so that a copy is not reported as
+    newly initialized."""
     weight._is_hf_initialized = getattr(original, "_is_hf_initialized", False)
 
 
 def generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -> dict:
-    """The fields of our config that describe a given generator of a given discriminator."""
+    """The fields of [`ElectraEarlyExitConfig`] that describe a plain generator.
+
+    Raises:
+        ValueError: if the generator's settings do not match the discriminator's.
+    """
     for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "hidden_act"):
         if getattr(discriminator, name) != getattr(generator, name):
             raise ValueError(
@@ -216,11 +224,15 @@ def generator_settings(discriminator: ElectraConfig, generator: ElectraConfig) -
 
 
 def source_config(checkpoint, model_type: str) -> PreTrainedConfig:
-    """The config of a plain checkpoint, of that architecture."""
+    """The config of a plain checkpoint.
+
+    Raises:
+        ValueError: if its `model_type` differs, or its position embeddings are not absolute.
+    """
     config = AutoConfig.from_pretrained(checkpoint)
     if config.model_type != model_type:
         raise ValueError(f"`model_type` of {checkpoint} must be {model_type!r}, got {config.model_type!r}")
-    # Transformers 5 no longer has any other, and would load the weights without a word.
+    # Transformers 5 supports no other type and would load the weights silently.
     positions = getattr(config, "position_embedding_type", "absolute")
     if positions != "absolute":
         raise ValueError(f"`position_embedding_type` of {checkpoint} must be 'absolute', got {positions!r}")
@@ -228,14 +240,14 @@ def source_config(checkpoint, model_type: str) -> PreTrainedConfig:
 
 
 def electra_settings(config: PreTrainedConfig) -> dict:
-    """The fields of [`ElectraConfig`] in a config, less those that say what the checkpoint was."""
+    """The fields of [`ElectraConfig`] in a config, without those that identify the checkpoint."""
     fields = ElectraConfig().to_dict().keys() - {"model_type", "architectures", "dtype", "transformers_version"}
     return {name: value for name, value in config.to_dict().items() if name in fields}
 
 
 def early_exit_config(source: PreTrainedConfig, overrides: dict) -> ElectraEarlyExitConfig:
-    """Our config for the weights of a plain ELECTRA or BERT."""
+    """The [`ElectraEarlyExitConfig`] for the weights of a plain ELECTRA or BERT model."""
     settings = {"embedding_size": source.hidden_size, **electra_settings(source)}
-    if "num_labels" in overrides:  # the names of another number of labels
+    if "num_labels" in overrides:  # the source's label names belong to another number of labels
         settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
     return ElectraEarlyExitConfig(**{**settings, **overrides})

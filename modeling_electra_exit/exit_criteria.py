@@ -1,7 +1,7 @@
-"""Inference with fine-tuned heads: when an item is certain enough to exit. Pure functions of logits.
+"""Exit criteria for inference with fine-tuned heads, computed from logits alone.
 
-An item (a sequence or a token) gets one or more categorical predictions: one of a classifier, one a label of a
-multi-label task, two (start and end) of a span. It is as certain as the least certain of them.
+An item (a sequence or a token) has one or more categorical predictions: one for a classifier, one per label for a
+multi-label task, two (start and end) for a span. Its certainty is that of the least certain prediction.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,31 @@ import torch
 
 
 def confidence(logits: torch.Tensor) -> torch.Tensor:
-    """The largest probability of each prediction, and the smallest of these; from logits (..., predictions, classes)
-    to (...), fp32."""
+    """Smallest over an item's predictions of the largest class probability.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., predictions, classes)`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`, fp32.
+    """
     return logits.float().softmax(dim=-1).amax(dim=-1).amin(dim=-1)
 
 
 def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The entropy of each prediction, in nats, and the largest of these; from logits (..., predictions, classes) to
-    (...), fp32."""
+    """Largest entropy, in nats, over an item's predictions.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., predictions, classes)`).
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`, fp32.
+    """
     return torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1).amax(dim=-1)
 
 
 class ConfidenceRule:
-    """Exit with a confidence above the exit's threshold."""
+    """Exit if the confidence is above the exit's threshold."""
 
     def __init__(self, thresholds: Sequence[float]):
         self.thresholds = thresholds
@@ -31,22 +43,23 @@ class ConfidenceRule:
         """Which of the items that reach exit `number` exit there.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(..., predictions, classes)`): the exit head's.
-            items (`torch.LongTensor` of shape `(...)`): which they are: numbers of sequences `(active,)`, or positions
-                of tokens `(batch, active)`. All of them, in order, at the first exit.
+            number (`int`): the exit, counted from 0.
+            logits (`torch.FloatTensor` of shape `(..., predictions, classes)`): the exit head's logits.
+            items (`torch.LongTensor` of shape `(...)`): indices of these items: of sequences `(active,)`, or positions
+                of tokens `(batch, active)`. At the first exit, all items in order.
 
         Returns:
-            `torch.BoolTensor` of shape `(...)`.
+            `torch.BoolTensor` of shape `(...)`, true for items that exit.
         """
         return confidence(logits) > self.thresholds[number]
 
     def needs_head(self, number: int) -> bool:
-        """Whether the head of exit `number` matters. It is not computed where it does not."""
+        """Whether the result depends on the head of exit `number`. Otherwise the head is not computed."""
         return self.thresholds[number] < 1
 
 
 class EntropyRule(ConfidenceRule):
-    """Exit with an entropy below the exit's threshold (DeeBERT, Xin et al., 2020, arXiv 2004.12993)."""
+    """Exit if the entropy is below the exit's threshold (DeeBERT, Xin et al., 2020, arXiv 2004.12993)."""
 
     def __call__(self, number: int, logits: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         return prediction_entropy(logits) < self.thresholds[number]
@@ -56,9 +69,8 @@ class EntropyRule(ConfidenceRule):
 
 
 class PatienceRule(ConfidenceRule):
-    """Exit when as many exits in a row as the threshold says have agreed with the one before them (PABEE, Zhou et
-    al., 2020, arXiv 2006.04152). One object serves one forward pass: it remembers what each item was predicted to be.
-    """
+    """Exit after `threshold` exits in a row have predicted the same as the preceding one (PABEE, Zhou et al., 2020,
+    arXiv 2006.04152). An instance keeps the predictions of each item and serves a single forward pass."""
 
     def __init__(self, thresholds: Sequence[float]):
         super().__init__(thresholds)
@@ -79,11 +91,11 @@ class PatienceRule(ConfidenceRule):
         return agreements >= self.thresholds[number]
 
     def needs_head(self, number: int) -> bool:
-        # The first exit has nothing to agree with, and a head's prediction counts at the exits that follow.
+        # The first exit has no predecessor to agree with, and a head's prediction is compared at the following exits.
         return any(later >= self.thresholds[later] for later in range(number, len(self.thresholds)))
 
 
-# When an item exits a fine-tuned model: name -> class of rules, made for one forward pass from one threshold an exit.
+# Inference exit criteria: name -> rule class. A rule is created for each forward pass, from one threshold per exit.
 CRITERIA: dict[str, type[ConfidenceRule]] = {
     "confidence": ConfidenceRule,
     "entropy": EntropyRule,

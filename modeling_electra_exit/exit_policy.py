@@ -1,9 +1,9 @@
-"""Which tokens continue and which exit: pure tensor functions, free of parameters, labels and model state.
+"""Token exit policies for pre-training: pure tensor functions without parameters, labels or model state.
 
-Nothing that ranks tokens ever sees a label. A token that is kept *because* it was wrong would tell the deep layers its
-label, so a policy may look at what the model predicts ([`Evidence`]) and at random numbers, and at nothing else.
+Policies never see labels. A token kept *because* it was misclassified would leak its label to the deep layers, so a
+policy reads only the model's predictions ([`Evidence`]) and random numbers.
 
-Add a signal or a policy of your own before the config that names it is made:
+Register your own signal or policy before you create a config that names it:
 
     from modeling_electra_exit.exit_policy import SIGNALS
     SIGNALS["margin"] = lambda evidence: -evidence.logits.abs()
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 
-# Capacities are multiples of this many tokens, so that shapes are few, static and friendly to matrix units.
+# Capacities are multiples of this many tokens: few distinct static shapes, and aligned ones for matrix units.
 CAPACITY_MULTIPLE = 8
 
 
@@ -37,8 +37,8 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
 def row_noise(seeds: torch.Tensor, length: int, streams: int) -> torch.Tensor:
     """Uniform noise that is a function of the row's seed and of nothing else.
 
-    The noise of a sequence is therefore the same in every batch and process and on every device. The numbers are the
-    outputs of SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at as many counters.
+    A sequence therefore gets the same noise in every batch, process and device. The numbers are the outputs of
+    SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at `length` consecutive counters.
 
     Args:
         seeds (`torch.LongTensor` of shape `(batch,)`).
@@ -59,17 +59,18 @@ def row_noise(seeds: torch.Tensor, length: int, streams: int) -> torch.Tensor:
 
 
 def gumbel(uniform: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise from uniform noise in (0, 1), fp32."""
+    """Standard Gumbel noise from uniform noise in (0, 1); same shape, fp32."""
     return -(-uniform.float().log()).log()
 
 
 class Evidence(NamedTuple):
-    """What may decide about the tokens still in the encoder; every field of shape `(batch, tokens)`, without gradient.
+    """Inputs of a policy for the tokens still in the encoder. All fields have shape `(batch, tokens)` and no gradient.
 
-    logits (`torch.FloatTensor`): the exit head's, of "this token was replaced".
-    gain (`torch.FloatTensor`, *optional*): predicted fall of the loss from this exit head to the final one, in nats.
-    protected, padding (`torch.BoolTensor`, *optional*): tokens that must continue, and tokens that must not.
-    noise (`torch.FloatTensor`, *optional*): uniform in (0, 1), drawn for each sequence by itself; ask [`uniform`].
+    logits (`torch.FloatTensor`): the exit head's logits of "this token was replaced".
+    gain (`torch.FloatTensor`, *optional*): predicted decrease of the loss from this exit head to the final one, in
+        nats.
+    protected, padding (`torch.BoolTensor`, *optional*): tokens that must continue, and tokens that must exit first.
+    noise (`torch.FloatTensor`, *optional*): uniform in (0, 1), from the sequences' seeds; policies call [`uniform`].
     """
 
     logits: torch.Tensor
@@ -79,33 +80,33 @@ class Evidence(NamedTuple):
     noise: torch.Tensor | None = None
 
     def uniform(self) -> torch.Tensor:
-        """The source of chance of a policy, `(batch, tokens)`, fp32, in (0, 1)."""
+        """The policy's random numbers, uniform in (0, 1), `(batch, tokens)`, fp32: `noise`, or else fresh ones."""
         if self.noise is not None:
             return self.noise
         return torch.rand_like(self.logits, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
 
 
 def entropy_signal(evidence: Evidence) -> torch.Tensor:
-    """The least certain tokens continue."""
+    """Rank by entropy: the least certain tokens continue."""
     return binary_entropy(evidence.logits)
 
 
 def sampled_entropy_signal(evidence: Evidence) -> torch.Tensor:
     """Sample without replacement, in proportion to entropy.
 
-    The k largest of `log w + g`, with independent standard Gumbel noise `g`, are a sample of k items drawn one after
-    the other with probabilities proportional to the weights w of those that remain (the Gumbel-top-k trick, Kool et
+    The k largest values of `log w + g`, with independent standard Gumbel noise `g`, are a sample of k items drawn one
+    by one with probabilities proportional to the weights w of the remaining items (the Gumbel-top-k trick, Kool et
     al., 2019, arXiv 1903.06059). Every token may continue, so deep layers are trained on all kinds of tokens.
     """
     return binary_entropy(evidence.logits).clamp_min(1e-9).log() + gumbel(evidence.uniform())
 
 
 def expected_gain_signal(evidence: Evidence) -> torch.Tensor:
-    """Keep the tokens whose loss deeper layers are predicted to lower most; easy and hopeless ones exit."""
+    """Rank by predicted gain: tokens whose loss deeper layers can lower continue, easy and hopeless ones exit."""
     return evidence.gain.float()
 
 
-# How the "topk" policy ranks tokens: name -> function(Evidence) -> scores (batch, tokens), larger means "continue".
+# Signals of the "topk" policy: name -> function(Evidence) -> scores (batch, tokens). The largest scores continue.
 SIGNALS: dict[str, Callable[[Evidence], torch.Tensor]] = {
     "entropy": entropy_signal,
     "sampled_entropy": sampled_entropy_signal,
@@ -114,10 +115,10 @@ SIGNALS: dict[str, Callable[[Evidence], torch.Tensor]] = {
 
 
 class Ranking(NamedTuple):
-    """A policy's decision about `tokens` candidates a row.
+    """A policy's ranking of the tokens still in the encoder.
 
-    scores (`torch.FloatTensor` of shape `(batch, tokens)`): finite; larger means "continue".
-    num_kept (`int`): how many of each row continue.
+    scores (`torch.FloatTensor` of shape `(batch, tokens)`): finite; the largest continue.
+    num_kept (`int`): number of tokens of each row that continue.
     """
 
     scores: torch.Tensor
@@ -125,26 +126,27 @@ class Ranking(NamedTuple):
 
 
 def topk_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
-    """As many as the capacity says, ranked by `config.exit_signal`."""
+    """Keep `num_kept` tokens, ranked by `config.exit_signal`."""
     return Ranking(SIGNALS[config.exit_signal](evidence), num_kept)
 
 
 def random_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
-    """As many, by uniform noise alone (random-LTD, Yao et al., 2022, arXiv 2211.11586): the control for every other
-    policy."""
+    """Keep `num_kept` tokens drawn uniformly (random-LTD, Yao et al., 2022, arXiv 2211.11586). The control for every
+    other policy."""
     return Ranking(evidence.uniform(), num_kept)
 
 
 def entropy_excess(evidence: Evidence, config) -> torch.Tensor:
-    """How far the entropy is above `config.exit_entropy_threshold`: one number, or one each for tokens called original
-    and replaced."""
+    """Entropy less `config.exit_entropy_threshold`, in nats, `(batch, tokens)`. A pair of thresholds applies to tokens
+    predicted to be original and replaced, respectively."""
     threshold = config.exit_entropy_threshold
     original, replaced = threshold if isinstance(threshold, list | tuple) else (threshold, threshold)
     return binary_entropy(evidence.logits) - torch.where(evidence.logits > 0, replaced, original)
 
 
 def above_threshold(evidence: Evidence, config) -> torch.Tensor:
-    """Which tokens continue under a threshold, (batch, tokens): the unsure and the protected, never padding."""
+    """Mask of the tokens that continue under a threshold, `(batch, tokens)`: uncertain and protected tokens, but never
+    padding."""
     continues = entropy_excess(evidence, config) > 0
     if evidence.protected is not None:
         continues = continues | evidence.protected
@@ -154,18 +156,18 @@ def above_threshold(evidence: Evidence, config) -> torch.Tensor:
 
 
 def threshold_policy(evidence: Evidence, num_kept: int, config) -> Ranking:
-    """All [`above_threshold`], and as many more as make the number a multiple of [`CAPACITY_MULTIPLE`], the same for
-    every row.
+    """Keep all tokens that are [`above_threshold`].
 
-    The number depends on the data, so this policy waits for the device once an exit.
+    Every row keeps the same number: the maximum over the batch, rounded up to a multiple of [`CAPACITY_MULTIPLE`]. It
+    depends on the data, so each exit costs one host-device synchronization.
     """
-    wanted = int(above_threshold(evidence, config).sum(dim=1).max())
-    # Scored by the excess, so that the places that rounding up leaves free go to the nearest.
-    return Ranking(entropy_excess(evidence, config), min(round_up(wanted), evidence.logits.shape[1]))
+    needed = int(above_threshold(evidence, config).sum(dim=1).max())
+    # Ranked by the excess, so that free places go to the tokens closest to the threshold.
+    return Ranking(entropy_excess(evidence, config), min(round_up(needed), evidence.logits.shape[1]))
 
 
-# The policies that drop tokens: name -> function(Evidence, num_kept that the capacity allows, config) -> Ranking.
-# "none" is legal in a config too and never gets here.
+# Policies that drop tokens: name -> function(Evidence, num_kept of the capacity, config) -> Ranking. A config also
+# accepts "none", which needs no function.
 POLICIES: dict[str, Callable[..., Ranking]] = {
     "topk": topk_policy,
     "random": random_policy,
@@ -174,8 +176,8 @@ POLICIES: dict[str, Callable[..., Ranking]] = {
 
 
 def round_up(tokens: float) -> int:
-    """The next multiple of [`CAPACITY_MULTIPLE`]."""
-    # The tiny tolerance keeps 0.28 * 200 = 56.00000000000001 from costing another 8 tokens.
+    """`tokens` rounded up to a multiple of [`CAPACITY_MULTIPLE`], at least one multiple."""
+    # Without the tolerance, 0.28 * 200 = 56.00000000000001 would round up to 64.
     return max(1, math.ceil(tokens / CAPACITY_MULTIPLE - 1e-9)) * CAPACITY_MULTIPLE
 
 
@@ -193,31 +195,32 @@ def capacity(keep: float, sequence_length: int) -> int:
 
 
 def sample_size(share: float, tokens: int) -> int:
-    """`share * tokens`, rounded up: how many of `tokens` a sample of that share has."""
+    """Size of a sample of `share` of `tokens`: the product rounded up, at least 1."""
     return max(1, math.ceil(share * tokens - 1e-9))
 
 
 def systematic_sample(starts: torch.Tensor, num_sampled: int, length: int) -> torch.Tensor:
-    """Evenly spaced positions from a random one on, so that each of them has the same chance.
+    """Evenly spaced positions from a random start, so that every position is equally likely.
 
     Args:
         starts (`torch.Tensor` of shape `(batch, 1)`): uniform in [0, 1).
         num_sampled (`int`): at most `length`.
+        length (`int`): tokens per row.
 
     Returns:
-        `torch.LongTensor` of shape `(batch, num_sampled)`: different positions below `length`.
+        `torch.LongTensor` of shape `(batch, num_sampled)`: distinct positions below `length`.
     """
     spaced = torch.arange(num_sampled, device=starts.device) * length // num_sampled
     return ((starts * length).long() + spaced) % length
 
 
 class Selection(NamedTuple):
-    """What [`select`] decided, for `tokens` candidates a row of which `num_kept` continue.
+    """The tokens of each row that continue: the result of [`select`] and [`draw`].
 
-    order (`torch.LongTensor` of shape `(batch, tokens)`): a permutation of the candidates: those that continue first,
-        then those that exit, each group in the order of the text.
-    exploration (`torch.BoolTensor` of shape `(batch, num_kept)`): which of those that continue were drawn at random,
-        whatever their score: a uniform sample of the candidates that are neither protected nor padding.
+    order (`torch.LongTensor` of shape `(batch, tokens)`): a permutation of the tokens: first those that continue, then
+        those that exit, both in the order of the text.
+    exploration (`torch.BoolTensor` of shape `(batch, num_kept)`): true for continuing tokens that were drawn
+        regardless of their score: a uniform sample of the tokens that are neither protected nor padding.
     """
 
     order: torch.Tensor
@@ -234,17 +237,20 @@ def select(
 ) -> Selection:
     """Choose the `num_kept` tokens of every row that continue.
 
-    Protected tokens come first, then the exploration sample, then the highest scores. Padding comes last, and
-    continues only where a row has fewer real tokens than places (shapes stay static).
+    Protected tokens come first, then the exploration sample, then the highest scores. Padding comes last: it continues
+    only in rows with fewer than `num_kept` real tokens, because shapes are static.
 
     Args:
-        scores (`torch.Tensor` of shape `(batch, tokens)`): finite; larger means "continue".
+        scores (`torch.Tensor` of shape `(batch, tokens)`): finite; the largest continue.
         num_kept (`int`): between 1 and `tokens`.
         protected (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must continue.
         padding (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): tokens that must exit first.
-        exploration (`float`): share of the places, in [0, 1], that goes to tokens drawn uniformly at random.
-        exploration_noise (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] that
-            draws the exploration sample. Left out: from torch's generator.
+        exploration (`float`): share of `num_kept`, in [0, 1], that goes to tokens drawn uniformly at random.
+        exploration_noise (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): uniform noise in [0, 1] for
+            the exploration sample. If omitted, drawn from torch's generator.
+
+    Returns:
+        [`Selection`].
 
     Raises:
         ValueError: if `num_kept` is not between 1 and the number of tokens.
@@ -265,14 +271,17 @@ def draw(
     protected: torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
 ) -> Selection:
-    """Choose the `num_kept` tokens of every row by chance alone: each candidate is as likely to continue as any other.
+    """Choose `num_kept` tokens of every row uniformly at random, after the protected ones.
 
     Args:
         noise (`torch.FloatTensor` of shape `(batch, tokens)`): uniform in (0, 1); the largest continue.
         num_kept, protected, padding: as in [`select`].
 
     Returns:
-        [`Selection`] whose exploration tokens are all that were drawn: they are a uniform sample already.
+        [`Selection`]. All drawn tokens count as exploration tokens, because they are a uniform sample.
+
+    Raises:
+        ValueError: if `num_kept` is not between 1 and the number of tokens.
     """
     order = _order(noise, num_kept, protected, padding)
     kept, settled = order[:, :num_kept], _settled(protected, padding)
@@ -320,6 +329,6 @@ def _explored(scores, num_kept, protected, padding, exploration, noise) -> torch
 def _ranked(scores: torch.Tensor) -> torch.Tensor:
     """The positions (batch, tokens) of the largest scores first.
 
-    A stable sort: equal scores count in the order of the text on every device, and `topk` promises no order.
+    Uses a stable sort, which breaks ties by position on every device. `torch.topk` does not define the order of ties.
     """
     return scores.argsort(dim=1, descending=True, stable=True)

@@ -1,7 +1,7 @@
-"""What pre-training has measured about its exits: running statistics in buffers, saved and resumed with the weights.
+"""Running statistics of the exits in pre-training, kept in buffers that are saved and resumed with the weights.
 
-Labels enter here, after a step has routed its tokens, and act on later steps only, through one bit an exit: is its
-head good enough to rank by? That cannot tell a later step which of its own tokens were replaced.
+Labels enter here only after a step has routed its tokens. They affect later steps through one bit per exit: whether
+its head is good enough to rank by. That bit cannot leak which tokens of a later step were replaced.
 """
 
 import torch
@@ -16,24 +16,24 @@ DECAY = 0.99
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of each token, in nats and fp32; both arguments, and the result, (batch, tokens)."""
+    """Binary cross-entropy of each token in nats, fp32. Arguments and result have shape `(batch, tokens)`."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
 
 
 def roc_auc(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Area under the ROC curve, by ranks (Mann and Whitney, 1947), without waiting for the device.
+    """Area under the ROC curve from ranks (Mann and Whitney, 1947), without host-device synchronization.
 
-    Ties are broken in the order given, so a head that gives every token one and the same logit may get any value.
+    Ties are broken by position, so the result is arbitrary for a head that predicts the same logit everywhere.
 
     Args:
-        logits, labels (`torch.Tensor` of shape `(tokens,)`): labels 1 and 0; anything else is left out.
+        logits, labels (`torch.Tensor` of shape `(tokens,)`): tokens with labels other than 0 and 1 are ignored.
 
     Returns:
-        `torch.FloatTensor` of shape `()`; 0.5 where a class is missing.
+        `torch.FloatTensor` of shape `()`: the area, or 0.5 if a class is missing.
     """
     positive, negative = labels == 1, labels == 0
     counted = positive | negative
-    # Tokens left out go to the bottom together, where they move all ranks alike.
+    # Ignored tokens get the lowest ranks, which shifts all other ranks equally.
     order = logits.float().masked_fill(~counted, -torch.inf).argsort()
     ranks = torch.arange(1, len(order) + 1, device=order.device)
     num_positive, num_negative = positive.sum(), negative.sum()
@@ -43,18 +43,19 @@ def roc_auc(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def class_errors(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-    """How many tokens of each class are called wrongly, with the base rate as the dividing line.
+    """Number of misclassified tokens of each class, with the base rate as the decision threshold.
 
-    Most tokens are original, so at probability 1/2 a head that has learned nothing is hardly ever wrong. Dividing at
-    the base rate instead asks whether the head has moved a token's probability to the right side of what is known
-    without looking: the head that always says "original" is wrong about one of the two classes entirely.
+    Most tokens are original, so at a threshold of 1/2 even an untrained head is rarely wrong. With the base rate as
+    the threshold, a head that always predicts one class misclassifies all tokens of the other.
 
     Args:
-        logits, labels, mask (`torch.Tensor` of one shape): labels 1 and 0; `mask` says which tokens count.
+        logits, labels (`torch.Tensor` of one shape): labels are 0 and 1.
+        mask (`torch.BoolTensor` of the same shape): true for tokens that count.
         prior (`torch.Tensor` of shape `()`): share of replaced tokens.
 
     Returns:
-        `torch.FloatTensor` of shape `(2, 2)`: for original and for replaced tokens, the wrong ones and all.
+        `torch.FloatTensor` of shape `(2, 2)`: for original and for replaced tokens, the number of errors and of
+        tokens.
     """
     says_replaced = logits.float() > torch.logit(prior, eps=1e-6)
     counts = []
@@ -65,13 +66,13 @@ def class_errors(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor,
 
 
 class ElectraEarlyExitState(nn.Module):
-    """Running statistics of the exits of one model. All fields are buffers, in fp32 whatever the weights are: a step
-    moves a running mean by a hundredth, which bf16 rounds away. E is the number of exits.
+    """Running statistics of a model's exits. All fields are buffers and stay in fp32 whatever the dtype of the
+    weights, because bf16 would round away updates of 1 %. E is the number of exits.
 
     auc (`(E,)`): ROC-AUC of each exit head on the tokens that reach it.
     replaced_rate (`()`): share of replaced tokens.
-    left (`(E, 2, 2)`): of the tokens that exited, by the exit head, for original and replaced tokens: wrong ones and
-        all, as decaying sums.
+    left (`(E, 2, 2)`): decaying sums over the tokens that exited: for original and for replaced tokens, the exit
+        head's errors and all tokens.
     """
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -81,9 +82,9 @@ class ElectraEarlyExitState(nn.Module):
 
     @staticmethod
     def initial(config: ElectraEarlyExitConfig) -> dict[str, torch.Tensor]:
-        """The value each buffer starts from."""
+        """Initial values of the buffers, by name."""
         exits = len(config.exit_layers)
-        fp32 = {"dtype": torch.float32}  # the default is that of the weights while a checkpoint is loaded
+        fp32 = {"dtype": torch.float32}  # while a checkpoint is loaded, the default dtype is that of its weights
         return {
             "auc": torch.full((exits,), 0.5, **fp32),
             "replaced_rate": torch.tensor(0.1, **fp32),
@@ -91,7 +92,7 @@ class ElectraEarlyExitState(nn.Module):
         }
 
     def _apply(self, fn, recurse=True):
-        """Moves to a device like any module, and stays in fp32 where `model.to(dtype)`, or DeepSpeed, casts it."""
+        """Moves buffers between devices, but keeps them in fp32 when `model.to(dtype)` or DeepSpeed casts modules."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():
@@ -107,8 +108,8 @@ class ElectraEarlyExitState(nn.Module):
         for logs alone, and left to whoever wants it: the trainer does it in every tenth step.
 
         Args:
-            outputs: with `exit_logits`, `exit_positions` and `exit_selections` of the exits.
-            labels (`torch.LongTensor` of shape `(batch, sequence)`).
+            outputs ([`ElectraEarlyExitModelOutput`]): with `exit_logits`, `exit_positions` and `exit_selections`.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where a token was replaced, else 0.
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             steps (`int`): how many steps this one stands for.
         """
@@ -123,7 +124,7 @@ class ElectraEarlyExitState(nn.Module):
         self.left.mul_(decay).add_(per_exit[:, 2:].reshape_as(self.left))
 
     def _exit_statistics(self, logits, positions, selection, labels) -> torch.Tensor:
-        """Of one exit, (6,): AUC and 1 (summed over processes they give the mean), and `left`, flattened."""
+        """Statistics of one exit, `(6,)`: its AUC, a 1 that counts the processes, and its `left`, flattened."""
         here = labels.gather(1, positions)
         kept = selection.order[:, : selection.exploration.shape[1]]
         left = torch.ones_like(here, dtype=torch.bool).scatter(1, kept, False)
@@ -132,12 +133,12 @@ class ElectraEarlyExitState(nn.Module):
         return torch.cat([torch.stack([auc, torch.ones_like(auc)]), errors.flatten()])
 
     def error_on_left(self) -> torch.Tensor:
-        """Share of the original and of the replaced tokens that left which the exit head got wrong, (E, 2)."""
+        """The exit heads' error rates on the tokens that exited, for original and for replaced tokens, `(E, 2)`."""
         return self.left[..., 0] / self.left[..., 1].clamp_min(1e-6)
 
 
 def all_reduce(values: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes of a distributed run; the values themselves in any other."""
+    """The sum of `values` over all processes of a distributed run, in place; otherwise `values` unchanged."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values

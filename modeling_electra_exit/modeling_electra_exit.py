@@ -1,8 +1,9 @@
 """ELECTRA with early exits: encoder, model, and the joint pre-training objective.
 
-A training step reads top to bottom in `ElectraEarlyExitForPreTraining.forward`: the generator corrupts, the encoder
-discriminates, and after an exit layer only the surviving tokens are computed (`ElectraEarlyExitEncoder.forward`).
-The fine-tuning heads are in `modeling_heads.py`, the generator as a model of its own in `modeling_masked_lm.py`.
+A training step reads top to bottom in `ElectraEarlyExitForPreTraining.forward`: the generator corrupts the text, and
+the discriminator detects the replaced tokens. After an exit layer, `ElectraEarlyExitEncoder.forward` computes only the
+tokens that continue. The fine-tuning heads are in `modeling_heads.py`, the standalone generator in
+`modeling_masked_lm.py`.
 """
 
 import functools
@@ -48,7 +49,7 @@ from .exit_state import ElectraEarlyExitState, token_losses
 from .generator_head import PredictMaskedTokens, sample_tokens
 
 
-if TYPE_CHECKING:  # never imported here: named, so that their files are copied into every checkpoint
+if TYPE_CHECKING:  # never executed; the imports make Transformers copy these files into every checkpoint
     from .modeling_heads import ElectraEarlyExitForSequenceClassification  # noqa: F401
     from .modeling_masked_lm import ElectraEarlyExitForMaskedLM  # noqa: F401
 
@@ -60,8 +61,8 @@ class PermuteTokens(torch.autograd.Function):
     """Reorder the tokens (batch, tokens, width) of every row by a [`Permutation`], given as its two fields; the
     gradient is reordered back.
 
-    `torch.gather` would do, but its backward pass has to allow for repeated indices. A permutation has none, so both
-    directions copy whole rows: several times faster on a CPU, and deterministic on a GPU.
+    The backward pass of `torch.gather` must support repeated indices. A permutation has none, so both passes copy
+    whole rows: several times faster on a CPU, and deterministic on a GPU.
     """
 
     @staticmethod
@@ -96,41 +97,48 @@ class Permutation(NamedTuple):
 
 
 def first_tokens(token_mask: torch.Tensor) -> torch.Tensor:
-    """Where each sequence begins, `torch.LongTensor` of shape `(batch,)`, for a `token_mask` (batch, sequence) of 0 at
-    padding, on whichever side that is."""
+    """Position of the first token of each sequence, `torch.LongTensor` of shape `(batch,)`, for padding on either
+    side. `token_mask` has shape `(batch, sequence)` and is 0 at padding."""
     return (token_mask != 0).long().argmax(dim=1)
 
 
 def in_graph() -> bool:
-    """Whether a graph is being made of this forward pass, by `torch.compile`, `torch.export`, `torch.jit.trace` or an
-    ONNX exporter. In it, no shape and no branch may depend on the data: exits give the same answers, from all layers.
+    """Whether `torch.compile`, `torch.export`, `torch.jit.trace` or an ONNX exporter is tracing this forward pass.
+
+    Shapes and branches of a traced graph must not depend on the data. Exits then give the same answers, but all layers
+    are computed.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def warn_of_evaluation_mode(loss: torch.Tensor):
-    """Say once that gradients of this loss, computed in evaluation mode, train a model as if it had no exits."""
+    """Warn once if `loss` has gradients in evaluation mode, where exits are not trained."""
     if loss.requires_grad and not torch.compiler.is_compiling():
         logger.warning_once(
-            "The loss has gradients, but the model is in evaluation mode, in which exits are not trained and, at "
-            "inference exits, layers get no gradient: call `model.train()` before training, or `torch.no_grad()` "
-            "before evaluating."
+            "The loss requires gradients, but the model is in evaluation mode, which does not train exits and "
+            "computes no gradients for layers behind inference exits. Call `model.train()` before training, or "
+            "evaluate under `torch.no_grad()`."
         )
 
 
 def fetch(*numbers: torch.Tensor) -> list[int]:
-    """Numbers `()` on a device, in one copy: what waits for the device at an exit of a fine-tuned model."""
+    """Copy scalar tensors to the host in one transfer: the only synchronization at an inference exit."""
     return torch.stack(numbers).tolist()
 
 
 def full_attention_mask(
     config: ElectraEarlyExitConfig, embeddings: torch.Tensor, token_mask: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """The mask of full-length layers that `config`'s attention implementation wants, for embeddings (batch, sequence,
-    width) and a `token_mask` (batch, sequence) of 0 at padding.
+    """The attention mask of full-length layers, in the format of `config`'s attention implementation.
 
-    Transformers looks whether a mask hides anything, to leave it out. That is worth it on a CPU; any other device
-    would have to be waited for. Implementations that take boolean masks get one that is not copied for every query.
+    Transformers checks whether a mask hides anything, and drops it if not. That pays off on a CPU; on other devices
+    the check would synchronize with the host. For sdpa the boolean mask broadcasts over queries instead of being
+    materialized.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(batch, sequence, width)`).
+        token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding. A mask of more
+            dimensions is converted as by Transformers.
     """
     if token_mask is None or token_mask.dim() != 2 or token_mask.device.type == "cpu":
         return create_bidirectional_mask(config, embeddings, token_mask)
@@ -140,19 +148,19 @@ def full_attention_mask(
 
 
 def take_tokens(hidden_states: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """`hidden_states` (batch, tokens, width) with the tokens of each row in the given order (batch, tokens)."""
+    """The tokens of each row of `hidden_states` (batch, tokens, width) at the positions `order` (batch, taken)."""
     batch, tokens, width = hidden_states.shape
     rows = order + torch.arange(0, batch * tokens, tokens, device=order.device).unsqueeze(1)
     return hidden_states.reshape(batch * tokens, width).index_select(0, rows.reshape(-1)).view(batch, -1, width)
 
 
 class GlorotLinear(nn.Linear):
-    """Starts from Glorot's uniform distribution: TensorFlow's default, which google-research/electra leaves to the
-    projection of the embeddings and the last layer of a detection head. Every other layer starts from a normal one."""
+    """A linear layer with Glorot uniform initialization, the TensorFlow default. google-research/electra uses it for
+    the projection of the embeddings and the last layer of a detection head, and a normal distribution elsewhere."""
 
 
 class ElectraEarlyExitDetectionHead(ElectraDiscriminatorPredictions):
-    """ELECTRA's head: for states (batch, tokens, hidden), logits (batch, tokens)."""
+    """ELECTRA's discriminator head: maps states (batch, tokens, hidden) to logits (batch, tokens)."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -160,7 +168,8 @@ class ElectraEarlyExitDetectionHead(ElectraDiscriminatorPredictions):
 
 
 class ElectraEarlyExitSelfAttention(ElectraSelfAttention):
-    """ELECTRA's self-attention, in which tokens that left may stay visible as keys and values."""
+    """ELECTRA's self-attention with optional `frozen_states` (batch, frozen tokens, hidden): states of exited tokens
+    that serve as additional keys and values."""
 
     def forward(
         self,
@@ -215,7 +224,7 @@ class ElectraEarlyExitLayer(ElectraLayer):
             return self.output(self.intermediate(attended), attended)
         if self.norm_position == "post":
             return super().forward(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
-        # The same weights under the same names, but each LayerNorm comes before its block instead of after the sum.
+        # Same weights and names, but each LayerNorm precedes its block instead of following the residual sum.
         attention, feed_forward = self.attention.output, self.output
         visible = None if frozen_states is None else attention.LayerNorm(frozen_states)
         attended, _ = self.attention.self(
@@ -241,7 +250,7 @@ class ElectraEarlyExitLayer(ElectraLayer):
         after = activation(before)
         if kept or not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
             return second_half(after)
-        place = StorageWeakRef(after.untyped_storage())  # not `after` itself, which the closure would keep
+        place = StorageWeakRef(after.untyped_storage())  # a reference to `after` itself would keep it alive
 
         def pack(tensor):
             whole = tensor.numel() == before.numel() and tensor.is_contiguous()
@@ -256,15 +265,15 @@ class ElectraEarlyExitLayer(ElectraLayer):
 
 @dataclass
 class Exits:
-    """What a model lends its encoder to decide about exits: one entry an exit layer.
+    """What the encoder needs to apply exits. Lists have one entry per exit layer.
 
-    heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to whatever a task's head returns; `None`
-        for an exit that is not used. For "certain_sequences" they also take the `token_mask` of those states.
-    gain_heads (*optional*): map states to the predicted gain of going on, (batch, tokens).
-    state ([`ElectraEarlyExitState`], *optional*): what training has measured so far.
-    finished (*optional*): for the policies of [`CERTAIN`], maps the number of the exit, its logits, the items that
-        reached it (positions of tokens, or numbers of sequences), and for sequences their `token_mask`, to a mask of
-        those that exit.
+    heads: map states (batch, tokens, hidden) to logits (batch, tokens), or to the output of a task head; `None` for an
+        unused exit. For "certain_sequences" they also take the `token_mask` of those states.
+    gain_heads (*optional*): map states to the predicted gain of continuing, (batch, tokens).
+    state ([`ElectraEarlyExitState`], *optional*): running statistics of the exits.
+    finished (*optional*): only for the policies in [`CERTAIN`]. Maps the number of the exit, its logits, the items
+        that reached it (positions of tokens or indices of sequences) and, for sequences, their `token_mask` to a mask
+        of the items that exit.
     rows_per_item (`int`): rows of the batch that exit together, such as the choices of a question.
     noise (`torch.FloatTensor` of shape `(batch, sequence, 2 + 2 * exits)`, *optional*): uniform in (0, 1); see
         [`stream`]. Left out: policy and exploration sample draw from torch's generator.
@@ -283,7 +292,7 @@ class Exits:
     full_depth_share: float = 1.0
 
     def open_layers(self, config: ElectraEarlyExitConfig) -> list[int]:
-        """The exit layers that are used."""
+        """The exit layers whose head is not `None`."""
         return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
     def stream(self, number: int, length: int, exploration: bool = False) -> torch.Tensor | None:
@@ -292,8 +301,8 @@ class Exits:
         return None if self.noise is None else self.noise[:, :length, 2 + 2 * number + exploration]
 
     def full_depth_sample(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Positions (batch, sampled) of the tokens that the heads read in a pass at full depth; `None` for all. The
-        same ones at every exit."""
+        """Positions (batch, sampled) of the tokens that the heads read in a full-depth pass, the same at every exit;
+        `None` for all tokens."""
         if self.full_depth_share == 1:
             return None
         batch, length, _ = hidden_states.shape
@@ -303,22 +312,22 @@ class Exits:
         return systematic_sample(starts, sample_size(self.full_depth_share, length), length)
 
 
-# At inference, items exit a fine-tuned model when they are certain enough: beside the policies of the config.
+# Internal policies for inference with fine-tuned models, where items exit when their prediction is certain enough.
 CERTAIN = ("certain_tokens", "certain_sequences")
 
 
 @dataclass
 class ExitTrace:
-    """What happened at the exits of one forward pass, in the order of the exit layers.
+    """Record of the exits of one forward pass, in the order of the exit layers.
 
     logits (list of `torch.FloatTensor` of shape `(batch, active tokens)`): the exit heads' predictions.
-    gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, where there are regressors.
-    positions (list of `torch.LongTensor` of the same shapes): where in the sequence those tokens stand.
-    answers (dict): for the policies of [`CERTAIN`], by exit layer, where any item exited: the items that reached it,
-        positions `(batch, active tokens)` or numbers of sequences `(active,)`, and their logits.
-    selections (list of [`Selection`]): which tokens continued, where a policy ranks them. Empty otherwise.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences exit): layers
-        completed by each; the depth for those that never exited. `None` without a policy.
+    gains (list of `torch.FloatTensor` of the same shapes): the predicted gains, if the model has regressors.
+    positions (list of `torch.LongTensor` of the same shapes): positions of those tokens in the sequence.
+    answers (dict): only for the policies in [`CERTAIN`]. Maps each exit layer at which an item exited to the items
+        that reached it, positions `(batch, active tokens)` or indices of sequences `(active,)`, and their logits.
+    selections (list of [`Selection`]): the tokens that continued, if the policy ranks tokens. Empty otherwise.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` if whole sequences exit): number of
+        layers completed by each item; the depth if it never exited. `None` without a policy.
     """
 
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -335,13 +344,13 @@ class ActiveTokens:
 
     active (`torch.FloatTensor` of shape `(batch, active tokens, hidden)`): states that the next layer updates.
     frozen (`torch.FloatTensor` of shape `(batch, frozen tokens, hidden)`): states of the tokens that exited.
-    items (`torch.LongTensor` of shape `(batch, active tokens)`): where in the sequence the active tokens stand.
-    order (`torch.LongTensor` of shape `(batch, sequence)`): the same for all tokens, in this order.
-    attention_mask: the mask for full-length layers, in the form of the attention implementation.
+    items (`torch.LongTensor` of shape `(batch, active tokens)`): positions of the active tokens in the sequence.
+    order (`torch.LongTensor` of shape `(batch, sequence)`): positions of all tokens, active ones first.
+    attention_mask: the mask for full-length layers, in the format of the attention implementation.
     token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-    alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false where a row has fewer active tokens
-        than there are places, and one that exited fills it: its state stays as it was. Left out: all true.
-    in_place (`bool`): whether the order is that of the text, and none is frozen but by `alive`.
+    alive (`torch.BoolTensor` of shape `(batch, active tokens)`, *optional*): false for exited tokens that fill up a
+        row with fewer active tokens than other rows; their states are not updated. `None`: all true.
+    in_place (`bool`): whether tokens keep the order of the text and exited ones are marked by `alive` alone.
     layers_since_exit (`int`): layers computed since the last exit layer.
     """
 
@@ -395,10 +404,13 @@ class ActiveTokens:
         self.items, self.alive = self.order[:, :num_kept], alive
 
     def keep(self, exiting: torch.Tensor, continues: torch.Tensor) -> bool:
-        """Freeze the active tokens but those that `continues` (batch, active tokens) names, whatever other rows do: a
-        row must get the result that it gets alone. Places that another row needs more of stay idle.
+        """Freeze the active tokens that are not marked in `continues` (batch, active tokens).
 
-        Returns whether any is `exiting` (batch, active tokens). Otherwise all stay as they are.
+        Each row gets the same result as in a batch of its own: rows with fewer active tokens are filled up with exited
+        ones, which are not updated. Nothing changes unless a token is marked in `exiting` (batch, active tokens).
+
+        Returns:
+            `bool`: whether any token exits.
         """
         if in_graph():
             self.alive, self.in_place = continues, True
@@ -412,27 +424,27 @@ class ActiveTokens:
         return True
 
     def restore(self) -> torch.Tensor:
-        """All tokens in the order of the text, (batch, sequence, hidden)."""
+        """The states of all tokens in the order of the text, (batch, sequence, hidden)."""
         if self.complete or self.in_place:
             return self.active
         permutation = self._permutation or Permutation.of(self.order)
         return PermuteTokens.apply(torch.cat([self.active, self.frozen], dim=1), *permutation.reversed())
 
     def run(self, layer: nn.Module, **kwargs):
-        """Update the active tokens by a layer."""
+        """Apply a layer to the active tokens."""
         kwargs["position_ids"] = self.position_ids
         if self.complete:
             self.active = layer(self.active, self.attention_mask, **kwargs)
         elif not self.empty:
-            self.active = self._run_on_survivors(layer, **kwargs)
+            self.active = self._run_on_remaining(layer, **kwargs)
             self.layers_since_exit += 1
 
-    def _run_on_survivors(self, layer, **kwargs) -> torch.Tensor:
-        """The active tokens are queries and, as `exit_context` says, more tokens keys and values."""
+    def _run_on_remaining(self, layer, **kwargs) -> torch.Tensor:
+        """Apply a layer with the active tokens as queries. Keys and values depend on `exit_context`."""
         context = self.config.exit_context
         sees_all = context == "all" or (context == "first" and self.layers_since_exit == 0)
         visible = self.frozen if sees_all and self.frozen.shape[1] else None
-        # Flash and flex attention take their masks in forms that assume as many queries as keys; sdpa does not.
+        # Masks of flash and flex attention assume as many queries as keys; those of sdpa do not.
         attention = self.config._attn_implementation
         if "flash" in attention or "flex" in attention:
             attention = "sdpa"
@@ -451,12 +463,14 @@ class ActiveTokens:
 
 @dataclass
 class ActiveSequences:
-    """The sequences of a batch that are still in the encoder. The batch shrinks, to the longest of them, too; in a
-    graph it does not, and those that exited keep their states.
+    """The sequences of a batch that are still in the encoder.
+
+    Exited sequences are removed from the batch, which is then truncated to the longest remaining one. In a traced
+    graph the batch keeps its shape, and the states of exited sequences are not updated.
 
     active (`torch.FloatTensor` of shape `(rows, longest, hidden)`): states that the next layer updates.
-    items (`torch.LongTensor` of shape `(active,)`): the numbers of the active items, of `rows_per_item` rows each.
-    attention_mask, token_mask, position_ids: of the active rows.
+    items (`torch.LongTensor` of shape `(active,)`): indices of the active items, of `rows_per_item` rows each.
+    attention_mask, token_mask, position_ids: those of the active rows.
     """
 
     config: ElectraEarlyExitConfig
@@ -467,7 +481,7 @@ class ActiveSequences:
     rows_per_item: int
 
     def __post_init__(self):
-        # Not by `len`, which is a constant in a trace.
+        # `len` would be a constant in a traced graph.
         self.items = torch.arange(self.active.shape[0] // self.rows_per_item, device=self.active.device)
         self.empty, self._whole, self._continues = False, None, None
 
@@ -475,14 +489,14 @@ class ActiveSequences:
         return None
 
     def run(self, layer: nn.Module, **kwargs):
-        """Update the active sequences by a layer."""
+        """Apply a layer to the active sequences."""
         if self.empty:
             return
         updated = layer(self.active, self.attention_mask, position_ids=self.position_ids, **kwargs)
         self.active = updated if self._continues is None else torch.where(self._continues, updated, self.active)
 
     def restore(self) -> torch.Tensor:
-        """All sequences, (batch, sequence, hidden)."""
+        """The states of all sequences, (batch, sequence, hidden)."""
         if self._whole is None:
             return self.active
         whole = self._whole.clone()
@@ -490,8 +504,12 @@ class ActiveSequences:
         return whole
 
     def keep(self, exiting: torch.Tensor, continues: torch.Tensor) -> bool:
-        """Freeze the active items but those that `continues` (active,) names. Returns whether any is `exiting`
-        (active,); otherwise all stay as they are."""
+        """Freeze the active items that are not marked in `continues` (active,). Nothing changes unless an item is
+        marked in `exiting` (active,).
+
+        Returns:
+            `bool`: whether any item exits.
+        """
         if in_graph():
             self._continues = continues.repeat_interleave(self.rows_per_item)[:, None, None]
             return True
@@ -518,20 +536,22 @@ class ActiveSequences:
         return True
 
     def _rows(self, items: torch.Tensor) -> torch.Tensor:
-        """The rows of the batch that belong to these items."""
+        """The rows of the batch that belong to `items`."""
         each = torch.arange(self.rows_per_item, device=items.device)
         return (items[:, None] * self.rows_per_item + each).view(-1)
 
 
 class LayerOutput(nn.Module):
-    """Where `output_hidden_states` listens: the states of all tokens, in the order of the text, before and after a
-    layer, whichever of them the layer has computed."""
+    """Hook point for `output_hidden_states`: receives the states of all tokens, in the order of the text, before and
+    after a layer, although the layer may have computed only some of them."""
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         return after
 
 
 class ElectraEarlyExitEncoder(nn.Module):
+    """The encoder layers, with exits between them."""
+
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__()
         self.config = config
@@ -539,7 +559,7 @@ class ElectraEarlyExitEncoder(nn.Module):
             [ElectraEarlyExitLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)]
         )
         pre = config.norm_position == "pre"
-        # After the last layer, and before every exit head: heads read what the last head would read.
+        # Applied after the last layer and before every exit head, so that all heads read normalized states.
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else nn.Identity()
         self.layer_output = LayerOutput()
 
@@ -555,20 +575,25 @@ class ElectraEarlyExitEncoder(nn.Module):
         position_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, ExitTrace]:
-        """Run the layers, and after each exit layer only on the tokens, or the sequences, that continue.
+        """Run the layers. After an exit layer, they run only on the tokens or sequences that continue.
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
-            attention_mask: the mask for full-length layers, in the form of the attention implementation.
+            attention_mask: the mask for full-length layers, in the format of the attention implementation.
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             protected (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): tokens that never exit.
             exit_policy (`str`): a key of `POLICIES`, one of [`CERTAIN`], or "none".
-            exits ([`Exits`], *optional*): the heads, and what else decides.
+            exits ([`Exits`], *optional*): the exit heads and their settings. Required unless `exit_policy` is "none".
             exit_layer (`int`, *optional*): stop after this many layers.
+            position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): passed on to the layers.
+            kwargs: passed on to the layers.
+
+        Returns:
+            The final states, `torch.FloatTensor` of shape `(batch, sequence, hidden)`, and the [`ExitTrace`].
         """
         depth = len(self.layer)
         given = self.config, hidden_states, attention_mask, token_mask, position_ids
-        batch: Any  # of the two, each policy uses what its own has
+        batch: Any  # `ActiveSequences` or `ActiveTokens`, depending on the policy
         if exit_policy == "certain_sequences":
             batch = ActiveSequences(*given, exits.rows_per_item)
         else:
@@ -577,7 +602,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         if exit_policy != "none":
             trace.exit_layers = torch.full_like(batch.items, depth).contiguous()
         exit_layers = [] if exits is None else exits.open_layers(self.config)
-        # An item that exits a fine-tuned model has its answer: it does not enter again.
+        # An item that exits a fine-tuned model has its answer, so there is no re-entry.
         reentry = depth - (0 if exit_policy in CERTAIN else self.config.exit_reentry_layers)
         sample = exits.full_depth_sample(hidden_states) if exit_layers and exit_policy == "none" else None
         for index, layer in enumerate(self.layer):
@@ -599,12 +624,12 @@ class ElectraEarlyExitEncoder(nn.Module):
         return self.norm(batch.restore()), trace
 
     def _listening(self, kwargs) -> bool:
-        """Whether hidden states are wanted; 0 stands for the first."""
-        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        return wanted is not None and wanted is not False
+        """Whether hidden states are requested. 0 requests the first one, so it counts as true."""
+        requested = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        return requested is not None and requested is not False
 
     def _predict(self, tokens: ActiveTokens, trace: ExitTrace, number: int, exits: Exits, sample=None, gains=True):
-        """Note the predictions of exit `number`, counted from 0: for the active tokens, or for a `sample` of them."""
+        """Record the predictions of exit `number`, counted from 0, for the active tokens or a `sample` of them."""
         normed = self.norm(tokens.active if sample is None else take_tokens(tokens.active, sample))
         trace.logits.append(exits.heads[number](normed))
         trace.positions.append(tokens.items if sample is None else sample)
@@ -615,11 +640,11 @@ class ElectraEarlyExitEncoder(nn.Module):
     def _exit_by_policy(
         self, tokens: ActiveTokens, trace: ExitTrace, number: int, exits: Exits, policy: str, protected
     ):
-        """Let a policy of pre-training choose the tokens that continue past exit `number`."""
+        """Apply a pre-training policy: choose the tokens that continue past exit `number`."""
         config, positions, real = self.config, tokens.items, tokens.real()
         self._predict(tokens, trace, number, exits, gains=self.training or policy != "threshold")
         tokens.layers_since_exit = 0
-        # Detached: a token is not chosen for its loss, and the choice sends no gradient back.
+        # Detached: the selection sends no gradient into the heads.
         evidence = Evidence(
             trace.logits[-1].detach(),
             gain=trace.gains[-1].detach() if trace.gains else None,
@@ -643,7 +668,7 @@ class ElectraEarlyExitEncoder(nn.Module):
                 scores, num_kept, **masks, exploration=config.exit_exploration, exploration_noise=exploration_noise
             )
         else:
-            selection = select(scores, num_kept, **masks)  # a threshold has no capacity to explore with
+            selection = select(scores, num_kept, **masks)  # a threshold has no capacity for exploration
         trace.selections.append(selection)
         num_candidates = positions.shape[1]
         tokens.exit(selection.order, num_kept)
@@ -651,7 +676,7 @@ class ElectraEarlyExitEncoder(nn.Module):
         trace.exit_layers = trace.exit_layers.scatter(1, exited, config.exit_layers[number])
 
     def _exit_if_certain(self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, exits: Exits):
-        """Let the items exit that the head of exit `number` of a fine-tuned model is certain about."""
+        """Apply an inference criterion: items whose prediction at exit `number` is certain enough exit."""
         items = batch.items
         if isinstance(batch, ActiveSequences):
             token_mask = batch.token_mask
@@ -665,7 +690,7 @@ class ElectraEarlyExitEncoder(nn.Module):
     def _exit_exactly(
         self, batch: ActiveTokens | ActiveSequences, trace: ExitTrace, number: int, finished: torch.Tensor
     ) -> bool:
-        """Let exactly the items exit that `finished`, of the shape of `batch.items`, marks; whether there are any."""
+        """Let exactly the items marked in `finished`, of the shape of `batch.items`, exit; return whether any does."""
         real, items = batch.real(), batch.items
         left_at = trace.exit_layers.gather(items.dim() - 1, items)
         there = left_at == len(self.layer)
@@ -681,7 +706,7 @@ class ElectraEarlyExitEncoder(nn.Module):
 class ElectraEarlyExitGenerator(nn.Module):
     """ELECTRA's generator: a narrow masked language model on the discriminator's embeddings.
 
-    It owns everything but the embeddings (word, position and type, with their LayerNorm), which it is given, and its
+    It takes the embeddings (word, position and type, with their LayerNorm) as input and owns all other weights. Its
     output layer is tied to the word embeddings.
     """
 
@@ -695,9 +720,9 @@ class ElectraEarlyExitGenerator(nn.Module):
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
 
     def forward(self, embeddings, attention_mask, places: torch.Tensor, **kwargs) -> torch.Tensor:
-        """What `lm_head` reads at `places` (tokens,) among all tokens of the batch: (tokens, embedding size).
+        """The inputs of `lm_head`, (tokens, embedding size), at `places` (tokens,) in the flattened batch.
 
-        `lm_head` itself is left to [`PredictMaskedTokens`]: its logits are never all in memory.
+        [`PredictMaskedTokens`] applies `lm_head`, so that the logits are never all in memory.
         """
         if hasattr(self, "embeddings_project"):
             embeddings = self.embeddings_project(embeddings)
@@ -707,7 +732,7 @@ class ElectraEarlyExitGenerator(nn.Module):
 
 class ElectraEarlyExitSelfGenerator(nn.Module):
     """The generator `"self"`: a masked-language-modelling head on an early layer of the discriminator, with an output
-    layer that is tied to the word embeddings (after Xu et al., "SAS: Self-Augmentation Strategy", 2021)."""
+    layer tied to the word embeddings (after Xu et al., "SAS: Self-Augmentation Strategy", 2021)."""
 
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__()
@@ -715,11 +740,11 @@ class ElectraEarlyExitSelfGenerator(nn.Module):
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What `lm_head` reads, (tokens, embedding size), for states (tokens, hidden)."""
+        """The inputs of `lm_head`, (tokens, embedding size), from states (tokens, hidden)."""
         return self.predictions(hidden_states)
 
 
-# The generators that are a part of the model.
+# The generators that are part of the model.
 MODEL_GENERATORS: dict[str, type] = {
     "mlm": ElectraEarlyExitGenerator,
     "self": ElectraEarlyExitSelfGenerator,
@@ -727,40 +752,49 @@ MODEL_GENERATORS: dict[str, type] = {
 
 
 def originals(input_ids: torch.Tensor | None, mlm_labels: torch.Tensor | None) -> torch.Tensor | None:
-    """The text before it was masked or corrupted, (batch, sequence), given the original ids of the chosen tokens (-100
-    elsewhere); `input_ids` themselves where there are no such labels."""
+    """The text before masking or corruption, (batch, sequence).
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, sequence)`): the masked or corrupted text.
+        mlm_labels (`torch.LongTensor` of the same shape, *optional*): original ids of the chosen tokens, -100
+            elsewhere. If omitted, the text is `input_ids`.
+    """
     if input_ids is None or mlm_labels is None:
         return input_ids
     return torch.where(mlm_labels != -100, mlm_labels, input_ids)
 
 
 class ChosenTokens(NamedTuple):
-    """The tokens of a batch that are to be predicted, in the order of the text.
+    """The tokens of a batch to predict, in the order of the text.
 
-    places (`torch.LongTensor` of shape `(tokens,)`): where they stand among all tokens of the batch.
-    targets (`torch.LongTensor` of shape `(tokens,)`): the originals; -100 where an entry is none, and only fills up.
+    places (`torch.LongTensor` of shape `(tokens,)`): indices into the flattened batch.
+    targets (`torch.LongTensor` of shape `(tokens,)`): original ids; -100 marks fill entries.
     """
 
     places: torch.Tensor
     targets: torch.Tensor
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
-        """Their values, (tokens, ...), of those of all tokens (batch, sequence, ...)."""
+        """The `values` (batch, sequence, ...) at these tokens, (tokens, ...)."""
         return values.flatten(0, 1).index_select(0, self.places)
 
     def put(self, text: torch.Tensor, replacements: torch.Tensor) -> torch.Tensor:
-        """The text (batch, sequence) with `replacements` (tokens,) in their places."""
-        # Entries that only fill up go behind the text.
+        """The text (batch, sequence) with these tokens replaced by `replacements` (tokens,)."""
+        # Fill entries are written behind the text and cut off.
         places = self.places.where(self.targets != -100, text.numel())
         flat = torch.cat([text.flatten(), text.new_zeros(1)])
         return flat.scatter(0, places, replacements)[:-1].view_as(text)
 
 
 def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | None = None) -> ChosenTokens:
-    """Those at `mlm_labels != -100` (batch, sequence).
+    """The tokens at `mlm_labels != -100` (batch, sequence).
 
-    Where `masked_positions` (batch, places) say which these are, -1 filling rows up, shapes do not depend on the data
-    and nothing waits for the device. On a CPU, where nothing waits, they are looked for, and no row is filled up.
+    With `masked_positions` (batch, places), padded with -1, shapes do not depend on the data, and the host does not
+    synchronize with the device. On a CPU, outside a traced graph, the positions are computed from the labels instead,
+    which needs no fill entries.
+
+    Raises:
+        ValueError: if `masked_positions` is not of shape (batch, places).
     """
     flat, (batch, length) = mlm_labels.flatten(), mlm_labels.shape
     if masked_positions is not None and (masked_positions.dim() != 2 or len(masked_positions) != batch):
@@ -779,14 +813,15 @@ def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | Non
 def replace_tokens(
     input_ids: torch.Tensor, mlm_labels: torch.Tensor, replacements: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The text with other tokens at the chosen positions, and which of them differ from the originals.
+    """Replace the chosen tokens, and label the tokens that changed.
 
     Args:
         input_ids, mlm_labels: as in [`originals`].
         replacements (`torch.LongTensor` of shape `(chosen tokens,)`): in the order of `mlm_labels != -100`.
 
     Returns:
-        The corrupted ids and the labels, 1 where a token was replaced by another; both (batch, sequence).
+        The corrupted ids and the labels, both `torch.LongTensor` of shape `(batch, sequence)`. A label is 1 where the
+        token differs from the original, else 0.
     """
     text = originals(input_ids, mlm_labels)
     corrupted = text.masked_scatter(mlm_labels != -100, replacements)
@@ -800,7 +835,7 @@ def exploration_mean(selection: Selection, values: torch.Tensor) -> torch.Tensor
 
 
 def mean_over_real(values: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of `values` over the tokens that are no padding; both (batch, tokens)."""
+    """Mean of `values` (batch, tokens) over the tokens that are not padding, where `token_mask` is 1."""
     if token_mask is None:
         return values.mean()
     counted = (token_mask == 1).to(values.dtype)
@@ -818,17 +853,18 @@ class ElectraEarlyExitModelOutput(ModelOutput):
     Output of [`ElectraEarlyExitModel`].
 
     last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence, hidden)`).
-    hidden_states, attentions: as everywhere in Transformers. A token that has exited keeps its state in the later
-        layers' `hidden_states`; `attentions` have entries for those alone that a layer computed, active first.
-    exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry an exit head; in training
-        without a policy, of the sample that heads learn from (`config.exit_full_depth_share`).
-    exit_positions (tuple of `torch.LongTensor`, same shapes): where in the sequence those tokens stand.
-    exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of going on, for that signal alone.
-    exit_answers (dict): by exit layer, the items that exited a fine-tuned model there, and their logits; see
-        [`ExitTrace`].
-    exit_selections (tuple of [`Selection`]): which tokens continued at each exit, where the policy has capacities.
-    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` where whole sequences exit): layers
-        completed when each left.
+    hidden_states, attentions: as in Transformers. In `hidden_states` a token that has exited keeps its state in later
+        layers. `attentions` have entries only for the tokens that a layer computed, active ones first.
+    exit_logits (tuple of `torch.FloatTensor` of shape `(batch, active tokens)`): one entry per exit head; in training
+        without a policy, only for the sample of `config.exit_full_depth_share`.
+    exit_positions (tuple of `torch.LongTensor`, same shapes): positions of those tokens in the sequence.
+    exit_gains (tuple of `torch.FloatTensor`, same shapes): predicted gain of continuing, for
+        `exit_signal="expected_gain"` only.
+    exit_answers (dict): for each exit layer of a fine-tuned model at which an item exited, the items that reached it
+        and their logits; see [`ExitTrace`].
+    exit_selections (tuple of [`Selection`]): the tokens that continued at each exit, if the policy ranks tokens.
+    exit_layers (`torch.LongTensor` of shape `(batch, sequence)`, or `(batch,)` if whole sequences exit): number of
+        layers completed by each item.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -845,17 +881,20 @@ class ElectraEarlyExitModelOutput(ModelOutput):
 @dataclass
 class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     r"""
-    Output of [`ElectraEarlyExitForPreTraining`]. What [`ElectraEarlyExitModelOutput`] has, and:
+    Output of [`ElectraEarlyExitForPreTraining`]. Has the exit fields, `hidden_states` and `attentions` of
+    [`ElectraEarlyExitModelOutput`], and:
 
     loss (`torch.FloatTensor` of shape `()`): the training loss.
-    logits (`torch.FloatTensor` of shape `(batch, sequence)`): of "this token was replaced".
-    discriminator_loss, exit_loss, gain_loss, generator_loss (`torch.FloatTensor` of shape `()`): its unweighted parts:
-        the mean binary cross-entropy of the final head; that of the exit heads, averaged over the exits; the mean
-        squared error of the predicted gains; the mean cross-entropy of the generator over masked tokens.
-    rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator saw a replaced token.
-    corrupted_ids (`torch.LongTensor` of shape `(batch, sequence)`): what the discriminator saw.
-    proposals (`torch.LongTensor` of shape `(batch, sequence)`): what the generator `"self"` proposes where
-        `proposal_mask` asked, -100 elsewhere.
+    logits (`torch.FloatTensor` of shape `(batch, sequence)`): logits of "this token was replaced".
+    discriminator_loss, exit_loss, gain_loss, generator_loss (`torch.FloatTensor` of shape `()`): unweighted parts of
+        the loss, without gradient: the mean binary cross-entropy of the final head; that of the exit heads, averaged
+        over the exits; the mean squared error of the predicted gains; the mean cross-entropy of the generator over
+        masked tokens.
+    rtd_labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where the discriminator's input was a replaced
+        token, else 0.
+    corrupted_ids (`torch.LongTensor` of shape `(batch, sequence)`): the discriminator's input.
+    proposals (`torch.LongTensor` of shape `(batch, sequence)`): replacements that the generator `"self"` proposes at
+        `proposal_mask`, -100 elsewhere.
     """
 
     loss: torch.FloatTensor | None = None
@@ -876,17 +915,18 @@ class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     exit_layers: torch.LongTensor | None = None
 
 
-# What an output for pre-training takes over from the encoder's.
+# Fields that the pre-training output copies from the encoder's output.
 FROM_THE_ENCODER = (
     "hidden_states", "attentions", "exit_logits", "exit_positions", "exit_gains", "exit_selections", "exit_layers",
 )  # fmt: skip
 
 
 class ElectraEarlyExitPreTrainedModel(FromPlain, ElectraPreTrainedModel):
+    """Base class of all models: weight initialization and loading."""
+
     config: ElectraEarlyExitConfig
     config_class = ElectraEarlyExitConfig
-    # A pre-training checkpoint holds more than its encoder; taking the encoder out of it is no accident.
-    # Nor is taking fewer layers than it has.
+    # Loading only the encoder of a pre-training checkpoint, or fewer of its layers, is intended and needs no warning.
     _keys_to_ignore_on_load_unexpected = [
         r"^generator(_\w+)?\.", r"^exit_\w+\.", r"^discriminator_predictions\.", r"^cls\.", r"^(electra\.)?pooler\.",
         r"encoder\.layer\.\d+\.",
@@ -905,28 +945,28 @@ class ElectraEarlyExitPreTrainedModel(FromPlain, ElectraPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs):
-        """As everywhere in Transformers, except that pickled weights (`pytorch_model.bin`), which can hold code, are
-        read only when asked for with `use_safetensors=False`."""
+        """As in Transformers, except that pickled weights (`pytorch_model.bin`), which can contain code, are loaded
+        only with `use_safetensors=False`."""
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._weight_conversions = None  # or it would be saved under the names that it was loaded by
+        model._weight_conversions = None  # or the model would be saved under the names of the source checkpoint
         return loaded
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
-        """`push_to_hub` without the library's draft of a card, which would say nothing of this model."""
+        """`push_to_hub` without the library's model card template, which has no information about this model."""
         unchanged = {**files_timestamps, "README.md": float("inf")}
         return super()._upload_modified_files(working_dir, repo_id, unchanged, **kwargs)
 
 
 class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
-    """The encoder. Full depth for every token unless `exit_policy` and `exits` are given."""
+    """Embeddings and encoder. Every token runs at full depth unless `exit_policy` and `exits` are given."""
 
     def __init__(self, config: ElectraEarlyExitConfig):
         super().__init__(config)
         self.embeddings = ElectraEmbeddings(config)
-        # The attention mask says what is padding. By its id, which [SEP] may share, it would never get a gradient.
+        # The attention mask identifies padding. With `padding_idx`, a [SEP] of the same id would get no gradient.
         self.embeddings.word_embeddings.padding_idx = None
         if config.embedding_size != config.hidden_size:
             self.embeddings_project = GlorotLinear(config.embedding_size, config.hidden_size)
@@ -958,17 +998,21 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): as
                 in `ElectraModel`.
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): in the place
-                of `input_ids`.
-            exit_policy (`str`, *optional*): what exits at `config.exit_layers`: `"none"` (the default here), or one of
-                the policies the config knows.
-            exits ([`Exits`], *optional*): the exits' heads. Needed for any policy but `"none"`.
-            exit_layer (`int`, *optional*): stop after this many layers: a shallower and cheaper `last_hidden_state`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): instead of
+                `input_ids`.
+            exit_policy (`str`, *optional*): policy at `config.exit_layers`: `"none"` (default), or another value of
+                `config.exit_policy`.
+            exits ([`Exits`], *optional*): the exit heads. Required for any policy but `"none"`.
+            exit_layer (`int`, *optional*): stop after this many layers, for a cheaper `last_hidden_state`.
+
+        Returns:
+            [`ElectraEarlyExitModelOutput`].
 
         Raises:
-            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, for a batch without a token,
-                an unknown policy, a policy without heads, a policy with an attention mask that is not
-                (batch, sequence), or an `exit_layer` that there is not, or beside a policy.
+            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given; if the batch is empty; for an
+                unknown policy, or a policy without heads, without the config field that it reads, or with an attention
+                mask that is not of shape (batch, sequence); for an `exit_layer` out of range or combined with a
+                policy.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -1008,8 +1052,8 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
     def embed(
         self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, inputs_embeds=None
     ) -> torch.Tensor:
-        """Embeddings (batch, sequence, embedding size). Positions count from the first token that is no padding, so
-        that a sequence gets the result that it gets alone, on whichever side it is padded."""
+        """Embeddings (batch, sequence, embedding size). Positions count from the first token that is not padding, so
+        that padding on either side does not change the result."""
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             position_ids = (places - first_tokens(attention_mask).unsqueeze(1)).clamp_min(0)
@@ -1019,7 +1063,7 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
         depth = self.config.num_hidden_layers
         if exit_layer is not None and (exit_policy != "none" or not 1 <= exit_layer <= depth):
             raise ValueError(
-                f"`exit_layer` must be between 1 and num_hidden_layers ({depth}), and go with `exit_policy='none'`; "
+                f"`exit_layer` must be between 1 and num_hidden_layers ({depth}), and requires `exit_policy='none'`; "
                 f"got {exit_layer!r} with {exit_policy!r}"
             )
         if exit_policy == "none":
@@ -1028,18 +1072,17 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             raise ValueError(f"`exit_policy` must be one of {['none', *POLICIES]}, got {exit_policy!r}")
         if exits is None:
             raise ValueError(
-                f"`exit_policy={exit_policy!r}` needs `exits`, and a model whose config says "
-                "`exit_policy='none'` has none"
+                f"`exit_policy={exit_policy!r}` requires `exits`; a model with `config.exit_policy='none'` has none"
             )
         rule = {"topk": "exit_signal", "threshold": "exit_entropy_threshold"}.get(exit_policy)
         if rule is not None and getattr(self.config, rule) is None:
             raise ValueError(
-                f"`exit_policy={exit_policy!r}` needs `config.{rule}`, got None; give both to the config or to "
+                f"`exit_policy={exit_policy!r}` requires `config.{rule}`, got None; pass both to the config or to "
                 "`from_pretrained`"
             )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
-                f"exits need an attention mask of shape (batch, sequence), got {tuple(attention_mask.shape)}"
+                f"exits require an `attention_mask` of shape (batch, sequence), got {tuple(attention_mask.shape)}"
             )
 
     def _protected_tokens(self, embeddings, original_ids) -> torch.Tensor:
@@ -1055,18 +1098,18 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
 
 
 class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTrainedModel):
-    """Discriminator, exit heads and, where it is a part of the model, the generator: one checkpoint.
+    """Discriminator, exit heads and, for `generator_type` `"mlm"` and `"self"`, the generator in one model.
 
-    Two ways to call it:
+    It can be called in two ways:
     - corrupted `input_ids` with `labels`: replaced-token detection, as [`ElectraForPreTraining`];
     - masked `input_ids` with `mlm_labels`: the joint objective. The generator (`generator_type="mlm"`) replaces the
-      masked tokens, and the discriminator tells which tokens were replaced.
+      masked tokens, and the discriminator predicts which tokens were replaced.
     """
 
-    # Regressors go with the policy that reads them, and another may be asked for.
+    # Only one signal has regressors, and `from_pretrained` may override the policy.
     _keys_to_ignore_on_load_unexpected = [r"^exit_gains\."]
     _keep_in_fp32_modules_strict = ["exit_state"]
-    # The loss is a mean over this batch, whatever **kwargs suggests to Trainer.
+    # The loss is a mean over this batch. Without this, `Trainer` would infer the opposite from **kwargs.
     accepts_loss_kwargs = False
     _tied_weights_keys = {"generator.lm_head.weight": "electra.embeddings.word_embeddings.weight"}
 
@@ -1126,37 +1169,38 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): as
                 in `ElectraModel`.
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): in the place
-                of `input_ids`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*): instead of
+                `input_ids`.
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 1 where a token was replaced, else 0.
-                Empty ones, `(batch, 0)`, are none.
-            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token at masked
-                positions, -100 everywhere else. Starts the joint objective. With `labels` too, the batch is
-                corrupted already, and the model's generator does not run. It comes through `**kwargs`, because Trainer
-                takes every argument of labels in the signature for one that evaluation needs.
-            exit_policy (`str`, *optional*): overrides the policy of this call. Left out: the config's in training
+                An empty tensor of shape `(batch, 0)` counts as omitted.
+            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): original tokens at masked
+                positions, -100 elsewhere. Selects the joint objective. If `labels` are given too, the batch is already
+                corrupted, and the model's generator does not corrupt it. Passed through `**kwargs`, because `Trainer`
+                expects every label argument in the signature to be present in evaluation.
+            exit_policy (`str`, *optional*): overrides the policy for this call. If omitted, the config's in training
                 mode, `"none"` (full depth) in evaluation mode.
-            exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for warming it up. A
-                tensor, so that a changing value does not make `torch.compile` compile again.
-            masked_positions (`torch.LongTensor` of shape `(batch, places)`, *optional*): where `mlm_labels` is not
-                -100, ascending, and -1 to fill rows up. With them no shape depends on the data: on a GPU the step does
-                not wait, and `torch.compile` compiles once. Left out: they are looked for.
+            exit_loss_scale (`torch.Tensor` of shape `()`, *optional*): factor on the exit loss, for its warm-up. A
+                tensor, so that `torch.compile` does not recompile when the value changes.
+            masked_positions (`torch.LongTensor` of shape `(batch, places)`, *optional*): positions where `mlm_labels`
+                is not -100, ascending, padded with -1. With them no shape depends on the data: on a GPU the step needs
+                no host-device synchronization, and `torch.compile` compiles once. If omitted, they are computed from
+                `mlm_labels`.
             proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): for the generator `"self"`,
-                where to propose replacements for the sequences' next visit.
-            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): one seed a sequence, the only source of
-                chance of the generator's samples and of the exits. Left out: torch's generator. Dropout draws from
-                torch's generator in any case.
+                where to propose replacements for the next epoch.
+            noise_seeds (`torch.LongTensor` of shape `(batch,)`, *optional*): one seed per sequence, the only source of
+                randomness for the generator's samples and the exits. If omitted, torch's generator is used. Dropout
+                always uses torch's generator.
 
         Returns:
-            [`ElectraEarlyExitForPreTrainingOutput`]. For `labels`, `loss` is `discriminator_loss +
-            exit_loss_weight * exit_loss + exit_gain_loss_weight * gain_loss` (the second term only with exit heads,
-            the third only with regressors of the gain), so that it equals ELECTRA's without exits; times
-            `discriminator_weight` where `generator_type` names one that is not trained. For `mlm_labels` it is
+            [`ElectraEarlyExitForPreTrainingOutput`]. With `labels`, `loss` is `discriminator_loss +
+            exit_loss_weight * exit_loss + exit_gain_loss_weight * gain_loss`. The second term requires exit heads, the
+            third gain regressors; without exits the loss equals ELECTRA's. It is multiplied by `discriminator_weight`
+            unless `generator_type` is `"mlm"` or `"none"`. With `mlm_labels` the loss is
             `generator_weight * generator_loss + discriminator_weight *` that sum, as in google-research/electra.
 
         Raises:
-            ValueError: if `labels` and `mlm_labels` are both given to a model with a generator, or `mlm_labels` alone
-                to one without, or without `input_ids`.
+            ValueError: if a model with `generator_type="mlm"` gets both `labels` and `mlm_labels`; if any other model
+                gets `mlm_labels` without `labels`; for `mlm_labels` without `input_ids`.
         """
         mlm_labels = kwargs.pop("mlm_labels", None)
         if labels is not None and labels.shape[1:] == (0,):
@@ -1165,7 +1209,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             exit_policy = self.config.exit_policy if self.training and self.config.has_exit_heads else "none"
         if mlm_labels is not None and labels is not None and self.config.generator_type == "mlm":
             raise ValueError(
-                "`labels` and `mlm_labels` cannot both be given: the joint objective creates its own labels"
+                "`labels` and `mlm_labels` are mutually exclusive: the joint objective creates its own labels"
             )
         text, generator_loss, proposals = originals(input_ids, mlm_labels), None, None
         noise = self._noise(noise_seeds, input_ids if inputs_embeds is None else inputs_embeds)
@@ -1209,20 +1253,20 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         return row_noise(seeds, inputs.shape[1], 2 + 2 * exits)
 
     def _encode(self, with_early_states: bool, **inputs) -> tuple[ElectraEarlyExitModelOutput, torch.Tensor | None]:
-        """The encoder's output; and where they are wanted, the states that the head of the generator `"self"` reads,
-        which are in the output only if hidden states were asked for."""
+        """The encoder's output and, if `with_early_states`, the input states of the generator `"self"`. The output has
+        hidden states only if the caller requested them."""
         if not with_early_states:
             return self.electra(**inputs, return_dict=True), None
         layer = self.config.generator_layer
-        wanted = inputs.pop("output_hidden_states", self.config.output_hidden_states)
-        outputs = self.electra(**inputs, output_hidden_states=wanted or [layer], return_dict=True)
+        requested = inputs.pop("output_hidden_states", self.config.output_hidden_states)
+        outputs = self.electra(**inputs, output_hidden_states=requested or [layer], return_dict=True)
         early_states = outputs.hidden_states[layer]
-        if not wanted:
+        if not requested:
             outputs.hidden_states = None
         return outputs, early_states
 
     def _losses(self, outputs, logits, labels, token_mask, generator_loss, exit_loss_scale) -> dict[str, torch.Tensor]:
-        """The loss of a step as [`forward`] describes it, and its parts without gradient."""
+        """The loss as defined in [`forward`], and its parts without gradient."""
         config, parts = self.config, {"generator_loss": generator_loss}
         labels = labels.float()
         loss = parts["discriminator_loss"] = mean_over_real(token_losses(logits, labels), token_mask)
@@ -1233,7 +1277,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         if outputs.exit_gains is not None:
             gain_loss = parts["gain_loss"] = self._gain_loss(outputs, logits, labels, token_mask)
             loss = loss + config.exit_gain_loss_weight * gain_loss
-        # Weighted wherever a generator is named, so that the same learning rate, clipping and Adam's epsilon fit.
+        # Weighted for every generator, so that learning rate, gradient clipping and Adam's epsilon carry over.
         if generator_loss is not None or config.generator_type not in ("mlm", "none"):
             loss = config.discriminator_weight * loss
         if generator_loss is not None:
@@ -1250,7 +1294,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         noise: torch.Tensor | None = None,
         masked_positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Let the generator replace the masked tokens.
+        """Replace the masked tokens by samples from the generator.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
@@ -1261,13 +1305,16 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             masked_positions: as in [`forward`].
 
         Returns:
-            The corrupted ids and the labels, as of [`replace_tokens`], and the generator's loss, the mean
-            cross-entropy over masked positions. Gradients flow through the loss alone.
+            The corrupted ids and the labels, as in [`replace_tokens`], and the generator's loss: the mean
+            cross-entropy over masked positions, fp32 of shape `()`. Only the loss has a gradient.
+
+        Raises:
+            ValueError: if the model has no generator of type `"mlm"`, or `input_ids` are missing.
         """
         if self.config.generator_type != "mlm":
             raise ValueError(
-                f"`mlm_labels` needs a generator, and this model has `generator_type={self.config.generator_type!r}`; "
-                "give corrupted `input_ids` with `labels` instead"
+                f"`mlm_labels` requires `generator_type='mlm'`, got {self.config.generator_type!r}; pass corrupted "
+                "`input_ids` with `labels` instead"
             )
         if input_ids is None:
             raise ValueError("`mlm_labels` needs `input_ids`")
@@ -1282,14 +1329,19 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
     def predict_originals(
         self, hidden_states: torch.Tensor, chosen: ChosenTokens | None, proposal_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What the generator `"self"` does with the states (batch, sequence, hidden) of its layer.
+        """Loss and proposals of the generator `"self"`.
 
-        It is trained to predict the original at every position chosen for this visit, also where the input was left
-        unchanged. It can therefore not copy its input, and proposes well at positions that hold the original.
+        The head is trained to predict the original token at all chosen positions, including those left unchanged. It
+        therefore cannot rely on copying its input, and its proposals are plausible at positions with original tokens.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`): states of the generator's layer.
+            chosen ([`ChosenTokens`], *optional*): tokens to predict.
+            proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): where to sample proposals.
 
         Returns:
             The mean cross-entropy at the `chosen` tokens, and samples (batch, sequence) at `proposal_mask`, -100
-            elsewhere; each `None` where its argument is.
+            elsewhere. Each is `None` if its argument is.
         """
         hidden_states, loss, proposals = self.electra.encoder.norm(hidden_states), None, None
         if proposal_mask is not None:
@@ -1302,7 +1354,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         return loss, proposals
 
     def _predict_tokens(self, states, targets, noise=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The generator's mean cross-entropy at `targets` (tokens,) but for those of -100, and a sample for each."""
+        """The generator's mean cross-entropy over `targets` (tokens,) other than -100, and one sample per target."""
         head = self.generator.lm_head
         return PredictMaskedTokens.apply(states, head.weight, head.bias, targets, noise)
 
@@ -1312,17 +1364,17 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             embeddings,
             full_attention_mask(self.config, embeddings, attention_mask),
             places,
-            # Its own config is a copy, made before `set_attn_implementation` may have changed ours.
+            # The generator's config is a copy, which `set_attn_implementation` does not update.
             attn_implementation=self.config._attn_implementation,
         )
 
     def _exit_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
-        """Each exit head is trained on the tokens that reach it; the mean over the exits. With distillation it also
-        learns the final head's answers on the exploration tokens."""
+        """Mean over the exits of each head's loss on the tokens that reach it. With distillation, the heads also learn
+        the final head's predictions on exploration tokens."""
         losses, weight = [], self.config.exit_distillation_weight
         for number, (logits, positions) in enumerate(zip(outputs.exit_logits, outputs.exit_positions, strict=True)):
             mask = None if token_mask is None else token_mask.gather(1, positions)
-            if outputs.exit_layers is not None and not self.training:  # idle places hold tokens that exited before
+            if outputs.exit_layers is not None and not self.training:  # exclude exited tokens that fill up rows
                 here = outputs.exit_layers.gather(1, positions) >= self.config.exit_layers[number]
                 mask = here.long() if mask is None else mask * here
             loss = mean_over_real(token_losses(logits, labels.gather(1, positions)), mask)
@@ -1333,11 +1385,11 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         return mean_over_exits(losses)
 
     def _gain_loss(self, outputs, final_logits, labels, token_mask) -> torch.Tensor:
-        """Squared error of the predicted gains, the mean over the exits: on exploration tokens alone, and at full
-        depth, on the sample that the heads read.
+        """Squared error of the predicted gains, averaged over the exits: on exploration tokens, or at full depth on
+        the sample that the heads read.
 
-        The gain of a token is the exit head's loss less the final head's, in nats. It is a target and nothing else:
-        the regressor's input is detached, and no gradient flows back through the losses.
+        The gain of a token is the exit head's loss minus the final head's loss, in nats. The target and the
+        regressor's input are detached, so only the regressor is trained.
         """
         losses = []
         for number, (logits, gains) in enumerate(zip(outputs.exit_logits, outputs.exit_gains, strict=True)):

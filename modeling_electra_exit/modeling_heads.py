@@ -1,7 +1,7 @@
-"""Fine-tuning heads: ELECTRA's own, one more at every exit layer, and inference with early exits.
+"""Fine-tuning heads: ELECTRA's final heads, one more head at every exit layer, and inference with early exits.
 
-Training runs at full depth, and every head learns (`ElectraEarlyExitTaskModel.run`). In evaluation mode, and with
-`inference_exit_thresholds`, an item that an exit head is certain enough about exits with that head's answer.
+Training runs at full depth and trains every head (`ElectraEarlyExitTaskModel.run`). In evaluation mode with
+`inference_exit_thresholds`, an item exits with the answer of the first exit head that is certain enough.
 """
 
 import functools
@@ -36,7 +36,7 @@ from .modeling_electra_exit import (
 
 @dataclass
 class ExitOutput:
-    """What the outputs of the heads have beside those of Transformers."""
+    """Fields that the outputs of the heads have in addition to those of Transformers."""
 
     exit_loss: torch.FloatTensor | None = None
     exit_logits: tuple[torch.FloatTensor, ...] | None = None
@@ -48,12 +48,12 @@ class ElectraEarlyExitSequenceClassifierOutput(ExitOutput, SequenceClassifierOut
     r"""
     Output of [`ElectraEarlyExitForSequenceClassification`]. As [`SequenceClassifierOutput`], and:
 
-    loss (`torch.FloatTensor` of shape `()`): in training mode the final head's plus `exit_loss_weight` times
-        `exit_loss`; in evaluation mode that of the answers in `logits`.
-    exit_loss (`torch.FloatTensor` of shape `()`): loss of the exit heads, averaged over them.
-    exit_logits (tuple of `torch.FloatTensor`): the exit heads' predictions, one entry an exit, each like `logits`;
-        where there are labels, and every item is computed at full depth.
-    exit_layers (`torch.LongTensor` of shape `(batch,)`): layers completed by each item, with inference exits.
+    loss (`torch.FloatTensor` of shape `()`): in training mode the final head's loss plus `exit_loss_weight` times
+        `exit_loss`; in evaluation mode the loss of `logits`.
+    exit_loss (`torch.FloatTensor` of shape `()`): loss of the exit heads, averaged over the exits, without gradient.
+    exit_logits (tuple of `torch.FloatTensor`): the exit heads' predictions, one entry per exit, each of the shape of
+        `logits`. Only with labels and without inference exits.
+    exit_layers (`torch.LongTensor` of shape `(batch,)`): layers completed by each item. Only with inference exits.
     """
 
 
@@ -73,14 +73,14 @@ class ElectraEarlyExitMultipleChoiceModelOutput(ExitOutput, MultipleChoiceModelO
 
 
 class ExitHeads(nn.Module):
-    """The exits' heads, and which of them have been trained.
+    """The exit heads, with a record of which of them have been trained.
 
-    A module that is called, and not a `ModuleList`, so that PEFT can save it beside an adapter. The record is kept in
-    buffers: it travels with the weights, in checkpoints and in adapters.
+    A module with a `forward` rather than a `ModuleList`, so that PEFT can save it with an adapter. The record is kept
+    in buffers and is therefore saved with the weights, in checkpoints and in adapters.
 
-    heads (`nn.ModuleList`): one an exit.
-    trained_at_0, trained_at_1, ... (`torch.LongTensor` of shape `()`): after which layer each head stood when a loss
-        last reached it; 0 where none has.
+    heads (`nn.ModuleList`): one head per exit.
+    trained_at_0, trained_at_1, ... (`torch.LongTensor` of shape `()`): exit layer of each head when it last received a
+        gradient; 0 if it never did.
     """
 
     def __init__(self, layers: Sequence[int], new_head: Callable[[], nn.Module]):
@@ -89,48 +89,48 @@ class ExitHeads(nn.Module):
         self.heads = nn.ModuleList([new_head() for _ in self.layers])
         for number in range(len(self.layers)):
             self.register_buffer(f"trained_at_{number}", torch.zeros((), dtype=torch.long))
-        # The record as Python sees it: reading a buffer waits for the device, and cannot be done in a compiled graph.
+        # Copy of the record on the host: reading a buffer synchronizes with the device, and breaks a compiled graph.
         self.trained_at = [0] * len(self.layers)
         self.register_load_state_dict_post_hook(_read_record)
 
     def forward(self, states: torch.Tensor, number: int) -> torch.Tensor:
-        """What the head of exit `number` makes of states (batch, tokens, hidden)."""
+        """Output of the head of exit `number`, counted from 0, for states (batch, tokens, hidden)."""
         return self.heads[number](states)
 
     def train(self, mode: bool = True) -> "ExitHeads":
-        if mode != self.training:  # the Trainer calls this in every step, and reading waits for the device
+        if mode != self.training:  # `Trainer` calls this in every step, and reading synchronizes with the device
             _read_record(self)
         return super().train(mode)
 
     def mark_trained(self, number: int, *_):
-        """Note that the head of exit `number` has been trained where it stands. A gradient hook, too."""
+        """Record that the head of exit `number` has been trained at its layer. Also used as a gradient hook."""
         getattr(self, f"trained_at_{number}").fill_(self.layers[number])
         if not torch.compiler.is_compiling():
             self.trained_at[number] = self.layers[number]
 
     def untrained(self) -> list[int]:
-        """The exit layers whose heads have not been trained there."""
+        """The exit layers whose heads have not been trained at that layer."""
         return [layer for layer, at in zip(self.layers, self.trained_at, strict=True) if at != layer]
 
 
 def _read_record(heads: ExitHeads, *_):
     buffers = [getattr(heads, f"trained_at_{number}") for number in range(len(heads.layers))]
-    # Meta and fake tensors hold no number.
+    # Meta and fake tensors have no values.
     if buffers and all(type(buffer) is torch.Tensor and not buffer.is_meta for buffer in buffers):
         heads.trained_at = torch.stack(buffers).tolist()
 
 
 class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
-    """What the heads have in common. Each adds its final head under ELECTRA's names, and says what a head is
-    (`new_head`, `final_head`), what it costs to be wrong (`task_loss`) and what it predicts (`predictions`)."""
+    """Base class of the fine-tuning models. Subclasses add the final head under ELECTRA's module names, and define the
+    heads (`new_head`, `final_head`), the loss (`task_loss`) and the predictions for exit criteria (`predictions`)."""
 
-    # The losses are sums over this batch, divided by the items of all batches of the step.
+    # Losses are sums over this batch, divided by the number of items in all batches of the step.
     accepts_loss_kwargs = True
     exit_policy_at_inference = "certain_sequences"
     output_class: type[ModelOutput]
-    # PEFT trains and saves every module whose last name is the final head's: the exits' heads have it, too.
+    # PEFT trains and saves every module with the last name of the final head. The module of the exit heads shares it.
     final_head_name = "classifier"
-    # New with the heads that they are of.
+    # Missing only together with their heads, which are reported.
     _keys_to_ignore_on_load_missing = [r"^exit_modules\.\w+\.trained_at_\d+$"]
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -143,7 +143,7 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
 
     @property
     def exit_heads(self) -> ExitHeads | None:
-        """The heads of the exits, or what PEFT has wrapped around them; `None` for a model without exits."""
+        """The exit heads, possibly wrapped by PEFT; `None` for a model without exits."""
         return getattr(self.exit_modules, self.final_head_name) if hasattr(self, "exit_modules") else None
 
     @torch.no_grad()
@@ -154,24 +154,25 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
                 init.zeros_(getattr(module, f"trained_at_{number}"))
 
     def new_head(self) -> nn.Module:
+        """A newly initialized head, for an exit or the end."""
         raise NotImplementedError
 
     def final_head(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of states (batch, sequence, hidden)."""
+        """Logits of the final head for pooled states (batch, tokens, hidden); see [`pool`]."""
         raise NotImplementedError
 
     def task_loss(self, logits: torch.Tensor, targets, num_items: torch.Tensor | int | None = None) -> torch.Tensor:
-        """Mean loss of fp32 logits; with `num_items`, their summed loss over that many."""
+        """Mean loss of fp32 logits; with `num_items`, the summed loss divided by it."""
         raise NotImplementedError
 
     def predictions(self, logits: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits as categorical predictions for the exit criteria: (items..., predictions, classes)."""
+        """Logits of categorical predictions for the exit criteria: (items..., predictions, classes)."""
         return logits.unsqueeze(-2)
 
     def exit_head_loss(
         self, logits: torch.Tensor, targets, final_logits: torch.Tensor, token_mask, num_items
     ) -> torch.Tensor:
-        """An exit head's own loss, and with distillation its distance from the final head; fp32 logits."""
+        """An exit head's loss, with distillation plus its weighted distance from the final head; fp32 logits."""
         loss, weight = self.task_loss(logits, targets, num_items), self.config.exit_distillation_weight
         if weight > 0:
             distances = self.distances(logits, final_logits, targets, token_mask)
@@ -179,38 +180,42 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         return loss
 
     def distances(self, logits: torch.Tensor, teacher: torch.Tensor, targets, token_mask) -> torch.Tensor:
-        """Cross-entropies between the teacher's predictions and those of `logits`, one a label."""
+        """Cross-entropy between the predictions of `teacher` and of `logits`, one for each label."""
         teacher, student = (self.predictions(each, token_mask) for each in (teacher, logits))
-        # Padding has no chance to hold an answer: probability 0 at a logarithm of minus infinity.
+        # Padding has probability 0 in a span prediction, and 0 times minus infinity would be NaN.
         log_probabilities = student.log_softmax(dim=-1).clamp_min(torch.finfo(student.dtype).min)
         losses = -(teacher.softmax(dim=-1) * log_probabilities).sum(dim=-1)
-        if losses.dim() == 3:  # tokens, of which some have no label
+        if losses.dim() == 3:  # tokens, some of them without a label
             losses = losses[targets != -100]
         return losses
 
     def pool(self, states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """What a head reads of states (batch, sequence, hidden)."""
+        """Input of a head, (batch, tokens, hidden), from states (batch, sequence, hidden): here all of them."""
         return states
 
     def check_trained(self, layers: Sequence[int], field: str, value):
-        """Raise a ValueError that names `field` and its `value` if an exit head after one of `layers` is untrained."""
+        """Check that the exit heads at `layers` are trained.
+
+        Raises:
+            ValueError: if one is not. The message names `field` and its `value`.
+        """
         if self.exit_heads is None:
             return
         if untrained := sorted(set(layers) & set(self.exit_heads.untrained())):
             raise ValueError(
-                f"`{field}` must not use exit heads that are untrained, here those after layers {untrained}, got "
-                f"{value!r}: a head is trained when the model computes the loss from `labels`, not with label "
-                "smoothing or `compute_loss_func`, not when it is frozen, and not after `exit_layers` was changed"
+                f"`{field}` must not use untrained exit heads, here those after layers {untrained}, got {value!r}: a "
+                "head is trained when the model computes the loss from `labels`, but not with label smoothing or "
+                "`compute_loss_func`, not while it is frozen, and not after a change of `exit_layers`"
             )
 
     def _record_training(self, number: int, logits: torch.Tensor):
-        """Note that the head of exit `number` is trained, as soon as a gradient reaches its logits."""
+        """Record the head of exit `number` as trained as soon as its logits receive a gradient."""
         if self.config.exit_layers[number] not in self.exit_heads.untrained():
             return
         head = self.exit_heads.heads[number]
         if not (logits.requires_grad and any(weight.requires_grad for weight in head.parameters())):
             return
-        if torch.compiler.is_compiling():  # has no hooks
+        if torch.compiler.is_compiling():  # hooks are not supported
             self.exit_heads.mark_trained(number)
         else:
             logits.register_hook(functools.partial(self.exit_heads.mark_trained, number))
@@ -218,8 +223,8 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
     def exit_answer(
         self, states: torch.Tensor, token_mask: torch.Tensor | None, number: int, choices: int | None
     ) -> torch.Tensor:
-        """What the head of exit `number` makes of normalised states (batch, sequence, hidden); see [`answer`]. In
-        evaluation mode its logits are divided by its temperature."""
+        """Logits of exit `number` for normalized states (batch, sequence, hidden); see [`answer`]. In evaluation mode
+        they are divided by the exit's temperature."""
         logits = self.exit_heads(self.pool(states, token_mask), number=number)
         temperatures = self.config.inference_exit_temperatures
         if not self.training and temperatures is not None and temperatures[number] != 1:
@@ -227,13 +232,13 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         return logits if choices is None else logits.view(-1, choices)
 
     def answer(self, states: torch.Tensor, token_mask: torch.Tensor | None, choices: int | None) -> torch.Tensor:
-        """What the final head makes of states (batch, sequence, hidden), with 0 in `token_mask` (batch, sequence) at
-        padding. With `choices`, that many rows are one question, and logits are `(batch / choices, choices)`."""
+        """Logits of the final head for states (batch, sequence, hidden); `token_mask` (batch, sequence) is 0 at
+        padding. With `choices`, that many rows form one question, and the logits are (batch / choices, choices)."""
         logits = self.final_head(self.pool(states, token_mask))
         return logits if choices is None else logits.view(-1, choices)
 
     def rows(self, inputs: dict[str, torch.Tensor | None]) -> tuple[dict[str, torch.Tensor | None], int | None]:
-        """Inputs by the row of the encoder's batch, and how many rows are the choices of one question, if they are."""
+        """The encoder's inputs, one sequence per row, and the number of rows per question, `None` without choices."""
         return inputs, None
 
     @can_return_tuple
@@ -253,11 +258,15 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
-            labels (`torch.Tensor`, *optional*): as the class says.
-            exit_layer (`int`, *optional*): compute no more layers than that, and answer with the exit head there.
+            labels (`torch.Tensor`, *optional*): see the class.
+            exit_layer (`int`, *optional*): stop after this many layers and answer with the head there.
+            kwargs: `num_items_in_batch`, see [`run`], and arguments of the encoder.
+
+        Returns:
+            The output class of the task; its fields are described in [`ElectraEarlyExitSequenceClassifierOutput`].
 
         Raises:
-            ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
+            ValueError: if there is no head at `exit_layer`, or in evaluation mode an exit head in use is untrained.
         """
         inputs = {
             "input_ids": input_ids,
@@ -276,19 +285,20 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> dict:
-        """The encoder, and all heads that are wanted.
+        """Run the encoder and the heads that are needed.
 
         Args:
-            inputs: of [`forward`], by name.
+            inputs: tensor arguments of [`forward`], by name.
             targets: labels for `task_loss`, or `None`.
             exit_layer (`int`, *optional*): as in [`forward`].
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): labels of all batches whose gradients are added
-                up for one step: losses are sums over this batch, divided by it. Left out: means over this batch.
-            kwargs: for the encoder.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of labels in all batches whose gradients
+                are accumulated for one step. Losses are sums over this batch divided by it. If omitted, means over
+                this batch.
+            kwargs: arguments of the encoder.
 
         Returns:
-            The fields of the output. For `targets`, `loss` is the final head's, in training mode plus
-            `exit_loss_weight` times `exit_loss`, the mean over the exit heads; with inference exits, it is the loss of
+            The fields of the output. With `targets`, `loss` is the final head's loss, in training mode plus
+            `exit_loss_weight` times `exit_loss`, the mean over the exit heads. With inference exits it is the loss of
             the answers given.
         """
         inputs, choices = self.rows(inputs)
@@ -322,25 +332,25 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
             "hidden_states": outputs.hidden_states,
             "attentions": outputs.attentions,
             "exit_loss": exit_loss,
-            "exit_logits": exit_logits,  # pipelines take any other tuple apart as if it had an entry an example
+            "exit_logits": exit_logits,  # a tuple under any other name would be split by pipelines along the batch
             "exit_layers": outputs.exit_layers,
         }
 
     @property
     def exit_numbers(self) -> dict[int, int]:
-        """The exits' numbers by their layers; empty for a model without exits."""
+        """Number of each exit, counted from 0, by its layer; empty for a model without exits."""
         layers = self.config.exit_layers if self.config.has_exit_heads else []
         return {layer: number for number, layer in enumerate(layers)}
 
     def _check_exit_layer(self, exit_layer: int):
         layers = [*self.exit_numbers, self.config.num_hidden_layers]
         if exit_layer not in layers:
-            raise ValueError(f"`exit_layer` must be one of {layers}, where there are heads, got {exit_layer!r}")
+            raise ValueError(f"`exit_layer` must be one of {layers}, which have heads, got {exit_layer!r}")
         if not self.training:
             self.check_trained([exit_layer], "exit_layer", exit_layer)
 
     def _losses(self, logits, exit_logits, targets, token_mask, num_items) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The loss, and the exits' part of it without gradient."""
+        """The loss, and the exit heads' part of it without gradient."""
         weight, loss, exit_loss = (
             self.config.exit_loss_weight,
             self.task_loss(logits.float(), targets, num_items),
@@ -359,22 +369,22 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         return loss, exit_loss
 
     def _exit_answers(self, token_mask: torch.Tensor | None, choices: int | None) -> list[Callable]:
-        """The exits' heads as functions of states alone, or of states and the `token_mask` of other rows."""
+        """The exit heads as functions of states. Their `token_mask` can be overridden, for a subset of the rows."""
         return [
             functools.partial(self.exit_answer, token_mask=token_mask, number=number, choices=choices)
             for number in range(len(self.config.exit_layers))
         ]
 
     def _inference_exits(self, token_mask: torch.Tensor | None, choices: int | None) -> Exits:
-        """The exits as the config's criterion takes them."""
+        """Exits that apply the config's inference criterion."""
         config, thresholds = self.config, self.config.inference_exit_thresholds
         rule = CRITERIA[config.inference_exit_criterion](thresholds)
-        needed = [rule.needs_head(number) for number in range(len(config.exit_layers))]
-        layers = [layer for layer, takes_part in zip(config.exit_layers, needed, strict=True) if takes_part]
+        used = [rule.needs_head(number) for number in range(len(config.exit_layers))]
+        layers = [layer for layer, is_used in zip(config.exit_layers, used, strict=True) if is_used]
         self.check_trained(layers, "inference_exit_thresholds", thresholds)
         heads = self._exit_answers(token_mask, choices)
         return Exits(
-            [head if takes_part else None for head, takes_part in zip(heads, needed, strict=True)],
+            [head if is_used else None for head, is_used in zip(heads, used, strict=True)],
             finished=lambda number, logits, items, token_mask: rule(
                 number, self.predictions(logits, token_mask), items
             ),
@@ -382,47 +392,48 @@ class ElectraEarlyExitTaskModel(ElectraEarlyExitPreTrainedModel):
         )
 
     def _answers(self, logits: torch.Tensor, outputs) -> torch.Tensor:
-        """The final head's logits, and for the items that exited, those of the exit's head."""
+        """The final head's logits, replaced by the exit head's for items that exited."""
         for layer, (items, exit_logits) in (outputs.exit_answers or {}).items():
-            if in_graph():  # everything is computed everywhere
-                said = exit_logits
+            if in_graph():  # every layer computes all items
+                answers = exit_logits
             elif items.dim() == 1:
-                said = logits.clone()
-                said[items, : exit_logits.shape[1]] = exit_logits  # of a span: padding may have gone before
+                answers = logits.clone()
+                answers[items, : exit_logits.shape[1]] = exit_logits  # of a span: the rows may have been truncated
             else:
-                said = logits.scatter(1, items.unsqueeze(-1).expand_as(exit_logits), exit_logits)
-            left = outputs.exit_layers == layer
-            logits = torch.where(left.view(*left.shape, *[1] * (logits.dim() - left.dim())), said, logits)
+                answers = logits.scatter(1, items.unsqueeze(-1).expand_as(exit_logits), exit_logits)
+            exited = outputs.exit_layers == layer
+            logits = torch.where(exited.view(*exited.shape, *[1] * (logits.dim() - exited.dim())), answers, logits)
         return logits
 
 
 def mean_over_items(losses: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-    """The mean of `losses`; with `num_items`, their sum over that many."""
+    """The mean of `losses`; with `num_items`, their sum divided by it."""
     if num_items is None:
         return losses.mean()
     return losses.sum() / (num_items.to(losses.device) if isinstance(num_items, torch.Tensor) else num_items)
 
 
 def pool_sequence(states: torch.Tensor, token_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
-    """States of the one token that stands for a sequence, (batch, 1, hidden): its `"first"`, wherever padding is, or
-    the `"mean"` of all but padding; from states (batch, sequence, hidden)."""
+    """Pooled states (batch, 1, hidden) from states (batch, sequence, hidden): the `"first"` token that is not padding,
+    or the `"mean"` of all tokens that are not padding."""
     if pooling == "first":
-        if token_mask is None or token_mask.dim() != 2:  # of more dimensions, it says no place
+        if token_mask is None or token_mask.dim() != 2:  # other masks do not define where padding is
             return states[:, :1]
         first = first_tokens(token_mask)[:, None, None]
         return states.gather(1, first.expand(-1, 1, states.shape[-1]))
     if token_mask is None:
         return states.mean(dim=1, keepdim=True)
-    real = (token_mask != 0).unsqueeze(1).to(states.dtype)  # zeros and ones: exact in bf16, too
+    real = (token_mask != 0).unsqueeze(1).to(states.dtype)  # zeros and ones, exact in bf16
     share = real.sum(dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1).reciprocal()
     return ((real @ states) * share).to(states.dtype)
 
 
 class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
-    """Classification of whole sequences, with one label or several each, or regression, as `problem_type` says.
+    """Sequence classification with one or several labels, or regression, depending on `config.problem_type`.
 
-    `labels` are `torch.LongTensor` of shape `(batch,)` for classes; `torch.FloatTensor` of shape `(batch,)` or
-    `(batch, num_labels)` for a regression, which has no inference exits, `(batch, num_labels)` for several labels.
+    `labels` are `torch.LongTensor` of shape `(batch,)` for single-label classification; `torch.FloatTensor` of shape
+    `(batch, num_labels)` for multi-label classification; `torch.FloatTensor` of shape `(batch,)` or
+    `(batch, num_labels)` for regression, which does not support inference exits.
     """
 
     output_class = ElectraEarlyExitSequenceClassifierOutput
@@ -445,7 +456,7 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
         loss = self.loss_function(targets, logits, self.config, num_items_in_batch=num_items)
         if num_items is None or self.config.problem_type == "single_label_classification":
             return loss
-        return mean_over_items(loss * targets.numel(), num_items)  # the library's is a mean there
+        return mean_over_items(loss * targets.numel(), num_items)  # Transformers ignores `num_items_in_batch` here
 
     @property
     def is_regression(self) -> bool:
@@ -459,7 +470,7 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
     def predictions(self, logits, token_mask=None):
         if self.is_regression:
             raise ValueError(
-                "a regression cannot exit early: `inference_exit_thresholds` must be None, got "
+                "`inference_exit_thresholds` must be None for a regression, which cannot exit early, got "
                 f"{self.config.inference_exit_thresholds!r}"
             )
         if self.config.problem_type == "multi_label_classification":
@@ -468,7 +479,8 @@ class ElectraEarlyExitForSequenceClassification(ElectraEarlyExitTaskModel):
 
 
 class ElectraEarlyExitForTokenClassification(ElectraEarlyExitTaskModel):
-    """A class for every token. `labels` are of shape `(batch, sequence)`: -100 where there is none."""
+    """Token classification. `labels` are `torch.LongTensor` of shape `(batch, sequence)`, -100 for tokens without a
+    label. Each token exits by itself."""
 
     output_class = ElectraEarlyExitTokenClassifierOutput
     exit_policy_at_inference = "certain_tokens"
@@ -491,11 +503,11 @@ class ElectraEarlyExitForTokenClassification(ElectraEarlyExitTaskModel):
 
 
 class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
-    """The span of the answer. A sequence exits when its start and its end are certain."""
+    """Extractive question answering. A sequence exits when start and end are both certain."""
 
     output_class = ElectraEarlyExitQuestionAnsweringModelOutput
     final_head_name = "qa_outputs"
-    # Trainer counts `labels`, and there are none: the loss is a mean over this batch.
+    # `Trainer` counts items in `labels`, which this task does not have. The loss is a mean over this batch.
     accepts_loss_kwargs = False
 
     def __init__(self, config: ElectraEarlyExitConfig):
@@ -513,7 +525,7 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
         return self.loss_function(logits[..., 0], logits[..., 1], *targets, num_items_in_batch=num_items)
 
     def distances(self, logits, teacher, targets, token_mask):
-        return super().distances(logits, teacher, targets, token_mask).mean(dim=-1)  # of start and end, as the loss
+        return super().distances(logits, teacher, targets, token_mask).mean(dim=-1)  # over start and end, as the loss
 
     def predictions(self, logits, token_mask=None):
         if token_mask is not None:
@@ -534,12 +546,15 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitQuestionAnsweringModelOutput:
         r"""
-        Args: those of [`ElectraEarlyExitTaskModel.forward`], but instead of `labels`
-            start_positions, end_positions (`torch.LongTensor` of shape `(batch,)`, *optional*): tokens of the answer;
-                positions outside the sequence are ignored.
+        Args: those of [`ElectraEarlyExitTaskModel.forward`], with these instead of `labels`:
+            start_positions, end_positions (`torch.LongTensor` of shape `(batch,)`, *optional*): first and last token
+                of the answer. Positions outside the sequence are ignored.
+
+        Returns:
+            [`ElectraEarlyExitQuestionAnsweringModelOutput`].
 
         Raises:
-            ValueError: for an `exit_layer` without a head, or an exit head that would answer and is untrained.
+            ValueError: if there is no head at `exit_layer`, or in evaluation mode an exit head in use is untrained.
         """
         targets = None if start_positions is None or end_positions is None else (start_positions, end_positions)
         inputs = {
@@ -555,8 +570,8 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
 
 
 class ElectraEarlyExitForMultipleChoice(ElectraEarlyExitTaskModel):
-    """Which of several sequences is the right one. Inputs are of shape `(batch, choices, sequence)`, `labels`
-    `torch.LongTensor` of shape `(batch,)`: the number of the right choice."""
+    """Multiple choice. Inputs have shape `(batch, choices, sequence)`; `labels`, the index of the right choice, are
+    `torch.LongTensor` of shape `(batch,)`."""
 
     output_class = ElectraEarlyExitMultipleChoiceModelOutput
 

@@ -1,4 +1,4 @@
-"""The masked language model of a pre-training: its generator, as a model of its own."""
+"""The generator of a pre-training checkpoint as a standalone masked language model."""
 
 import os
 
@@ -21,12 +21,12 @@ from .modeling_heads import mean_over_items
 
 
 class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
-    """ELECTRA's generator: an encoder without exits, and an output layer tied to its word embeddings; module for
-    module an [`ElectraForMaskedLM`], but for `norm_position`.
+    """ELECTRA's generator: an encoder without exits and an output layer tied to the word embeddings. Except for
+    `norm_position`, it has the same modules as [`ElectraForMaskedLM`].
 
-    `from_pretrained` takes the generator out of a pre-training checkpoint (`generator_type="mlm"`). The config is the
-    generator's then: `hidden_size` is its width, and not the discriminator's. On an encoder alone the output layer is
-    new.
+    `from_pretrained` extracts the generator from a pre-training checkpoint (`generator_type="mlm"`). The model then
+    has the generator's config: `hidden_size` is the width of the generator, not of the discriminator. From an
+    encoder-only checkpoint, the output layer is newly initialized.
     """
 
     accepts_loss_kwargs = True
@@ -41,11 +41,12 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """As everywhere in Transformers, from a checkpoint of this class or of a pre-training, of which the
-        discriminator is loaded too and dropped: the two have layers of the same names.
+        """As in Transformers, from a checkpoint of this class or of a pre-training. The latter is loaded whole, and
+        its discriminator dropped, because the layers of both have the same names.
 
         Raises:
-            ValueError: if it is a checkpoint of ours that has no such generator; the message names the field.
+            ValueError: if the checkpoint is of this plugin but has no masked language model as generator; the message
+                names the field.
         """
         place = pretrained_model_name_or_path
         given = {name: value for name, value in kwargs.items() if name != "config"}
@@ -59,7 +60,7 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
 
     @classmethod
     def of(cls, pre_training: ElectraEarlyExitForPreTraining) -> "ElectraEarlyExitForMaskedLM":
-        """A copy of the generator of a model with `generator_type="mlm"`, on its device, in its dtype and in
+        """A copy of the generator of a model with `generator_type="mlm"`, on the same device, in the same dtype and in
         evaluation mode."""
         config = pre_training.config.generator_config()
         config.name_or_path = pre_training.config.name_or_path
@@ -90,14 +91,15 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
             input_ids, token_type_ids, position_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*).
             attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, sequence, embedding_size)`, *optional*).
-            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the original token where it is to be
-                predicted, -100 elsewhere.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): labels of all batches whose gradients are added
-                up for one step: the loss is a sum over this batch, divided by it. Left out: a mean over this batch.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): original tokens at the positions to
+                predict, -100 elsewhere.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of labels in all batches whose gradients
+                are accumulated for one step. The loss is the sum over this batch divided by it. If omitted, the mean
+                over this batch.
 
         Returns:
-            [`MaskedLMOutput`]: `loss` in nats, for `labels`, and `logits` (batch, sequence, vocab_size) of every
-            position.
+            [`MaskedLMOutput`]: `logits` of shape `(batch, sequence, vocab_size)` and, if `labels` are given, `loss` in
+            nats, fp32 of shape `()`.
         """
         outputs = self.electra(
             input_ids=input_ids,
@@ -118,16 +120,16 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
         )
 
     def to_electra(self, folder: str | os.PathLike) -> dict[str, str]:
-        """Write the generator as a plain `ElectraForMaskedLM`, which needs no plugin.
+        """Write the generator as a plain `ElectraForMaskedLM`, which loads without this plugin.
 
         Args:
-            folder (`str`): gets a subfolder `generator`.
+            folder (`str`): where to write the subfolder `generator`.
 
         Returns:
-            `dict[str, str]`: "generator", and the folder written.
+            `dict[str, str]`: the folder written, by `"generator"`.
 
         Raises:
-            ValueError: for `norm_position="pre"`, which plain ELECTRA does not know.
+            ValueError: for `norm_position="pre"`, which plain ELECTRA does not support.
         """
         check_plain_form(self.config)
         plain = plain_model(ElectraForMaskedLM, self.config)
@@ -138,10 +140,10 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
 
 
 def _is_pre_training(stored: dict, checkpoint: str | os.PathLike) -> bool:
-    """Whether the config that a checkpoint has `stored` is one of a pre-training with a generator in it.
+    """Whether `stored`, the config of a checkpoint, belongs to a pre-training with a masked language model.
 
     Raises:
-        ValueError: if it is of ours, and holds no masked language model.
+        ValueError: if the checkpoint is of this plugin and contains no masked language model.
     """
     saved_as = (stored.get("architectures") or [None])[0]
     if stored.get("model_type") != ElectraEarlyExitConfig.model_type:
@@ -150,14 +152,14 @@ def _is_pre_training(stored: dict, checkpoint: str | os.PathLike) -> bool:
         return False
     if saved_as != ElectraEarlyExitForPreTraining.__name__:
         raise ValueError(
-            f"{checkpoint} must hold an ElectraEarlyExitForPreTraining or an ElectraEarlyExitForMaskedLM to have a "
-            f"generator, which is the masked language model, got {saved_as}"
+            f"{checkpoint} must hold an ElectraEarlyExitForPreTraining or an ElectraEarlyExitForMaskedLM to load its "
+            f"generator as a masked language model, got {saved_as}"
         )
     generator_type = stored.get("generator_type", ElectraEarlyExitConfig.generator_type)
     if generator_type != "mlm":
         raise ValueError(
-            f"`generator_type` of {checkpoint} must be 'mlm' to have a generator, which is the masked language model, "
-            f"got {generator_type!r}"
+            f"`generator_type` of {checkpoint} must be 'mlm' to load its generator as a masked language model, got "
+            f"{generator_type!r}"
         )
     return True
 

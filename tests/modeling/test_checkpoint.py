@@ -165,7 +165,7 @@ def test_a_checkpoint_of_a_newer_version_says_what_to_install(tmp_path):
 
 
 def test_a_checkpoint_of_the_first_development_version_is_refused(tmp_path):
-    with pytest.raises(Exception, match=r"written by electra-early-exit 0\.1\.0\.dev0.*pre-train anew"):
+    with pytest.raises(Exception, match=r"written by electra-early-exit 0\.1\.0\.dev0.*pre-train again"):
         AutoModel.from_pretrained(saved_by("0.1.0.dev0", tmp_path))
 
 

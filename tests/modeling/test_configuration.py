@@ -63,12 +63,12 @@ INVALID = [
     ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'topk'", "'random'", "'none'"]),
     ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
     ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),
-    ({"num_hidden_layers": 2, "exit_layers": [1]}, ["exit_layers", "must be empty in a model of 2 layers", "[1]"]),
+    ({"num_hidden_layers": 2, "exit_layers": [1]}, ["exit_layers", "must be empty for a model of 2 layers", "[1]"]),
     ({"exit_layers": [4, 2]}, ["exit_layers", "[4, 2]", "strictly increasing", "between 1 and 4"]),
     ({"exit_layers": [5], "exit_capacities": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
     ({"exit_layers": [0, 2]}, ["exit_layers", "[0, 2]"]),
     ({"exit_capacities": [0.5]}, ["exit_capacities", "[0.5]", "each of the 2 exit layers"]),
-    ({"exit_capacities": [0.25, 0.5]}, ["exit_capacities", "[0.25, 0.5]", "not rising"]),
+    ({"exit_capacities": [0.25, 0.5]}, ["exit_capacities", "[0.25, 0.5]", "not increasing"]),
     ({"exit_capacities": [1.5, 0.5]}, ["exit_capacities", "(0, 1]"]),
     ({"exit_capacities": [0.5, 0]}, ["exit_capacities", "(0, 1]"]),
     ({"exit_reentry_layers": 6}, ["exit_reentry_layers", "6", "between 0 and num_hidden_layers - 1"]),
@@ -83,7 +83,7 @@ INVALID = [
     ({"generator_head_layer": 1}, ["generator_head_layer", "1", "`generator_type='self'`"]),
     ({"generator_num_hidden_layers": 0}, ["generator_num_hidden_layers", "at least 1"]),
     ({"generator_size": 0.0}, ["generator_size", "0.0", "positive"]),
-    ({"generator_size": 0.5, "generator_num_attention_heads": 3}, ["generator_size", "3 attention heads"]),
+    ({"generator_size": 0.5, "generator_num_attention_heads": 3}, ["generator_size", "number of attention heads (3)"]),
     ({"generator_intermediate_size": 0}, ["generator_intermediate_size", "at least 1"]),
     ({"mlm_probability": 1.0}, ["mlm_probability", "1.0", "strictly between 0 and 1"]),
     ({"discriminator_weight": -50.0}, ["discriminator_weight", "-50.0"]),
@@ -100,7 +100,7 @@ INVALID = [
     ({"inference_exit_temperatures": [1.0, 0.0]}, ["inference_exit_temperatures", "[1.0, 0.0]", "above 0"]),
     ({"exit_reentry_layers": 1.5}, ["exit_reentry_layers"]),
     *(
-        ({"exit_policy": "random", name: value}, [name, repr(value), "left out for `exit_policy='random'`"])
+        ({"exit_policy": "random", name: value}, [name, repr(value), "unset for `exit_policy='random'`"])
         for name, value in (
             ("exit_signal", "expected_gain"),
             ("exit_auc_floor", 0.6),
@@ -111,13 +111,13 @@ INVALID = [
     ),
     (
         {"exit_policy": "threshold", "exit_entropy_threshold": 0.3, "exit_signal": "entropy"},
-        ["exit_signal", "left out"],
+        ["exit_signal", "unset"],
     ),
     (
         {"exit_policy": "threshold", "exit_entropy_threshold": 0.3, "exit_capacities": [0.5, 0.5]},
         ["exit_capacities", "no capacities"],
     ),
-    ({"exit_entropy_threshold": 0.3}, ["exit_entropy_threshold", "0.3", "left out for `exit_policy='topk'`"]),
+    ({"exit_entropy_threshold": 0.3}, ["exit_entropy_threshold", "0.3", "unset for `exit_policy='topk'`"]),
     ({"exit_signal": "entropy", "exit_gain_loss_weight": 1.0}, ["exit_gain_loss_weight", "`exit_signal='entropy'`"]),
 ]
 

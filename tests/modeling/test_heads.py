@@ -266,12 +266,12 @@ def test_a_loss_with_gradients_in_evaluation_mode_is_warned_of_once(model_class,
             with torch.no_grad():
                 model.eval()(**batch)
         models[0](**batch)  # has no exits to train
-        assert "call `model.train()`" not in caplog.text
+        assert "Call `model.train()`" not in caplog.text
         for _ in range(2):
             models[1](**batch)
     finally:
         logger.removeHandler(caplog.handler)
-    assert caplog.text.count("call `model.train()`") == 1
+    assert caplog.text.count("Call `model.train()`") == 1
 
 
 def trained(tmp_path, accumulation, model_class=SEQUENCE, **overrides):

@@ -219,7 +219,7 @@ def test_from_plain_electra_and_back(tmp_path, tokenizer):
 def test_pre_norm_has_no_plain_form(tmp_path, tokenizer):
     ElectraEarlyExitForMaskedLM.of(tiny_model(norm_position="pre")).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(UsageError, match="`norm_position='pre'` and no plain form"):
+    with pytest.raises(UsageError, match=r"`norm_position` must be 'post'.*got 'pre'"):
         export_electra(str(tmp_path / "model"), tmp_path / "out")
 
 

@@ -408,7 +408,7 @@ def test_training_steps_are_compiled_once(rule):
 
 
 def test_norm_before_the_blocks_has_no_plain_form(tmp_path):
-    with pytest.raises(ValueError, match="norm_position='pre'"):
+    with pytest.raises(ValueError, match="got 'pre'"):
         tiny_model(norm_position="pre").to_electra(tmp_path)
 
 
@@ -661,9 +661,9 @@ def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_po
 @pytest.mark.parametrize(
     ("overrides", "inputs", "message"),
     [
-        ({}, {"labels": torch.zeros(4, 64)}, "cannot both be given"),
-        ({"generator_type": "none"}, {}, "generator_type='none'"),
-        ({"exit_policy": "none"}, {"exit_policy": "topk"}, "needs `exits`"),
+        ({}, {"labels": torch.zeros(4, 64)}, "are mutually exclusive"),
+        ({"generator_type": "none"}, {}, "requires `generator_type='mlm'`, got 'none'"),
+        ({"exit_policy": "none"}, {"exit_policy": "topk"}, "requires `exits`"),
         ({}, {"exit_policy": "greedy"}, "one of"),
         ({}, {"inputs_embeds": torch.zeros(4, 64, 16)}, "exactly one of"),
         ({}, {"attention_mask": torch.ones(4, 1, 64, 64)}, r"shape \(batch, sequence\)"),

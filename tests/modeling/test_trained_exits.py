@@ -9,7 +9,7 @@ from tests.conftest import tiny_config, tiny_model
 from tests.modeling.test_heads import ANSWER, CHOICE, NATIVE, SEQUENCE, TOKEN, examples, logits_of
 
 
-UNTRAINED = "must not use exit heads that are untrained, here those after layers"
+UNTRAINED = "must not use untrained exit heads, here those after layers"
 
 
 def fresh(model_class=SEQUENCE, **overrides):
