@@ -1,1 +1,1 @@
-"""What every run needs: arguments, optimizers, processes, checkpoints, the folder of a run."""
+"""Infrastructure of every run: arguments, optimizers, distributed processes, checkpoints, the run folder."""

@@ -1,4 +1,4 @@
-"""Arguments of a pre-training or fine-tuning run, beside the fields of the model's config."""
+"""Arguments of a pre-training or fine-tuning run, apart from the fields of the model's config."""
 
 import importlib.util
 import math
@@ -20,11 +20,11 @@ from .optimization import ELECTRA_SCHEDULE
 from .pace import ENDLESS, schedule_by_progress, seconds_of
 
 
-# The help texts that come with TrainingArguments; redefining a field's default would lose its text.
+# Help texts of TrainingArguments. A field redefined with another default would lose its text otherwise.
 INHERITED = {f.name: dict(f.metadata) for f in fields(TrainingArguments)}
 
 
-# What fields of TrainingArguments must be that it does not check itself: name, words, test.
+# Bounds that TrainingArguments does not check itself: name, description, test.
 _BOUNDS = (
     *((name, "a number of at least 0", lambda x: 0 <= x < math.inf)
       for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps")),
@@ -42,13 +42,15 @@ _BOUNDS = (
 
 @dataclass
 class ElectraTrainingArguments(TrainingArguments):
-    """[`TrainingArguments`] with ELECTRA's optimizer as the default: `adam_epsilon` and `weight_decay` are those of
-    google-research/electra (`model/optimization.py`). `report_to` is TensorBoard where it is installed. `bf16` may
-    also be `"auto"`, `optim` `"muon"`, and `lr_scheduler_type` [`ELECTRA_SCHEDULE`].
+    """[`TrainingArguments`] with ELECTRA's optimizer as the default.
+
+    `adam_epsilon` and `weight_decay` default to the values of google-research/electra (`model/optimization.py`),
+    `report_to` to TensorBoard if it is installed. Additional values are `"auto"` for `bf16`, `"muon"` for `optim`, and
+    [`ELECTRA_SCHEDULE`] for `lr_scheduler_type`.
 
     Raises:
-        ValueError: for a number that none can train with, such as a learning rate of NaN or a batch of 0 sequences;
-            for an unknown optimizer, Muon with what it does not go with, or sharding that cannot be.
+        ValueError: for a number out of range, such as a learning rate of NaN or a batch size of 0; for an unknown
+            optimizer; for Muon with `adam_bias_correction` or DeepSpeed; for unsupported FSDP settings.
     """
 
     _argument_group_name = "training (fields of transformers.TrainingArguments)"
@@ -56,8 +58,8 @@ class ElectraTrainingArguments(TrainingArguments):
     optim: str = field(
         default=TrainingArguments.optim,
         metadata={
-            "help": "`muon`: Muon for the matrices of the layers, ELECTRA's Adam for everything else, at one learning "
-            "rate. Or one of transformers' OptimizerNames, of which adamw_torch[_fused] is ELECTRA's Adam."
+            "help": "`muon` (Muon for the weight matrices of the layers, ELECTRA's Adam for all other parameters, and "
+            "one learning rate), or one of Transformers' OptimizerNames. adamw_torch[_fused] is ELECTRA's Adam."
         },
     )
     muon_momentum: float = field(default=0.95, metadata={"help": "Momentum of Muon, with `--optim muon`."})
@@ -67,27 +69,27 @@ class ElectraTrainingArguments(TrainingArguments):
     bf16: bool = field(
         default=False,
         metadata={
-            "help": "Train in bf16 (autocast). `auto`: only where the device has instructions for it, because "
-            "bf16 is many times slower than fp32 on other processors."
+            "help": "Train in bf16 (autocast). `auto`: only if the device has bf16 instructions; without them, bf16 "
+            "is many times slower than fp32."
         },
     )
     lr_scheduler_type: str = field(
         default="linear",
         metadata={
-            "help": "The learning rate schedule: one of Transformers' schedules, or `electra`, ELECTRA's own, "
-            "lr * (1 - t/T) * min(1, t/W) after t of T steps with a warm-up of W."
+            "help": "Learning rate schedule: one of Transformers' schedules, or `electra`, ELECTRA's own: "
+            "lr * (1 - t/T) * min(1, t/W) after t of T steps, with W warm-up steps."
         },
     )
     cpu_kernels: bool = field(
         default=True,
         metadata={
-            "help": "On a CPU, use faster matrix products and dropout than PyTorch's own where available "
+            "help": "On a CPU, use faster matrix products and dropout than PyTorch's, where available "
             "(`trainers/runtime/cpu_kernels.py`)."
         },
     )
     adam_bias_correction: bool = field(
         default=False,
-        metadata={"help": "Correct Adam's bias, unlike ELECTRA. Applies to `--optim adamw_torch[_fused]`."},
+        metadata={"help": "Use Adam's bias correction, unlike ELECTRA. Only for `--optim adamw_torch[_fused]`."},
     )
 
     def __post_init__(self):
@@ -96,18 +98,18 @@ class ElectraTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be {bounds}, got {value}")
         if self.report_to is None:
             self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        # transformers refuses bf16 without a GPU unless it is told that the CPU is meant.
+        # Without `use_cpu`, Transformers rejects bf16 on machines without a GPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 == "auto":
             able = cpu_kernels.multiplies_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
             self.bf16 = able and not self.fp16
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
-            self.fsdp = self.fsdp.lower() == "true"  # as recipes say it, and every other switch
+            self.fsdp = self.fsdp.lower() == "true"  # the form of every switch in recipes
         self._check_optimizer()
         own = {"optim": MUON, "lr_scheduler_type": ELECTRA_SCHEDULE}
         ours = [name for name, value in own.items() if getattr(self, name) == value]
         if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
-            self.accelerator_config = {"non_blocking": True}  # batches go to the device while it computes
+            self.accelerator_config = {"non_blocking": True}  # overlaps the transfer of batches with computation
         with arguments_as(self, **{name: getattr(TrainingArguments, name) for name in ours}):
             super().__post_init__()
         self.sharding()
@@ -123,11 +125,11 @@ class ElectraTrainingArguments(TrainingArguments):
             raise ValueError("`adam_bias_correction` must be False with `optim` muon, got True")
         if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError(
-                "`optim` must not be muon with DeepSpeed, which cuts matrices into vectors; use FSDP2, or adamw_torch"
+                "`optim` must not be muon with DeepSpeed, which flattens matrices; use FSDP2, or adamw_torch"
             )
 
     def conditions(self) -> dict[str, str]:
-        """What a report says of how a run computed: `precision`, and `hardware`."""
+        """The computing conditions for reports: `precision` and `hardware`."""
         threads = torch.get_num_threads()
         processor = f"{threads} CPU thread{'s' if threads > 1 else ''}"
         return {
@@ -136,20 +138,21 @@ class ElectraTrainingArguments(TrainingArguments):
         }
 
     def sharding(self) -> FullyShardedDataParallelPlugin | None:
-        """How FSDP2 shards the model, as `fsdp_config` or `accelerate launch` says; `None` without FSDP.
+        """The FSDP2 settings of `fsdp_config` or `accelerate launch`; `None` without FSDP.
 
         Raises:
-            ValueError: for FSDP in one process, of version 1, or with settings that would cost a whole model.
+            ValueError: for FSDP in a single process, for FSDP1, or for an unsupported `state_dict_type` or
+                `cpu_ram_efficient_loading`.
         """
         if not (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
             return None
         if self.parallel_mode != ParallelMode.DISTRIBUTED:
-            raise ValueError("`fsdp` needs several processes; start it with torchrun")
+            raise ValueError("`fsdp` requires several processes; start the run with torchrun")
         settings = self.fsdp_plugin_args or {}
         if (version := int(settings.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))) != 2:
             raise ValueError(f"`fsdp_config`: `version` must be 2, got {version}")
         plugin = FullyShardedDataParallelPlugin(**settings)
-        # A checkpoint holds a whole model; and every process loads all of a frozen generator.
+        # A checkpoint contains the full model, and every process loads all weights of a frozen generator.
         needed = {"state_dict_type": StateDictType.FULL_STATE_DICT, "cpu_ram_efficient_loading": False}
         for name, value in needed.items():
             if getattr(plugin, name) != value:
@@ -159,15 +162,16 @@ class ElectraTrainingArguments(TrainingArguments):
 
 @dataclass
 class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
-    """Arguments of a pre-training: [`ElectraTrainingArguments`] and the schedule of the exits.
+    """Arguments of pre-training: [`ElectraTrainingArguments`] and the schedules of exits, depth and time.
 
-    Defaults that differ: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
-    (`configure_pretraining.py`); `dataloader_drop_last` is true, `ddp_find_unused_parameters` and
-    `logging_nan_inf_filter` false.
+    Changed defaults: `learning_rate`, `warmup_steps` and `max_steps` are those of google-research/electra
+    (`configure_pretraining.py`); `dataloader_drop_last` is true; `ddp_find_unused_parameters` and
+    `logging_nan_inf_filter` are false.
 
     Raises:
-        ValueError: if `exit_warmup` or `exit_cooldown` are not shares, or leave no step for exits; for a `train_time`
-            or a `depth_schedule` that is none, or goes with nothing that there is.
+        ValueError: if `exit_warmup`, `exit_cooldown` or `exit_loss_warmup` is not a share, or the first two exceed 1
+            together; for a malformed `train_time`, `depth_schedule`, `depth_growth`, `profile_step` or
+            `generator_temperature`; for a combination of settings that is not supported.
     """
 
     learning_rate: float = field(default=5e-4, metadata=INHERITED["learning_rate"])
@@ -176,70 +180,68 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     dataloader_drop_last: bool = field(
         default=True,
         metadata={
-            "help": "Skip the sequences at the end of an epoch that do not fill a batch of all processes, other ones "
-            "every epoch. Otherwise, several processes repeat sequences to fill it, and a single one has a smaller "
-            "batch. Evaluation skips none."
+            "help": "Drop the last incomplete batch of an epoch. It has other sequences in each epoch. Otherwise, a "
+            "single process trains on the smaller batch, and several processes repeat sequences to fill it. "
+            "Evaluation never drops sequences."
         },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Leave losses that are no numbers out of the logged mean. A run stops at one anyway, and looking "
-            "for them waits for the device in every step."
+            "help": "Exclude NaN and infinite losses from the logged mean. A run stops at such a loss anyway, and the "
+            "filter costs a host-device synchronization in every step."
         },
     )
-    # Every parameter takes part in every step.
+    # Every parameter is used in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=INHERITED["ddp_find_unused_parameters"])
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Start from a model, a folder or Hub id: a BERT, an ELECTRA, or one of ours. Tokenizer and sizes "
-            "are its own; what it lacks, such as a generator, is new."
+            "help": "Start from the weights of this model, a folder or Hub id: BERT, ELECTRA, or a model of this "
+            "package. Tokenizer and sizes come from the model; missing parts, such as a generator, are new."
         },
     )
     continue_from: str | None = field(
         default=None,
         metadata={
-            "help": "Train a finished run for --max_steps more, in another output folder: its weights, tokenizer and "
-            "optimizer's moments go on, with a warm restart of the learning rate; the text may be another."
+            "help": "Continue this finished run for --max_steps more, in a new output folder: with its weights, "
+            "tokenizer and optimizer moments, and a warm restart of the learning rate. The text may differ."
         },
     )
     generator_init_from: str | None = field(
         default=None,
-        metadata={
-            "help": "Where --init_from is an ELECTRA: the generator that it was trained with, folder or Hub id."
-        },
+        metadata={"help": "Generator that the ELECTRA model of --init_from was trained with, a folder or Hub id."},
     )
     corpus_init: bool = field(
         default=False,
         metadata={
-            "help": "Start embeddings and attention from statistics of the training text instead of at random "
-            "(`trainers/pretraining/initialization.py`): small models learn millions of tokens sooner."
+            "help": "Initialize embeddings and attention from statistics of the training text instead of at random "
+            "(`trainers/pretraining/initialization.py`). Small models need millions of tokens less."
         },
     )
     train_time: str | None = field(
         default=None,
         metadata={
-            "help": "Train for this time, such as 2h or 90min, instead of a number of steps: the run plans its steps "
-            "by what they take, evaluations and checkpoints included, and the schedule of the learning rate ends with "
-            "the time. `warmup_steps` keep their share of the `max_steps` that they were given with."
+            "help": "Train for this wall-clock time, such as 2h or 90min, instead of a number of steps. The run "
+            "estimates how many steps fit, evaluations and checkpoints included, and the learning rate schedule ends "
+            "with the time. `warmup_steps` are converted to their share of `max_steps`."
         },
     )
     depth_schedule: str | None = field(
         default=None,
         metadata={
-            "help": "Start shallow and grow: rising depths with their shares of the run, such as 2:0.15,4:0.55,8, of "
-            "which the last is --num_hidden_layers (`trainers/pretraining/depth.py`). `auto`: half of the layers or "
-            "fewer at first, and more when short forks of the run find that those lower the held-out loss faster; it "
-            "may end with fewer than --num_hidden_layers."
+            "help": "Start shallow and grow: increasing depths with their shares of the run, such as 2:0.15,4:0.55,8; "
+            "the last must be --num_hidden_layers (`trainers/pretraining/depth.py`). `auto`: start with at most half "
+            "of the layers, and grow when short forks of the run show that a deeper model lowers the held-out loss "
+            "faster; the run may end with fewer than --num_hidden_layers."
         },
     )
     depth_growth: str = field(
         default="identity",
         metadata={
-            "help": "How layers begin that a --depth_schedule adds: `stack`, as copies of the others on top of them; "
-            "`interleave`, each as a copy of the layer below; `identity`, as those on top, but with the last "
-            "projections of attention and feed-forward at 0, so that the deeper model starts where the other was.",
+            "help": "How a --depth_schedule initializes added layers: `stack`, as copies of the existing layers, on "
+            "top of them; `interleave`, each as a copy of the layer below; `identity`, as `stack`, but with output "
+            "projections of attention and feed-forward at 0, so that the deeper model starts as the same function.",
             "choices": ["stack", "interleave", "identity"],
         },
     )
@@ -249,20 +251,20 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Prepare the text and train a few steps, report what the run would be and how long it would take, "
-            "and leave no run behind."
+            "help": "Prepare the text, train a few steps, report the settings and the expected time of the run, and "
+            "delete the output."
         },
     )
     profile_step: int | None = field(
         default=None,
         metadata={
-            "help": "Record ten steps from this one on with torch.profiler, log where their time went, and leave the "
-            "trace in `profile_trace.json`."
+            "help": "Profile ten steps from this one on with torch.profiler, log where their time went, and write the "
+            "trace to `profile_trace.json`."
         },
     )
     exit_loss_warmup: float = field(
         default=0.3,
-        metadata={"help": "Share of the steps over which the weight of the exit heads' loss rises from 0."},
+        metadata={"help": "Share of the steps over which the weight of the exit heads' loss increases from 0."},
     )
     exit_warmup: float = field(
         default=0.1, metadata={"help": "Share of the steps at the start that run at full depth for every token."}
@@ -274,24 +276,24 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         default=None,
         metadata={
             "help": "For generator_type `frozen`, the folder of a masked language model with the same vocabulary (a "
-            "run of this package, or any that Transformers loads); for `cached`, what cache-replacements wrote."
+            "run of this package, or any that Transformers can load); for `cached`, the output of cache-replacements."
         },
     )
     reference_folder: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a masked language model with the same vocabulary: evaluation reports how likely it "
-            "finds the generator's replacements."
+            "help": "Folder of a masked language model with the same vocabulary. Evaluation reports the likelihood "
+            "that it assigns to the generator's replacements."
         },
     )
     generator_temperature: list[float] = field(
         default_factory=lambda: [2.0, 1.0],
-        metadata={"help": "The temperature of generator_type `frozen` at the first step and at the last."},
+        metadata={"help": "Temperature of generator_type `frozen` at the first and at the last step."},
     )
 
     def __post_init__(self):
         if self.train_time is not None:
-            self._end_by_the_clock()
+            self._end_by_time()
         self._check_stages()
         super().__post_init__()
         if self.train_time is not None:
@@ -310,17 +312,17 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         if not (len(self.generator_temperature) == 2 and min(self.generator_temperature) > 0):
             raise ValueError(f"`generator_temperature` must be two numbers above 0, got {self.generator_temperature}")
 
-    def _end_by_the_clock(self) -> None:
-        """Let the steps have no end of their own, and the warm-up be a share."""
+    def _end_by_time(self) -> None:
+        """Remove the limit on steps, and convert the warm-up to a share."""
         seconds_of(self.train_time)
         for name in ("logging_steps", "save_steps", "eval_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1 with `train_time`, which knows no number of steps yet, "
-                                 f"got {value}")  # fmt: skip
+                raise ValueError(f"`{name}` must be at least 1 with `train_time`, because the number of steps is not "
+                                 f"known in advance, got {value}")  # fmt: skip
         if self.warmup_steps >= 1:
             self.warmup_steps = self.warmup_steps / self.max_steps if self.max_steps > 0 else math.inf
         if not self.warmup_steps < 1:
-            raise ValueError("`warmup_steps` must be below 1 with `train_time`, a share of it, or below `max_steps`")
+            raise ValueError("`warmup_steps` must be below `max_steps` with `train_time`, or a share below 1")
         self.max_steps = ENDLESS
 
     def _check_stages(self) -> None:
@@ -330,23 +332,19 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             if self.depth_schedule != AUTO:
                 DepthSchedule.parse(self.depth_schedule)
             if self.load_best_model_at_end:
-                raise ValueError("`load_best_model_at_end` must be False with `depth_schedule`: the best of a shallow "
-                                 "stage is another model")  # fmt: skip
+                raise ValueError("`load_best_model_at_end` must be False with `depth_schedule`: the best checkpoint "
+                                 "may have fewer layers than the final model")  # fmt: skip
         for name in ("train_time", "depth_schedule"):
             if getattr(self, name) is None:
                 continue
             if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-                raise ValueError(
-                    f"`{name}` must be left out with DeepSpeed, which keeps its own optimizer and schedule"
-                )
+                raise ValueError(f"`{name}` must be unset with DeepSpeed, which has its own optimizer and schedule")
         if self.depth_schedule is not None and (self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
-            raise ValueError(
-                "`depth_schedule` must be left out with FSDP, whose checkpoints hold no optimizer of ours"
-            )
+            raise ValueError("`depth_schedule` must be unset with FSDP, which stores the optimizer in another format")
 
     @property
     def mask_seed(self) -> int:
-        """Seed of the masks: that of the data, where one is given."""
+        """Seed of the masks: `data_seed` if given, otherwise `seed`."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def exits_active(self, step: int, max_steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written under another name, renamed when complete, verified before use."""
+"""Atomic checkpoints: written under a temporary name, renamed when complete, and verified before use."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from .files import DAMAGED, flush, write_json
 
 logger = logging.getLogger(__name__)
 
-# In every checkpoint: the size in bytes and the SHA-256 of each of its files.
+# File in every checkpoint with the size in bytes and the SHA-256 of its other files.
 MANIFEST = "manifest.json"
-# What resuming needs, and the names under which the Trainer, FSDP or DeepSpeed store it.
+# Contents required for resuming, and patterns of the file names that the Trainer, FSDP or DeepSpeed use for them.
 NEEDED = {
     "weights": r"(pytorch_)?model.*\.(safetensors|bin)$|global_step",
     "state of the optimizer": r"optimizer|global_step",
@@ -27,9 +27,9 @@ NEEDED = {
 
 
 def commit(incomplete: Path, final: Path) -> None:
-    """Give a checkpoint whose files are all written its manifest and its name. One already there is replaced.
+    """Write the manifest of a complete checkpoint and give the checkpoint its final name, replacing an existing one.
 
-    Everything is flushed to the disk first, so that not even a loss of power leaves the name without the content.
+    All files are flushed to disk first, so that even after a power failure a checkpoint of that name is complete.
     """
     files = sorted(path for path in incomplete.rglob("*") if path.is_file())
     for path in files:
@@ -47,7 +47,7 @@ def commit(incomplete: Path, final: Path) -> None:
 
 
 def _date_newest(checkpoint: Path) -> None:
-    """Make a checkpoint the youngest of its run, even where the clock was set back: the oldest are deleted."""
+    """Make a checkpoint the newest of its run even if the clock was set back: the oldest are deleted."""
     others = [p.stat().st_mtime for p in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p != checkpoint]
     if others and checkpoint.stat().st_mtime <= max(others):
         os.utime(checkpoint, times=(max(others) + 2, max(others) + 2))
@@ -59,7 +59,7 @@ def _sha256(path: Path) -> str:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or `None` where every file is as it was written."""
+    """A short description of the damage to a checkpoint; `None` if all files match the manifest."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
@@ -80,10 +80,9 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_intact(folder: Path) -> str | None:
-    """The newest undamaged checkpoint in a run's folder.
+    """The newest undamaged checkpoint in a run's folder; `None` if there is none.
 
-    A damaged one that is newer is named, with what is wrong, and renamed: else it would count as the newest when
-    `save_total_limit` decides what to delete.
+    Newer damaged checkpoints are reported and renamed, so that `save_total_limit` does not count them.
     """
     for checkpoint in map(Path, reversed(sort_checkpoints(str(folder)))):
         if (reason := damage(checkpoint)) is None:
@@ -91,5 +90,5 @@ def newest_intact(folder: Path) -> str | None:
         aside = checkpoint.with_name(f"{DAMAGED}-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        logger.warning(f"{checkpoint} is damaged ({reason}); it is {aside.name} now, and the one before is used")
+        logger.warning(f"{checkpoint} is damaged ({reason}): renamed to {aside.name}, using the preceding checkpoint")
     return None

@@ -1,8 +1,8 @@
-"""Every private part of Transformers, accelerate, datasets and torch that `trainers` overrides or calls, each with its
-reason. Elsewhere these libraries are used through what they document.
+"""All private APIs of Transformers, accelerate, datasets and torch that `trainers` overrides or calls, with reasons.
+All other modules use the documented APIs only.
 
-Any release may change what stands here: `tests/trainers/runtime/test_compatibility.py` has the signature of each, and
-of what the files of `modeling_electra_exit` use, which travel with a checkpoint and so cannot import this one.
+Any release may change a private API. `tests/trainers/runtime/test_compatibility.py` checks the signature of each, also
+of those used in `modeling_electra_exit`, whose files are copied into checkpoints and cannot import this module.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 @contextlib.contextmanager
 def arguments_as(args: TrainingArguments, **values) -> Iterator[None]:
-    """`args` with other `values` while the context lasts, for a method that reads them there and takes no parameter:
-    `__post_init__` knows none but its own names of optimizers and schedules, and `Trainer._get_dataloader` drops the
-    last batch of an evaluation, too."""
+    """Temporarily set attributes of `args`, for methods that read them there and take no parameter: `__post_init__`
+    rejects our names of optimizers and schedules, and `Trainer._get_dataloader` drops the last batch of evaluations.
+    """
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)
     try:
@@ -44,10 +44,10 @@ def arguments_as(args: TrainingArguments, **values) -> Iterator[None]:
 
 
 def completed(args: TrainingArguments | None, cls: type[Arguments]) -> Arguments:
-    """`args` as a `cls`: what they do not say, all of it where there are none, is the default of `cls`.
+    """`args` as an instance of `cls`. Missing fields get the defaults of `cls`; without `args`, all fields.
 
-    Without `__init__`, which would set the device and the processes up again: `args` hold them in attributes that are
-    no fields.
+    Does not call `__init__`, which would set up device and processes again: `args` keep them in attributes that are
+    not fields.
     """
     if args is None or isinstance(args, cls):
         return args or cls("tmp_trainer")
@@ -63,118 +63,120 @@ def completed(args: TrainingArguments | None, cls: type[Arguments]) -> Arguments
 
 
 class CompatibleTrainer(Trainer):
-    """[`~transformers.Trainer`] with public methods for what it leaves to private ones: a subclass overrides those."""
+    """[`~transformers.Trainer`] with public hooks in place of the private methods that subclasses would override."""
 
     _writing_checkpoint = False
 
     def _prepare_for_training(self, *args, **kwargs):
-        """The model is sharded here. Whatever saves it reads the name of its class."""
+        """Shards the model. Saving reads the name of its class, so the original name is restored."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             name_as_unsharded(self.model)
         return prepared
 
     def _run_epoch(self, **kwargs):
-        """Not a step too many: the library takes one more when it resumes after the last."""
+        """Prevents an extra step: `Trainer` makes one when it resumes after the last step."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        """What comes between two steps: callbacks get neither the model of the run nor its trial."""
+        """Calls `between_steps`: callbacks have no access to the wrapped model and the trial."""
         with contextlib.suppress(Preempted):
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         self.between_steps(model, trial)
 
     def between_steps(self, model, trial) -> None:
-        """Called after a step was logged, evaluated and saved; `errors.Preempted` leaves that unfinished."""
+        """Called after a step was logged, evaluated and saved. `errors.Preempted` skips the rest of these, not this
+        call."""
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The only place between gradients and weights that knows the norm: of all gradients, where accelerate before
-        1.15 returns the part of this process if the model is sharded."""
+        """Calls `check_grad_norm`: this is the only place before the optimizer step that knows the gradient norm. For
+        sharded models, accelerate before 1.15 returns the norm of the local shard; `full_tensor` completes it."""
         grad_norm = full_tensor(super()._get_grad_norm(model, grad_norm))
         self.check_grad_norm(grad_norm)
         return grad_norm
 
     def check_grad_norm(self, grad_norm) -> None:
-        """Called before each step of the optimizer, with the norm of all gradients."""
+        """Called before each optimizer step with the norm of all gradients."""
 
     def _hp_search_setup(self, trial):
-        """By now `train` has made a new model, where there is a `model_init`; and a trial its hyperparameters."""
+        """Calls `adopt`: at this point `train` has created a new model if there is a `model_init`, and the trial has
+        set its hyperparameters."""
         super()._hp_search_setup(trial)
         if self.model_init is not None:
             self.adopt(self.model)
 
     def adopt(self, model) -> None:
-        """Called with each model that `model_init` has made."""
+        """Called with each model that `model_init` creates."""
 
     def _issue_warnings_after_load(self, load_result):
-        """A tied weight is saved under one of its names, and is not missing under the other."""
+        """Ignores tied weights, which are saved under only one of their names."""
         missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     # ---- Data ----
 
     def _set_signature_columns_if_needed(self):
-        """The library drops the columns that the model's `forward` does not name."""
+        """Keeps the columns of `columns_beside_the_model`: `Trainer` drops all that `forward` does not name."""
         unset = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         if unset:
             self._signature_columns += self.columns_beside_the_model()
 
     def columns_beside_the_model(self) -> list[str]:
-        """Columns that the collator reads, and the model does not."""
+        """Columns that the collator reads and the model does not."""
         return []
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
-        """`dataloader_drop_last` is about training: an evaluation is of everything."""
+        """Applies `dataloader_drop_last` to training only: an evaluation covers all examples."""
         with arguments_as(self.args, dataloader_drop_last=self.args.dataloader_drop_last and is_training):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
     @property
     def train_batch_size(self) -> int:
-        """Sequences in a batch of this process: fewer than `args` say where `auto_find_batch_size` had to halve."""
+        """Batch size of this process: smaller than in `args` if `auto_find_batch_size` has reduced it."""
         return self._train_batch_size
 
     def _prepare_input(self, data):
-        """Without waiting for the device, as the library's copies of what its own loaders have not put there do."""
+        """Copies tensors to the device without host-device synchronization, unlike the library."""
         if isinstance(data, torch.Tensor):
             data = data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
     def prepare_inputs(self, inputs):
-        """A batch on the device of the run: `prediction_step` gets it as it left the collator."""
+        """The batch on the device of the run. `prediction_step` receives it from the collator, on the host."""
         return self._prepare_inputs(inputs)
 
     # ---- Optimizer and schedule ----
 
     def own_scheduler(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
-        """Use this one in the place of the library's; the next `train` makes another, as it does of the library's."""
+        """Use `scheduler` instead of the library's. The next `train` discards it, as it discards the library's."""
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
 
     # ---- Checkpoints ----
 
     def _get_output_dir(self, trial):
-        """While a checkpoint is being written, the place for what is not complete yet: the library has no other name
-        for one, and takes whatever is there for whole."""
+        """Redirects a checkpoint that is being written to a temporary folder. The library would write to the final
+        name, and considers whatever has that name complete."""
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, INCOMPLETE) if self._writing_checkpoint else folder
 
     def checkpoint_folder(self, trial) -> Path:
-        """Where the checkpoint of this step is, or will be."""
+        """The final folder of the checkpoint of this step."""
         return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _save_checkpoint(self, model, trial):
-        """There is no callback before a checkpoint, nor one in the place of it."""
+        """Calls `save_checkpoint`: there is no callback before a checkpoint, or to replace it."""
         self.save_checkpoint(model, trial)
 
     def save_checkpoint(self, model, trial) -> None:
-        """Write the checkpoint of this step and push it, where `push_to_hub` says so."""
+        """Write the checkpoint of this step, and push it if `push_to_hub` is set."""
         super()._save_checkpoint(model, trial)
         if self.args.push_to_hub:
             self.push_checkpoint(self.checkpoint_folder(trial))
 
     def write_incomplete(self, model, trial) -> None:
-        """Write this process's part of the checkpoint of this step, in [`files.INCOMPLETE`] beside its place."""
+        """Write this process's part of the checkpoint of this step to the temporary folder [`files.INCOMPLETE`]."""
         self._writing_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
@@ -182,8 +184,8 @@ class CompatibleTrainer(Trainer):
             self._writing_checkpoint = False
 
     def _save(self, output_dir=None, state_dict=None):
-        """Without the pickled arguments: they would carry the Hub token in clear text, and nothing reads them."""
-        if state_dict is not None:  # gathered from shards, tied weights twice
+        """Omits the pickled arguments, which contain the Hub token in clear text and are never read."""
+        if state_dict is not None:  # gathered from shards, with tied weights duplicated
             state_dict = {n: value for n, value in state_dict.items() if n not in self.model.all_tied_weights_keys}
         super()._save(output_dir, state_dict)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
@@ -192,11 +194,11 @@ class CompatibleTrainer(Trainer):
             share_weights(folder)
 
     def save_unpushed(self) -> None:
-        """[`~transformers.Trainer.save_model`], which otherwise pushes what nothing was measured of yet."""
+        """[`~transformers.Trainer.save_model`] without its push, which would come before the evaluation."""
         self.save_model(_internal_call=True)
 
     def _save_optimizer_and_scheduler(self, output_dir):
-        """Callbacks cannot add a file to a checkpoint: when they are called, it has its name."""
+        """Calls `save_beside_optimizer`: callbacks run too late to add files to a checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.save_beside_optimizer(Path(output_dir))
@@ -207,7 +209,7 @@ class CompatibleTrainer(Trainer):
             self.load_beside_optimizer(Path(checkpoint))
 
     def save_beside_optimizer(self, checkpoint: Path) -> None:
-        """Called in the process that writes a checkpoint, to add files of one's own."""
+        """Called in the process that writes a checkpoint, to add files."""
 
     def load_beside_optimizer(self, checkpoint: Path) -> None:
         """Called in every process when a run is resumed from a checkpoint."""
@@ -215,14 +217,14 @@ class CompatibleTrainer(Trainer):
     # ---- Pushes ----
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        """Not yet: the library pushes a checkpoint before it is complete."""
+        """Does nothing: the library would push a checkpoint before it is complete."""
 
     def push_checkpoint(self, checkpoint: Path) -> None:
-        """Push a checkpoint that is complete."""
+        """Push a complete checkpoint."""
         super()._push_from_checkpoint(str(checkpoint))
 
     def finish_push(self) -> None:
-        """Wait for the push of an earlier checkpoint: two at once would find each other's commit in their way."""
+        """Wait for the push of an earlier checkpoint, because concurrent pushes conflict."""
         self._finish_current_push()
 
 
@@ -230,17 +232,17 @@ class CompatibleTrainer(Trainer):
 
 
 def was_loaded(weight: torch.nn.Parameter) -> bool:
-    """Whether `from_pretrained` has found it in the checkpoint: it marks what it has, and reports in its log alone."""
+    """Whether `from_pretrained` found the weight in the checkpoint. It marks such weights and only logs a report."""
     return getattr(weight, "_is_hf_initialized", False)
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The name of the attention that a model computes with, as `set_attn_implementation` takes it."""
+    """The name of a model's attention implementation, as in `set_attn_implementation`."""
     return model.config._attn_implementation
 
 
 def initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
-    """Draw the weights of one module of a model, as a new model has them: in public there is only all of a model."""
+    """Initialize one module of a model as in a new model. The public API initializes only whole models."""
     model._init_weights(module)
 
 
@@ -248,11 +250,10 @@ def initialize(model: PreTrainedModel, module: torch.nn.Module) -> None:
 
 
 def switch_fsdp_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Let FSDP2 work between CPUs too, and lose no precision to `bf16` beyond that of the layers.
+    """Enable FSDP2 on CPUs, and keep gradient reduction and outputs in fp32 with `bf16`.
 
-    accelerate shards between accelerators only: a run of several CPUs goes on with DDP, and nothing says so. All that
-    it takes is to call the run by its name in the state that accelerate shares; neither torch nor the Trainer minds
-    the device.
+    accelerate shards across accelerators only, and silently falls back to DDP on several CPUs. Setting the distributed
+    type in its shared state is sufficient; torch and the Trainer support any device.
     """
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
@@ -261,13 +262,13 @@ def switch_fsdp_on(accelerator: Accelerator, plugin: FullyShardedDataParallelPlu
         state.fsdp_plugin = plugin
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     if (policy := state.fsdp_plugin.mixed_precision_policy) is not None:
-        # As under DDP with autocast: gradients are averaged, and losses returned, in fp32.
+        # As in DDP with autocast: gradients are averaged and losses returned in fp32.
         state.fsdp_plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def name_as_unsharded(model: torch.nn.Module) -> None:
-    """Give a model sharded by FSDP2 its name back: torch derives a class of its own from the model's, and saving
-    would ship the code of torch in the place of the model's and name a class in it that cannot be loaded."""
+    """Restore the class name of a model sharded by FSDP2. torch derives a new class from the model's; saving would
+    copy torch's code instead of the model's, and name a class that cannot be loaded."""
     sharded, original = type(model), type(model).__bases__[-1]
     sharded.__name__, sharded.__qualname__, sharded.__module__ = (
         original.__name__,
@@ -280,7 +281,7 @@ def name_as_unsharded(model: torch.nn.Module) -> None:
 
 
 def first_features(stream: IterableDataset) -> Features:
-    """The columns and types of a stream whose first row says them: `features` is `None` until something has read."""
+    """The columns and types of a stream, inferred from its first row: `features` is `None` before the first read."""
     return stream.take(1)._resolve_features().features or Features()
 
 
@@ -288,14 +289,14 @@ def first_features(stream: IterableDataset) -> Features:
 
 
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the kernels leave this step out: with fp16, a fused optimizer is called although gradients overflowed,
-    and `GradScaler` tells it by this attribute. Other optimizers are not called then."""
+    """Whether the kernels of a fused optimizer skip this step. With fp16, `GradScaler` calls it even if gradients
+    overflowed, and sets this attribute. Other optimizers are not called then."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
 
 
 def unscale_before(optimizer: torch.optim.Optimizer) -> None:
-    """Let `GradScaler` unscale the gradients before it calls this optimizer: fused ones say that they do it."""
+    """Make `GradScaler` unscale the gradients before it calls this optimizer; fused ones declare that they do it."""
     optimizer._step_supports_amp_scaling = False
 
 
@@ -304,20 +305,21 @@ def has_onednn_linear() -> bool:
 
 
 def onednn_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`states @ weight.T + bias` by oneDNN: torch leaves no choice between it and MKL, except to its compiler."""
+    """`states @ weight.T + bias` with oneDNN. torch chooses between oneDNN and MKL itself; only its compiler can
+    choose."""
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 def onednn_multiplies_bf16() -> bool:
-    """Of torch before `torch.cpu.get_capabilities`."""
+    """Whether the processor has bf16 instructions, for torch without `torch.cpu.get_capabilities`."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def softmax_gradient(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """The gradient of what a softmax over the last dimension was of: autograd's kernel, which makes no copies."""
+    """The input gradient of a softmax over the last dimension. Autograd's kernel, which makes no copies."""
     return torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)
 
 
 def unregister(library: torch.library.Library) -> None:
-    """Give operators their own kernels back: a library does so only when it is collected, at an unknown time."""
+    """Restore the original kernels of a library's operators now; otherwise that waits for garbage collection."""
     library._destroy()

@@ -1,20 +1,18 @@
-"""Faster kernels for training on a CPU, put under PyTorch's own operators.
+"""Faster kernels for training on a CPU, registered under PyTorch's own operators.
 
-Some of a CPU step's time goes to things that need far less of it. What replaces them computes the same; only rounding,
-and which random numbers are drawn, differ.
+They compute the same results up to rounding and the choice of random numbers.
 
-- **fp32 matrix products** go to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, which is inside
-  PyTorch too, uses AVX-512 wherever there is any: about 2.3 times the speed on an AMD EPYC with one thread
+- **fp32 matrix products**: PyTorch uses MKL, which is limited to AVX2 on non-Intel processors. oneDNN, which PyTorch
+  includes, uses AVX-512 on all processors that have it: about 2.3 times the speed on an AMD EPYC with one thread
   (`benchmarks/training_step.py` prints both).
-- **Memory** that a step frees goes back to the system, and comes back page by page, zeroed, in the next: a tenth of an
-  fp32 step. Kept, it costs nothing: the peak is the same.
-- **Dropout** takes a random number an element, from one core, and keeps its mask as fp32. A random byte is enough to
-  draw it and to keep.
-- **Attention** keeps its probabilities twice, as they were and with dropout, beside a mask of fp32, until the
-  gradients are computed. Once and a byte an element will do.
+- **Memory**: PyTorch returns freed memory to the system and gets it back zeroed, page by page, in the next step. That
+  takes a tenth of an fp32 step. Here the process keeps it; the peak is the same.
+- **Dropout**: PyTorch draws one random number per element on a single core, and saves the mask in fp32. Here one
+  random byte per element is drawn and saved.
+- **Attention**: PyTorch saves the probabilities before and after dropout and an fp32 mask for the backward pass. Here
+  it saves the probabilities once, and one byte per element.
 
-Kernels belong to the whole process, so they are put there for a while only: [`use`] is a context. Attention belongs to
-a model: [`suit_attention`].
+Kernels apply to the whole process, so [`use`] is a context manager. Attention is set per model: [`suit_attention`].
 """
 
 import ctypes
@@ -34,26 +32,26 @@ from transformers.models.electra.modeling_electra import ElectraPreTrainedModel,
 from .compatibility import has_onednn_linear, onednn_linear, onednn_multiplies_bf16, softmax_gradient, unregister
 
 
-# Below this many rows the way through Python costs more than the faster kernel saves.
+# Below this many rows, the overhead of Python exceeds the gain of the faster kernel.
 MIN_ROWS = 32
 
 _library: torch.library.Library | None = None
 
 
 @contextmanager
-def use(wanted: bool = True) -> Iterator[None]:
-    """Use the faster kernels, in all threads of this process, until the context ends. Contexts may be nested.
+def use(enabled: bool = True) -> Iterator[None]:
+    """Use the faster kernels in all threads of this process until the context ends. Contexts may be nested.
 
-    Memory that is freed stays with the process from the first use on, for good.
+    From the first use on, the process keeps freed memory permanently.
     """
     global _library
-    if not wanted or _library is not None:
+    if not enabled or _library is not None:
         yield
         return
     _keep_freed_memory()
     _library = torch.library.Library("aten", "IMPL")
     try:
-        with warnings.catch_warnings(action="ignore"):  # that kernels are overridden is the purpose
+        with warnings.catch_warnings(action="ignore"):  # torch warns that kernels are overridden
             _override("dropout", _dropout, "AutogradCPU")
             if prefers_onednn():
                 _override("mm", _mm)
@@ -65,16 +63,16 @@ def use(wanted: bool = True) -> Iterator[None]:
 
 
 def suit_attention(model: PreTrainedModel, device: torch.device | str) -> None:
-    """On a CPU, plain attention: at usual lengths it is the fastest, in bf16 several times so, and its operations are
-    counted. An ELECTRA gets [`attention_forward`]. Elsewhere the model keeps what it has."""
+    """On a CPU, switch the model to plain attention, which is fastest at typical lengths (several times in bf16) and
+    visible to FLOP counters. ELECTRA models get [`attention_forward`]. On other devices, do nothing."""
     if torch.device(device).type == "cpu":
         model.set_attn_implementation("electra_cpu" if isinstance(model, ElectraPreTrainedModel) else "eager")
 
 
 def prefers_onednn() -> bool:
-    """Whether oneDNN multiplies fp32 matrices faster than MKL here: AVX-512 in a processor that is not Intel's.
+    """Whether oneDNN is expected to multiply fp32 matrices faster than MKL: on non-Intel processors with AVX-512.
 
-    Told by what the processor is and not by the clock, so that a run and its continuation use the same kernels.
+    Decided by the processor, not by a timing, so that a resumed run uses the same kernels.
     """
     return (
         torch.backends.mkl.is_available()
@@ -86,8 +84,8 @@ def prefers_onednn() -> bool:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for matrix products in bf16. Where it has none, PyTorch takes tens of
-    times as long for one as in fp32."""
+    """Whether the processor has instructions for bf16 matrix products. Without them, a product takes PyTorch tens of
+    times as long as in fp32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
         return onednn_multiplies_bf16()
     able = torch.cpu.get_capabilities()
@@ -107,7 +105,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def _keep_freed_memory() -> None:
-    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not in every C library
+    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # some C libraries lack it
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
 
@@ -133,7 +131,7 @@ def _mm(left, right):
     if not _suits_onednn(left, right):
         return NotImplemented
     if left.shape[0] > right.shape[1] and not left.is_contiguous():
-        # The gradient of a weight with more rows than columns: oneDNN is up to 2.6 times faster at its transpose.
+        # The gradient of a weight with more rows than columns: oneDNN computes its transpose up to 2.6 times faster.
         return onednn_linear(right.t(), left).t().contiguous()
     return onednn_linear(left, right.t())
 
@@ -148,11 +146,15 @@ def _addmm(bias, left, right, *, beta=1, alpha=1):
 
 
 def draw(shape: torch.Size, p: float) -> tuple[torch.Tensor, int]:
-    """A random byte for each element of a tensor that dropout leaves with probability `1 - p` each, and the number of
-    values of a byte, counted from the smallest, that let it stay.
+    """Random bytes for dropout with probability `p`, and the number of byte values, counted from the smallest, for
+    which an element is kept.
 
-    A byte decides in steps of 1/256. Which of the two steps beside `p` is taken is drawn too, once a tensor, so that
-    the probability of an element is `p` itself; what stays is to be scaled by the step taken, which moves no mean.
+    A byte resolves probabilities in steps of 1/256. One of the two steps next to `p` is drawn for each tensor, so that
+    the probability for each element is exactly `p`. Kept elements must be scaled by the drawn step, which keeps the
+    mean unbiased.
+
+    Returns:
+        `torch.CharTensor` of shape `shape`, and an `int` from 1 to 256.
     """
     staying = math.floor(256 * (1 - p) + float(torch.rand(())))
     words = torch.empty(-(-shape.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
@@ -160,17 +162,19 @@ def draw(shape: torch.Size, p: float) -> tuple[torch.Tensor, int]:
 
 
 def can_draw(p: float) -> bool:
-    """Whether [`draw`] can: not for probabilities so close to 0 or 1 that a byte cannot tell them from it."""
+    """Whether [`draw`] supports `p`: not if it is too close to 0 or 1 for the resolution of a byte."""
     return 1 / 256 <= p <= 255 / 256
 
 
 def drop(values: torch.Tensor, noise: torch.Tensor, staying: int) -> torch.Tensor:
-    """`values` with 0 for what does not stay."""
-    # Compared into numbers: a product with booleans takes many times as long.
+    """`values` with dropped elements set to 0, not scaled."""
+    # The comparison writes floats, because a product with booleans takes many times as long.
     return torch.le(noise, staying - 129, out=torch.empty(noise.shape, dtype=values.dtype)).mul_(values)
 
 
 class Dropout(torch.autograd.Function):
+    """Dropout that saves one byte per element for the backward pass."""
+
     @staticmethod
     def forward(ctx, states, p):
         noise, ctx.staying = draw(states.shape, p)
@@ -193,14 +197,15 @@ def _dropout(states, p, train):
 
 
 class Attention(torch.autograd.Function):
-    """softmax(scaling * query @ key^T + bias) @ value with dropout on the probabilities, and the gradients of `query`,
-    `key` and `value`. Products are in their dtype, also under autocast.
+    """softmax(scaling * query @ key^T + bias) @ value with dropout on the probabilities. Differentiable with respect
+    to `query`, `key` and `value`. Products use the dtype of the inputs, also under autocast.
 
     Args:
         query (`torch.FloatTensor` of shape `(items, queries, width)`).
         key, value (`torch.FloatTensor` of shape `(items, keys, width)`).
         bias (`torch.FloatTensor` of shape `(items, queries, keys)`, *optional*): overwritten.
-        scaling, p (`float`): `p` is 0 or what [`draw`] can draw.
+        scaling (`float`): factor on the scores.
+        p (`float`): dropout probability, 0 or one that [`can_draw`] accepts.
 
     Returns:
         The output (items, queries, width), and the probabilities before dropout (items, queries, keys).
@@ -229,7 +234,7 @@ class Attention(torch.autograd.Function):
         if noise is not None:
             kept, grad_scores = (drop(values, noise, ctx.staying) for values in (kept, grad_scores))
         grad_scores = softmax_gradient(grad_scores, probabilities)
-        # The scale of dropout goes into the products, which saves a pass over the scores.
+        # The dropout scale is applied in the products, which saves a pass over the scores.
         scale = 256 / ctx.staying
         grad_query = _product(grad_scores, key, ctx.scaling * scale)
         grad_key = _product(grad_scores.mT, query, ctx.scaling * scale)
@@ -237,7 +242,7 @@ class Attention(torch.autograd.Function):
 
 
 def _product(left, right, scale: float, out: torch.Tensor | None = None, beta: float = 0) -> torch.Tensor:
-    """`scale * left @ right`, plus `beta` times what `out` holds, a matrix an item."""
+    """`scale * left @ right + beta * out` for batches of matrices, written to `out` if given."""
     out = left.new_empty(*left.shape[:2], right.shape[2]) if out is None else out
     return torch.baddbmm(out, left, right, beta=beta, alpha=scale, out=out)
 
@@ -252,19 +257,20 @@ def attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention that keeps less for the gradients than Transformers' `eager_attention_forward`, and takes its
-    place in models on a CPU (`attn_implementation="electra_cpu"`).
+    """Plain attention that saves less memory for the backward pass than Transformers' `eager_attention_forward`. It
+    replaces that function in models on a CPU (`attn_implementation="electra_cpu"`).
 
     Args:
         query (`torch.FloatTensor` of shape `(batch, heads, queries, width)`).
         key, value (`torch.FloatTensor` of shape `(batch, heads, keys, width)`).
         attention_mask (`torch.BoolTensor` of a shape that expands to `(batch, heads, queries, keys)`, *optional*):
-            false where a key is not to be seen.
-        dropout (`float`): of the probabilities, where `module` is in training mode.
+            false where a key is masked.
+        scaling (`float`): factor on the scores.
+        dropout (`float`): dropout probability of the attention probabilities, if `module` is in training mode.
 
     Returns:
-        The output (batch, queries, heads, width), and the probabilities (batch, heads, queries, keys), without
-        dropout and through which no gradient flows.
+        The output (batch, queries, heads, width), and the probabilities (batch, heads, queries, keys) before dropout,
+        not differentiable.
     """
     shape = (*query.shape[:3], key.shape[2])
     bias = None

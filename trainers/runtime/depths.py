@@ -1,12 +1,12 @@
-"""How deep a model is, and when, while it is pre-trained."""
+"""Depth schedules: the number of layers over the course of pre-training."""
 
 import re
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 
-# What `--depth_schedule` calls depths that are found in the run, and at which shares of it that is done. A model that
-# grows later has no time left to learn what its new layers are for.
+# The value of `--depth_schedule` that lets the run choose its depths, and the shares of the run at which it decides.
+# Layers added later would have too little time to train.
 AUTO = "auto"
 DECISIONS = (0.15, 0.35, 0.55)
 LEAST_DEPTH = 2
@@ -14,10 +14,10 @@ LEAST_DEPTH = 2
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """Stages of a run, each at its depth.
+    """Stages of a run, each with its own depth.
 
-    depths: layers of each stage, rising.
-    ends: where each stage ends, as a share of the run; the last is 1.
+    depths: number of layers in each stage, strictly increasing.
+    ends: end of each stage, as a share of the run; the last is 1.
     """
 
     depths: tuple[int, ...]
@@ -28,11 +28,11 @@ class DepthSchedule:
         """`2:0.15,4:0.55,8`: two layers for 15 % of the run, four for the next 55 %, then eight.
 
         Raises:
-            ValueError: for anything of another form.
+            ValueError: if `text` has another form.
         """
         form = (
-            "`depth_schedule` must be rising depths with their shares of the run, which leave some for the last, such "
-            f"as 2:0.15,4:0.55,8; got {text}"
+            "`depth_schedule` must be increasing depths with their shares of the run, and a last depth for the rest, "
+            f"such as 2:0.15,4:0.55,8; got {text}"
         )
         *stages, last = str(text).replace(" ", "").split(",")
         pairs = [re.fullmatch(r"(\d+):(0?\.\d+)", stage) for stage in stages]
@@ -46,28 +46,28 @@ class DepthSchedule:
         return cls(depths, (*ends, 1.0))
 
     def fits(self, depth: int) -> None:
-        """Raises: ValueError if a model of this depth is not what the schedule ends in."""
+        """Raises: ValueError if the schedule does not end with `depth` layers."""
         if self.depths[-1] != depth:
             raise ValueError(
                 f"the last depth of `depth_schedule` must be `num_hidden_layers`, {depth}, got {self.depths[-1]}"
             )
 
     def stage_at(self, progress: float) -> int:
-        """The number of the stage in which a run is at a share of it from 0 to 1; at a stage's end, the next."""
+        """Index of the stage at `progress`, a share of the run from 0 to 1; at the end of a stage, the next one."""
         return next((number for number, end in enumerate(self.ends) if progress < end), len(self.ends) - 1)
 
     def last_step(self, stage: int, max_steps: int) -> int:
-        """After how many of a run's steps a stage ends."""
+        """Number of steps of a run of `max_steps` after which a stage ends."""
         return round(self.ends[stage] * max_steps)
 
     def stage_after(self, step: int, max_steps: int) -> int:
-        """As [`stage_at`], for a run that counts its steps."""
+        """As [`stage_at`], for the progress after `step` of `max_steps` steps."""
         last = len(self.ends) - 1
         return next((stage for stage in range(last) if step < self.last_step(stage, max_steps)), last)
 
 
 def doubling(depth: int) -> tuple[int, ...]:
-    """Depths that double up to the given one: 2, 4, 8, or 3, 6, 12."""
+    """Depths that double up to `depth`, such as 2, 4, 8 or 3, 6, 12."""
     depths = [depth]
     while depths[0] % 2 == 0 and depths[0] // 2 >= LEAST_DEPTH:
         depths.insert(0, depths[0] // 2)
@@ -76,24 +76,24 @@ def doubling(depth: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class FoundDepths(DepthSchedule):
-    """Stages at whose ends a measurement says whether the model grows.
+    """Stages at whose ends a measurement decides whether the model grows.
 
-    depths: those that it may have, rising.
-    ends: where it is measured, as shares of the run; and 1.
+    depths: possible depths, strictly increasing.
+    ends: shares of the run at which to measure, followed by 1.
     """
 
     @classmethod
     def of(cls, depth: int) -> "FoundDepths":
-        """For a model that may have so many layers.
+        """The schedule for a model of at most `depth` layers.
 
         Raises:
-            ValueError: if it has no shallower one to begin with.
+            ValueError: if `depth` cannot be halved.
         """
         depths = doubling(depth)
         if len(depths) == 1:
             raise ValueError(
-                f"`depth_schedule` auto halves `num_hidden_layers` down to {LEAST_DEPTH} or 3: it must be an even "
-                f"number of at least {2 * LEAST_DEPTH}, got {depth}"
+                f"`num_hidden_layers` must be an even number of at least {2 * LEAST_DEPTH} for `depth_schedule` auto, "
+                f"which starts with a half of it or less, got {depth}"
             )
         return cls(depths, (*DECISIONS, 1.0))
 
@@ -103,10 +103,10 @@ class FoundDepths(DepthSchedule):
 
 
 def read_depths(text: str, depth: int) -> DepthSchedule:
-    """The schedule that `--depth_schedule` says, for a model that ends with so many layers.
+    """The schedule in `text`, a value of `--depth_schedule`, for a model of finally `depth` layers.
 
     Raises:
-        ValueError: for one that does not fit.
+        ValueError: if the text is malformed or does not fit the depth.
     """
     schedule = FoundDepths.of(depth) if text == AUTO else DepthSchedule.parse(text)
     schedule.fits(depth)

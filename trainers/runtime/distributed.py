@@ -1,4 +1,4 @@
-"""What the processes of a run have to agree on."""
+"""Communication between the processes of a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from ..errors import WorkerError
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set in any process of the run. Every process has to call it, and all wait for the device."""
+    """Whether `flag` is set in any process of the run. A collective call with a host-device synchronization."""
     return bool(flags_set(flag, device)) if is_distributed() else flag
 
 
@@ -24,14 +24,14 @@ def is_distributed() -> bool:
 
 
 def flags_set(flag: bool, device: torch.device) -> torch.Tensor:
-    """In how many processes of the run `flag` is set, `()` on the device. Every process has to call it."""
+    """Number of processes in which `flag` is set, a tensor of shape `()` on the device. A collective call."""
     return all_reduce(torch.full((), float(flag), device=device))
 
 
 def run_on_main_and_broadcast(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns, or raises, in the main process, in every process of the run. All of them have to call it.
+    """Call `decide` in the main process, and return its result, or raise its error, in every process of the run.
 
-    So that processes cannot find a folder in different states, and nothing is done twice.
+    A collective call. It ensures that processes do not see a folder in different states, and nothing is done twice.
     """
     answer = [None, None]
     if PartialState().is_main_process:
@@ -45,16 +45,16 @@ def run_on_main_and_broadcast(decide: Callable[[], Any]) -> Any:
     return result
 
 
-# How torch and `datasets` say it, with what they raise for anything.
+# Beginnings of the messages of torch and `datasets`, which raise a generic RuntimeError.
 WORKER_DIED = ("DataLoader worker", "One of the subprocesses has abruptly died")
 
 
 @contextmanager
 def naming_dead_workers(flag: str) -> Iterator[None]:
-    """Say what to do where a process has died of which `flag` is the number.
+    """Convert the error about a dead worker process. `flag` sets the number of workers.
 
     Raises:
-        WorkerError: then; whatever else is raised inside stays.
+        WorkerError: if a worker has died; the message says what to do. Other errors are not converted.
     """
     try:
         yield
@@ -62,18 +62,18 @@ def naming_dead_workers(flag: str) -> Iterator[None]:
         if not str(error).startswith(WORKER_DIED):
             raise
         raise WorkerError(
-            f"a process that reads the data was killed, perhaps because memory ran out; a smaller {flag} takes less. "
-            "The same command continues"
+            f"a process that reads the data was killed, perhaps because memory ran out; a smaller {flag} needs less. "
+            "The same command resumes the run"
         ) from error
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a parameter or a gradient, wherever its shards are. Every process has to call it."""
+    """A parameter or gradient gathered from its shards. A collective call if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_as(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Of a tensor that every process has all of, the shard that this process has of `parameter`."""
+    """The shard of a replicated tensor that corresponds to this process's shard of `parameter`."""
     if not isinstance(parameter, DTensor):
         return tensor
     mesh = parameter.device_mesh

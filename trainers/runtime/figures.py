@@ -1,4 +1,4 @@
-"""Figures, drawn where matplotlib is installed."""
+"""Optional figures, which require matplotlib."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def can_draw() -> bool:
-    """Whether matplotlib is installed. Where it is not, one warning in a process says that figures are missing."""
+    """Whether matplotlib is installed. If not, warn once per process that figures are missing."""
     installed = importlib.util.find_spec("matplotlib") is not None
     if not installed:
         logger.warning("no figure is drawn: matplotlib is not installed (pip install 'electra-early-exit[demo]')")

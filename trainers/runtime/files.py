@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that name them."""
+"""Atomic file writes, and errors that name the file."""
 
 import json
 import logging
@@ -15,16 +15,19 @@ from ..errors import UsageError, WriteError, first_line
 
 logger = logging.getLogger(__name__)
 
-# What begins with these is not complete yet, or not any more; pushes to the Hub leave out names that begin with `_`.
+# Prefixes of files and folders that are incomplete or damaged. Pushes to the Hub skip names that begin with `_`.
 INCOMPLETE, DAMAGED = "_incomplete", "_damaged"
-# In the messages of errors that are of no kind of their own: torch.save's, in C++, which does not say why it cannot
-# write, and those of tokenizers, in Rust.
+# Parts of the messages of generic errors: of torch.save (C++), which does not give a reason, and of tokenizers (Rust).
 TORCH_SAVE_FAILED, RUST_FAILED = ("inline_container.cc", "iostream error"), "(os error "
 
 
 @contextmanager
 def naming_write_errors(what: str) -> Iterator[None]:
-    """Turn what the libraries raise when a disk is full or not writable into a [`WriteError`] that names `what`."""
+    """Convert the errors of libraries about a full or read-only disk.
+
+    Raises:
+        WriteError: with a message that names `what`. Other errors are not converted.
+    """
     try:
         yield
     except Exception as error:
@@ -32,25 +35,25 @@ def naming_write_errors(what: str) -> Iterator[None]:
         if any(sign in reason for sign in TORCH_SAVE_FAILED):
             reason = "torch.save failed; is the disk full?"
         elif not isinstance(error, (OSError, SafetensorError)) and RUST_FAILED not in reason:
-            raise  # it is not about the disk
+            raise  # not about the disk
         raise WriteError(f"{what} could not be written: {reason}") from error
 
 
 @contextmanager
 def tolerated(what: str) -> Iterator[None]:
-    """Warn of an error inside and go on: for `what` is beside the weights, and not worth a run."""
+    """Log an error inside as a warning and continue, for steps that the run can do without."""
     try:
         yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        logger.warning(f"{what} failed, and the run continues without it: {reason}")
+        logger.warning(f"{what} failed; the run continues without it: {reason}")
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file that is never seen half written.
+    """Write a JSON file atomically.
 
     Raises:
-        WriteError: if it cannot be written; the file is as it was.
+        WriteError: if it cannot be written. The previous file is unchanged.
     """
     incomplete = path.with_name(f"{INCOMPLETE}-{path.name}")
     with naming_write_errors(str(path)):
@@ -61,14 +64,14 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def share_weights(folder: Path) -> None:
-    """Give a model's weights the permissions of its config: safetensors 0.8 writes files for their owner alone."""
+    """Give weights the permissions of their config: safetensors 0.8 writes files that only the owner can read."""
     config = folder / "config.json"
     for path in folder.glob("*.safetensors") if config.exists() else ():
         path.chmod(stat.S_IMODE(config.stat().st_mode))
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,10 +80,14 @@ def flush(path: Path) -> None:
 
 
 def read_json(path: Path, needs: str | None = None) -> dict:
-    """What a JSON file says that must hold an object.
+    """The JSON object in a file.
+
+    Args:
+        path: the file.
+        needs: name of a section, an object itself, that must be present.
 
     Raises:
-        UsageError: if it cannot be read, holds something else, or has no section that it `needs`.
+        UsageError: if the file cannot be read, does not contain an object, or lacks the section `needs`.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -89,5 +96,5 @@ def read_json(path: Path, needs: str | None = None) -> dict:
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a JSON object, got {content!r:.100}")
     if needs is not None and not isinstance(content.get(needs), dict):
-        raise UsageError(f"{path} has no section `{needs}`; remove it to have it made again")
+        raise UsageError(f"{path} has no section `{needs}`; remove the file to have it rebuilt")
     return content

@@ -1,8 +1,8 @@
-"""Floating-point operations of a step, in two conventions.
+"""Floating-point operations (FLOPs) of a step, in two conventions.
 
-[`step_flops`] counts exactly: two operations for each multiply-add of a matrix product (projections, attention,
-feed-forward, heads), as `torch.utils.flop_counter` counts them, and nothing for look-ups, normalisation, activations
-and softmax. [`step_flops_as_published`] counts as ELECTRA's authors do, for comparison with their tables.
+[`step_flops`] counts two operations for each multiply-add of a matrix product (projections, attention, feed-forward,
+heads), as `torch.utils.flop_counter` does, and none for look-ups, normalization, activations and softmax.
+[`step_flops_as_published`] uses the convention of ELECTRA's authors, for comparison with their tables.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.exit_policy import capacity, sample_size
 
 
-# Forward, and two products of the same size backward: the gradient of the input and that of the weight.
+# One product in the forward pass and two of the same size in the backward pass, for the gradients of input and weight.
 TRAINING_FACTOR = 3
 
 
 def without_exits(config: ElectraEarlyExitConfig) -> ElectraEarlyExitConfig:
-    """The config of the same model trained without exits, with which savings are compared."""
+    """The config of the same model without exits, the baseline for savings."""
     return ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
 
 
 @dataclass
 class StepFlops:
-    """Operations of one step of a batch.
+    """FLOPs of one step on a batch.
 
-    blocks (`float`): the discriminator's layers, the part that exits make smaller.
-    heads (`float`): the discriminator's other products: embedding projection, final head, exit heads.
-    generator (`float`): everything the generator multiplies.
+    blocks (`float`): of the discriminator's layers, the part that exits reduce.
+    heads (`float`): of the discriminator's other products: embedding projection, final head, exit heads.
+    generator (`float`): of all products of the generator.
     """
 
     blocks: float
@@ -49,7 +49,7 @@ class StepFlops:
 
 
 def active_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool) -> list[int]:
-    """Tokens of a sequence that each layer computes, one number a layer."""
+    """Number of tokens of a sequence that each layer computes, one entry per layer."""
     active, counts = sequence_length, []
     exits = zip(config.exit_layers, config.exit_capacities, strict=True)
     keep = dict(exits) if exits_active and config.has_exit_heads else {}
@@ -63,7 +63,7 @@ def active_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_ac
 
 
 def context_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool) -> list[int]:
-    """Tokens of a sequence that each layer attends to, one number a layer."""
+    """Number of tokens of a sequence that each layer attends to, one entry per layer."""
     active = active_tokens(config, sequence_length, exits_active)
     if config.exit_context == "all":
         return [sequence_length] * len(active)
@@ -72,10 +72,8 @@ def context_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_a
     return [sequence_length if layer in config.exit_layers else count for layer, count in enumerate(active)]
 
 
-def asked_tokens(
-    config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool, training: bool
-) -> list[int]:
-    """Tokens of a sequence that each exit's head reads, one number an exit."""
+def head_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool, training: bool) -> list[int]:
+    """Number of tokens of a sequence that each exit head reads, one entry per exit."""
     if not config.has_exit_heads:
         return []
     if training and not exits_active:
@@ -85,7 +83,7 @@ def asked_tokens(
 
 
 def layer_flops(hidden_size: int, intermediate_size: int, queries: int, keys: int) -> float:
-    """Forward operations of one layer for one sequence: `queries` tokens computed, `keys` tokens attended to."""
+    """Forward FLOPs of one layer for one sequence: `queries` tokens computed, `keys` tokens attended to."""
     projections = 2 * hidden_size * hidden_size * (2 * queries + 2 * keys)
     attention = 2 * 2 * queries * keys * hidden_size
     feed_forward = 2 * 2 * queries * hidden_size * intermediate_size
@@ -100,13 +98,18 @@ def step_flops(
     num_masked: int | None = None,
     training: bool = True,
 ) -> StepFlops:
-    """Operations of one step.
+    """FLOPs of one step.
 
     Args:
-        batch_size, sequence_length (`int`): of the batch, padding included (it is computed like everything else).
+        config ([`ElectraEarlyExitConfig`]): sizes, exits and generator.
+        batch_size (`int`): sequences in the batch.
+        sequence_length (`int`): tokens per sequence, padding included, which is computed like other tokens.
         exits_active (`bool`): whether tokens exit in this step.
-        num_masked (`int`, *optional*): masked tokens a sequence. Left out: `mlm_probability` of them.
-        training (`bool`): forward and backward pass, or forward alone.
+        num_masked (`int`, *optional*): masked tokens per sequence. If omitted, `mlm_probability` of the tokens.
+        training (`bool`): whether to count the backward pass.
+
+    Returns:
+        [`StepFlops`] of the batch.
     """
     hidden, tokens = config.hidden_size, sequence_length
     active = active_tokens(config, tokens, exits_active)
@@ -115,11 +118,11 @@ def step_flops(
     head = 2 * (hidden * hidden + hidden)
     heads = tokens * head + _projection(config.embedding_size, hidden, tokens)
     if config.has_exit_heads:
-        a_token = head
+        per_token = head
         if config.has_gain_heads:
-            # Their input is detached: no gradient of it, which is one of the three products of the wide layer.
-            a_token += head - (2 * hidden * hidden / TRAINING_FACTOR if training else 0)
-        heads += sum(asked_tokens(config, tokens, exits_active, training)) * a_token
+            # The regressors' input is detached: its gradient, one of the wide layer's three products, is not computed.
+            per_token += head - (2 * hidden * hidden / TRAINING_FACTOR if training else 0)
+        heads += sum(head_tokens(config, tokens, exits_active, training)) * per_token
 
     generator = 0.0
     if config.generator_type == "mlm":
@@ -131,7 +134,7 @@ def step_flops(
     if config.generator_type == "self":
         chosen = round(config.mlm_probability * tokens) if num_masked is None else num_masked
         head = 2 * chosen * config.embedding_size * (hidden + config.vocab_size)
-        # In training, as many proposals again, of which there is no backward pass.
+        # In training, as many proposals are sampled, in a forward pass only.
         generator = head + (head / TRAINING_FACTOR if training else 0)
     return StepFlops(blocks, heads, generator) * (batch_size * (TRAINING_FACTOR if training else 1))
 
@@ -141,13 +144,13 @@ def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
 
 
 def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:
-    """Share of the sequence that each layer computes while exits are active, one number a layer."""
+    """Share of the sequence that each layer computes while exits are active, one entry per layer."""
     return [count / sequence_length for count in active_tokens(config, sequence_length, True)]
 
 
 # ---- The convention of the ELECTRA paper ----
-# google-research/electra, `flops_computation.py`: operations per element count beside the matrix products; looking up
-# an embedding counts as a product with a one-hot vector; a backward pass counts as much as the forward pass.
+# google-research/electra, `flops_computation.py`: elementwise operations count in addition to matrix products; an
+# embedding look-up counts as a product with a one-hot vector; the backward pass counts as much as the forward pass.
 
 _DROPOUT, _LAYER_NORM, _ACTIVATION, _SOFTMAX = 4, 5, 8, 5
 _PUBLISHED_TRAINING_FACTOR = 2
@@ -156,11 +159,11 @@ _PUBLISHED_TRAINING_FACTOR = 2
 def step_flops_as_published(
     config: ElectraEarlyExitConfig, batch_size: int, sequence_length: int, exits_active: bool
 ) -> float:
-    """Operations of one training step, generator included, in the convention of the ELECTRA paper.
+    """FLOPs of one training step, generator included, in the convention of the ELECTRA paper.
 
     The authors' script gives 1.294e18 for all of ELECTRA-Small's pre-training and 6.425e19 for ELECTRA-Base's.
 
-    Args: those of [`step_flops`].
+    Args: as in [`step_flops`].
     """
     tokens = sequence_length
     layers = zip(
@@ -169,8 +172,8 @@ def step_flops_as_published(
     forward = sum(_published_layer(config, queries, keys) for queries, keys in layers)
     forward += tokens * (_published_embedding(config, tokens) + _published_detection_head(config))
     if config.has_exit_heads:
-        a_token = _published_detection_head(config) * (1 + config.has_gain_heads)
-        forward += sum(asked_tokens(config, tokens, exits_active, True)) * a_token
+        per_token = _published_detection_head(config) * (1 + config.has_gain_heads)
+        forward += sum(head_tokens(config, tokens, exits_active, True)) * per_token
     if config.generator_type == "mlm":
         small = config.generator_config()
         forward += small.num_hidden_layers * _published_layer(small, tokens, tokens)

@@ -1,4 +1,4 @@
-"""Numbers that a device computes, read without waiting for it."""
+"""Asynchronous reads of numbers from a device, without host-device synchronization."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 class LateNumber:
-    """A copy of one number on its way to the host."""
+    """An asynchronous copy of a scalar tensor to the host."""
 
     def __init__(self, number: torch.Tensor):
         self._host = number.detach().to("cpu", non_blocking=True)
@@ -18,7 +18,7 @@ class LateNumber:
         return self._event.query()
 
     def value(self) -> float:
-        """The number; waits where it has not arrived."""
+        """The number. Blocks until it has arrived."""
         self._event.synchronize()
         return float(self._host)
 
@@ -28,26 +28,26 @@ def on_host(number: torch.Tensor | float) -> bool:
 
 
 class LateNumbers:
-    """Looks at numbers when they arrive, in the order in which they were given: on a CPU at once, on any other device
-    a step or so later."""
+    """A queue of asynchronous reads: calls a function with each number when it arrives, in order. On a CPU numbers
+    arrive at once, on other devices about one step later."""
 
     def __init__(self):
-        self._on_their_way: deque[tuple[LateNumber, Callable[[float], None]]] = deque()
+        self._pending: deque[tuple[LateNumber, Callable[[float], None]]] = deque()
 
-    def watch(self, number: torch.Tensor | float, look: Callable[[float], None]) -> None:
-        """Have `look` called with a number, `()`, and with those before it that have arrived."""
+    def watch(self, number: torch.Tensor | float, callback: Callable[[float], None]) -> None:
+        """Queue `callback` for a number of shape `()`, and process the queue as far as numbers have arrived."""
         if on_host(number):
-            look(float(number))
+            callback(float(number))
             return
-        self._on_their_way.append((LateNumber(number), look))
-        while self._on_their_way and self._on_their_way[0][0].has_arrived():
-            self._look_at_first()
+        self._pending.append((LateNumber(number), callback))
+        while self._pending and self._pending[0][0].has_arrived():
+            self._process_first()
 
     def settle(self) -> None:
-        """Wait for all of them."""
-        while self._on_their_way:
-            self._look_at_first()
+        """Wait for all pending numbers and process them."""
+        while self._pending:
+            self._process_first()
 
-    def _look_at_first(self) -> None:
-        number, look = self._on_their_way.popleft()
-        look(number.value())
+    def _process_first(self) -> None:
+        number, callback = self._pending.popleft()
+        callback(number.value())

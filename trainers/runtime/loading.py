@@ -1,4 +1,4 @@
-"""Checkpoints that the user names: reading them, starting from them, and `electra-exit export`."""
+"""Loading of checkpoints that the user names, and `electra-exit export`."""
 
 import contextlib
 import functools
@@ -17,21 +17,22 @@ from .files import share_weights
 
 
 OURS = ElectraEarlyExitConfig.model_type
-# Those of a calibrated checkpoint are of heads that go on learning, perhaps another task.
+# Overrides for further training: thresholds of a calibrated checkpoint do not apply to heads that are trained further.
 NO_THRESHOLDS = {"inference_exit_thresholds": None, "inference_exit_temperatures": None}
 
 
 def lacks_model(folder: Path) -> str | None:
-    """What to say of a folder without a model: for that of a fine-tuning, where its best one is. `None` with one."""
+    """The error message for a folder without a model, `None` for a folder with one. For a fine-tuning run, the message
+    names the folder of the best model."""
     if (folder / "config.json").is_file():
         return None
     if best := best_model(folder):
-        return f"{folder} holds the seeds of a fine-tuning; its best model is {best}"
+        return f"{folder} holds one model per seed of a fine-tuning run; the best one is {best}"
     return f"{folder} holds no model: it has no config.json"
 
 
 def best_model(folder: Path) -> Path | None:
-    """The folder of the best seed of a fine-tuning; `None` for another folder."""
+    """The folder of the best seed of a fine-tuning run; `None` if `folder` is not a fine-tuning run."""
     try:
         best = folder / json.loads((folder / "metrics.json").read_bytes())["best"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -43,21 +44,21 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
     """The config of a checkpoint, a folder or a Hub id.
 
     Raises:
-        UsageError: if there is none, or none that transformers can read.
+        UsageError: if it is missing, or Transformers cannot read it.
     """
     with naming_failures(f"no model in `{checkpoint}`"):
         if best_model(Path(checkpoint)):
             raise UsageError(lacks_model(Path(checkpoint)))
         for path in Path(checkpoint).glob("*.safetensors"):
-            path.open("rb").close()  # safetensors says "No such file" of a file that others may read
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)  # else it asks, and runs what is there
+            path.open("rb").close()  # safetensors reports "No such file" for a file without read permission
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)  # never prompts, never runs its code
 
 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
     Raises:
-        UsageError: if there is none, it cannot fill a batch, or it has ids that the model does not embed.
+        UsageError: if it is missing, has no pad token, or has ids outside the model's vocabulary.
     """
     with naming_failures(f"no tokenizer in `{checkpoint}`"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
@@ -65,28 +66,31 @@ def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         raise UsageError(f"the tokenizer of `{checkpoint}` must have a pad token, got none")
     vocab_size = getattr(read_config(checkpoint), "vocab_size", math.inf)
     if (last := max(tokenizer.get_vocab().values(), default=-1)) >= vocab_size:
-        raise UsageError(f"the tokenizer of `{checkpoint}` has the id {last}, and the model embeds {vocab_size} ids")
+        raise UsageError(
+            f"the ids of the tokenizer of `{checkpoint}` must be below the model's `vocab_size`, {vocab_size}, got "
+            f"{last}"
+        )
     return tokenizer
 
 
 def named(checkpoint: str) -> dict[str, str]:
-    """What a card says of a checkpoint that another one started from: `model`, its Hub id or the name of its folder,
-    and not where that lies; and `base_model`, the id, where it is of the Hub."""
+    """Card data about the checkpoint that a run started from: `model`, its Hub id or the name of its folder without
+    the path; and `base_model`, the Hub id, if it is from the Hub."""
     if Path(checkpoint).is_dir():
         return {"model": Path(checkpoint).resolve().name}
     return {"model": checkpoint, "base_model": checkpoint}
 
 
 def architecture(config: PreTrainedConfig) -> str:
-    """The name of the class that a checkpoint was saved from."""
+    """The name of the class that saved a checkpoint; "unknown" if the config does not have it."""
     return (config.architectures or ["unknown"])[0]
 
 
 def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overrides) -> PreTrainedModel:
-    """A model of one of our classes from a checkpoint of ours, of ELECTRA or of BERT, with its weights in fp32.
+    """Load a checkpoint of this package, ELECTRA or BERT as `model_class`, with fp32 weights.
 
     Raises:
-        UsageError: if the checkpoint is missing, of another architecture, or does not fit `config_overrides`.
+        UsageError: if the checkpoint is missing, has another architecture, or does not fit `config_overrides`.
     """
     model_type = read_config(checkpoint).model_type
     starts = {
@@ -103,7 +107,7 @@ def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overr
 
 @contextlib.contextmanager
 def quiet_loading():
-    """Without transformers' report of what a checkpoint lacks."""
+    """Suppress Transformers' report of missing and unexpected weights."""
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -113,13 +117,14 @@ def quiet_loading():
 
 
 def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
-    """Write a pre-trained checkpoint, or a generator alone, as plain ELECTRA, each part with its tokenizer.
+    """Write a pre-training checkpoint, or a standalone generator, as plain ELECTRA, each part with its tokenizer.
 
     Returns:
-        The folder written for each part.
+        The folder of each part, by `"discriminator"` and `"generator"`.
 
     Raises:
-        UsageError: for a checkpoint of another kind or without a plain form, and for an `output` in use.
+        UsageError: if the checkpoint is of another class, if plain ELECTRA cannot represent it, or if `output` is not
+            an empty or new folder.
     """
     config = read_config(checkpoint)
     saved_as = architecture(config) if config.model_type == OURS else config.model_type
@@ -127,7 +132,7 @@ def export_electra(checkpoint: str, output: Path) -> dict[str, str]:
     if saved_as not in classes:
         raise UsageError(f"{checkpoint} must hold an {' or an '.join(classes)}, got {saved_as}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} is in use; choose a folder that is empty or not there yet")
+        raise UsageError(f"{output} is not an empty folder; choose an empty or a new one")
     tokenizer = read_tokenizer(checkpoint)
     with naming_failures(checkpoint):
         model = classes[saved_as].from_pretrained(checkpoint)

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, ELECTRA's Adam for everything else, as one optimizer."""
+"""Muon for the weight matrices of the layers and ELECTRA's Adam for all other parameters, as one optimizer."""
 
 import re
 from collections import defaultdict
@@ -16,48 +16,48 @@ from .distributed import full_tensor, sharded_as
 from .optimization import ElectraAdamW
 
 
-# What `--optim` calls it. Transformers has no such name.
+# The value of `--optim`, unknown to Transformers.
 MUON = "muon"
-# Of the quintic iteration; `NS_STEPS` of them bring singular values from 0.002 to 1 to between 0.68 and 1.21.
+# Coefficients of the quintic iteration. `NS_STEPS` iterations map singular values in [0.002, 1] into [0.68, 1.21].
 NS_COEFFICIENTS, NS_STEPS = (3.4445, -4.7750, 2.0315), 5
-# Of Zolotarev's function s * x * (1 + w1 / (x^2 + p1) + w2 / (x^2 + p2)). No other of its degree is as close to 1 for
-# singular values from 0.002 to 1: it is between 0.845 and 1.155.
+# Zolotarev's function s * x * (1 + w1 / (x^2 + p1) + w2 / (x^2 + p2)): the best approximation to 1 of its degree on
+# [0.002, 1], which it maps into [0.845, 1.155].
 ZOLOTAREV_SCALE = 0.9619399092431424
 ZOLOTAREV_POLES = (1.896081800633895e-05, 9.186059628448026e-03)
 ZOLOTAREV_WEIGHTS = (0.00958358040863938, 0.19260820402233858)
-# A matrix of a smaller norm is enlarged no further.
+# Lower bound of the norm by which a matrix is divided.
 LEAST_NORM = 1e-7
-# The root mean square of Adam's updates, in learning rates.
+# The root mean square of Adam's updates, in units of the learning rate.
 ADAM_RMS = 0.2
-# Threads of a CPU up to which fewer operations, one matrix after the other, outweigh products that all threads share.
+# Maximum number of CPU threads for which [`zolotarev`] (fewer operations, one matrix at a time) is faster than
+# [`newton_schulz`] (products of whole stacks, which use all threads).
 FEW_THREADS = 4
-# Numbers in one stack of matrices. More do not fit into the caches of a CPU, whose products gain nothing from it then.
+# Elements in one stack of matrices. On a CPU, larger stacks do not fit into the caches and gain nothing.
 STACK_SIZE = {"cpu": 2**17}
 DEFAULT_STACK_SIZE = 2**25
 
 
 class ElectraMuon(ElectraAdamW):
-    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for some matrices, and for all other
-    parameters [`ElectraAdamW`]:
+    """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) for the given matrices, [`ElectraAdamW`]
+    for all other parameters. The update of a matrix p with gradient g is:
 
         m = momentum * m + (1 - momentum) * g
         u = orthogonal((1 - momentum) * g + momentum * m)
         p = p - lr * (0.2 * sqrt(max(rows, columns)) * u + weight_decay * p)
 
-    The factor makes an update as large as one of Adam's (Liu et al., 2025, https://arxiv.org/abs/2502.16982), so one
-    learning rate, its schedule and weight decay suit both. It computes what `torch.optim.Muon` with Nesterov's
-    momentum and `adjust_lr_fn="match_rms_adamw"` does, with another approximation of the same orthogonal matrices on
-    some CPUs (see [`orthogonalize`]). A matrix that FSDP2 shards is gathered to be orthogonalized, by
-    every process.
+    The factor makes updates as large as Adam's (Liu et al., 2025, https://arxiv.org/abs/2502.16982), so both share the
+    learning rate, its schedule and the weight decay. The update equals that of `torch.optim.Muon` with Nesterov
+    momentum and `adjust_lr_fn="match_rms_adamw"`, except that the orthogonal matrices are approximated by another
+    method on some CPUs (see [`orthogonalize`]). Every process gathers and orthogonalizes matrices sharded by FSDP2.
 
     Args:
-        params: parameters or groups of them; a group is split in two where it holds matrices of both kinds.
-        matrices: the parameters, of two dimensions, that Muon updates. Those that are not in `params` are ignored.
-        momentum: of Muon, in [0, 1). A group that has it is Muon's.
-        adam: further arguments of [`torch.optim.AdamW`]; `lr` and `weight_decay` are Muon's too.
+        params: parameters or parameter groups. A group with parameters for both optimizers is split in two.
+        matrices: two-dimensional parameters for Muon. Those that are not in `params` are ignored.
+        momentum: Muon's momentum, in [0, 1). Groups for Muon have this entry, groups for Adam do not.
+        adam: further arguments of [`torch.optim.AdamW`]; `lr` and `weight_decay` apply to both.
 
     Raises:
-        ValueError: if a matrix does not have two dimensions.
+        ValueError: if a parameter in `matrices` does not have two dimensions.
     """
 
     def __init__(self, params: Iterable, matrices: Iterable[nn.Parameter], momentum: float = 0.95, **adam):
@@ -66,7 +66,7 @@ class ElectraMuon(ElectraAdamW):
             if matrix.ndim != 2:
                 raise ValueError(f"`matrices` must have two dimensions, got a shape of {tuple(matrix.shape)}")
         groups = groups if isinstance(groups[0], dict) else [{"params": groups}]
-        # Adam's first: the rate that is logged is that of the first group, which holds the head.
+        # Adam's groups first: the logged learning rate is that of the first group, which should contain the head.
         split = [
             {**group, **own, "params": [p for p in group["params"] if (p in matrices) == bool(own)]}
             for own in ({}, {"momentum": momentum})
@@ -76,7 +76,7 @@ class ElectraMuon(ElectraAdamW):
         unscale_before(self)  # Muon does not unscale fp16 gradients
 
     def __setstate__(self, state):
-        """Adam looks for what it keeps of each parameter; so it does not see Muon's."""
+        """Hides Muon's groups from Adam, which expects its own state for each parameter."""
         super().__setstate__({**state, "param_groups": _adams(state["param_groups"])})
         self.param_groups = state["param_groups"]
 
@@ -111,20 +111,20 @@ class ElectraMuon(ElectraAdamW):
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of attention and feed-forward blocks, in the layers of the encoder and of a generator in the model:
-    not embeddings, nor heads, whose rows are not alike."""
+    """The weight matrices of attention and feed-forward blocks in all encoder layers, those of a generator included.
+    Embeddings and heads are excluded."""
     return [p for name, p in model.named_parameters() if p.ndim == 2 and re.search(r"\bencoder\.layer\.\d+\.", name)]
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, nearly: by [`newton_schulz`], which is products of whole stacks, or on a
-    CPU with few threads by [`zolotarev`], which takes a fifth of the operations.
+    """Approximate the nearest (semi-)orthogonal matrices: by [`newton_schulz`], with products of whole stacks, or on a
+    CPU with few threads by [`zolotarev`], with a fifth of the operations.
 
     Args:
         matrices (`torch.FloatTensor` of shape `(matrices, rows, columns)`).
 
     Returns:
-        A tensor of the same shape, in the precision it was computed in. A matrix of zeros stays one.
+        A tensor of the same shape, in the dtype of the computation. Zero matrices remain zero.
     """
     if matrices.device.type == "cpu" and torch.get_num_threads() <= FEW_THREADS:
         return torch.stack([zolotarev(matrix) for matrix in matrices])
@@ -132,7 +132,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def iteration_dtype(device: torch.device) -> torch.dtype:
-    """bf16, which [`newton_schulz`] gets by with, where the device multiplies it faster than fp32."""
+    """The dtype for [`newton_schulz`]: bf16, which is precise enough, on devices that support it; else fp32."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -141,10 +141,10 @@ def iteration_dtype(device: torch.device) -> torch.dtype:
 
 
 def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
-    """`NS_STEPS` steps of Newton and Schulz's iteration, with the coefficients of Jordan et al., in
-    [`iteration_dtype`]. Singular values of at least 0.002 of a matrix's norm end between 0.68 and 1.21.
+    """`NS_STEPS` Newton-Schulz iterations with the coefficients of Jordan et al., in [`iteration_dtype`]. Singular
+    values of at least 0.002 of a matrix's norm are mapped into [0.68, 1.21].
 
-    Args and returns: those of [`orthogonalize`].
+    Args and returns: as in [`orthogonalize`].
     """
     a, b, c = NS_COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -157,23 +157,23 @@ def newton_schulz(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def zolotarev(matrix: torch.Tensor) -> torch.Tensor:
-    """Zolotarev's rational function of type (5, 4), of the singular values (Nakatsukasa and Freund, 2016,
+    """Apply Zolotarev's rational function of type (5, 4) to the singular values (Nakatsukasa and Freund, 2016,
     https://doi.org/10.1137/140990334), as partial fractions of the Gram matrix G of a matrix of norm 1:
 
         scale * (1 + w1 * (G + p1)^-1 + w2 * (G + p2)^-1) @ matrix
 
-    So it multiplies with the matrix twice, and not ten times as the iteration does. Singular values of at least 0.002
-    of the matrix's norm end between 0.845 and 1.155; smaller ones are enlarged 507 times (by the iteration 485 times).
+    It multiplies by the matrix twice, the iteration ten times. Singular values of at least 0.002 of the matrix's norm
+    are mapped into [0.845, 1.155]; smaller ones are multiplied by up to 507 (by up to 485 in the iteration).
 
     Args:
         matrix (`torch.FloatTensor` of shape `(rows, columns)`): on a CPU.
 
     Returns:
-        A tensor of the same shape, in fp32 or the precision of the matrix, if that is higher.
+        A tensor of the same shape, in fp32, or in fp64 for a matrix in fp64.
     """
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).contiguous()
     syrk, trsm, symm, potrf = _routines(matrix.dtype)
-    transposed = matrix.numpy().T  # no copy: BLAS wants columns in one piece
+    transposed = matrix.numpy().T  # not a copy: BLAS expects column-major matrices
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = syrk(1.0, transposed, trans=wide, lower=True)
     diagonal = np.einsum("ii->i", gram).copy()
@@ -190,8 +190,8 @@ def zolotarev(matrix: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _routines(dtype: torch.dtype) -> tuple[Callable, ...]:
-    """SciPy's: those that torch has do not use symmetry, and are several times slower on processors for which MKL was
-    not made."""
+    """SciPy's BLAS and LAPACK routines. Those of torch do not exploit symmetry, and MKL is several times slower on
+    non-Intel processors."""
     precision = np.float64 if dtype is torch.float64 else np.float32
     return (
         *get_blas_funcs(("syrk", "trsm", "symm"), dtype=precision),
@@ -204,7 +204,7 @@ def _adams(groups: list[dict]) -> list[dict]:
 
 
 def _stacks(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one shape, not too many at a time: small products are faster together."""
+    """Group parameters by shape, in stacks of limited size: batched products of small matrices are faster."""
     shapes = defaultdict(list)
     for parameter in parameters:
         shapes[parameter.shape].append(parameter)

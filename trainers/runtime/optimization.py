@@ -1,4 +1,4 @@
-"""ELECTRA's Adam, its schedule of the learning rate, and its learning rate a layer."""
+"""ELECTRA's Adam, learning rate schedule and layer-wise learning rate decay."""
 
 import re
 
@@ -8,21 +8,21 @@ from transformers import PreTrainedModel
 from .compatibility import overflowed
 
 
-# What `--lr_scheduler_type` calls it.
+# The value of `--lr_scheduler_type`.
 ELECTRA_SCHEDULE = "electra"
 
 
 class ElectraAdamW(torch.optim.AdamW):
-    """AdamW without bias correction, as google-research/electra (`model/optimization.py`) has it:
+    """AdamW without bias correction, as in google-research/electra (`model/optimization.py`):
 
         m = b1 * m + (1 - b1) * g;   v = b2 * v + (1 - b2) * g^2
         p = p - lr * (m / (sqrt(v) + eps) + weight_decay * p)
 
-    torch's kernels (fused ones included) always correct the bias, which at step t multiplies the step size by
-    sqrt(1 - b2^t) / (1 - b1^t) and divides eps by sqrt(1 - b2^t). So each group's learning rate, eps and decay are
-    rescaled for the duration of the step to cancel that exactly.
+    torch's kernels, fused ones included, always correct the bias: at step t they multiply the step size by
+    sqrt(1 - b2^t) / (1 - b1^t) and divide eps by sqrt(1 - b2^t). To cancel this exactly, each group's learning rate,
+    eps and weight decay are rescaled during the step.
 
-    Args: those of [`torch.optim.AdamW`].
+    Args: as in [`torch.optim.AdamW`].
     """
 
     def step(self, closure=None):
@@ -30,9 +30,9 @@ class ElectraAdamW(torch.optim.AdamW):
         skips = overflowed(self)
         try:
             for group in self.param_groups:
-                if skips or not group["params"]:  # DeepSpeed's ZeRO-3 steps once a group, and empties the others
+                if skips or not group["params"]:  # DeepSpeed ZeRO-3 steps once per group, with all others empty
                     continue
-                # Kept in the group, so that it is saved with the optimizer and resumes.
+                # Stored in the group, so that it is saved and resumed with the optimizer.
                 group["steps_taken"] = group.get("steps_taken", 0) + 1
                 beta1, beta2 = group["betas"]
                 correction1 = 1 - beta1 ** group["steps_taken"]
@@ -49,15 +49,16 @@ class ElectraAdamW(torch.optim.AdamW):
 def electra_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate after t of T steps, with W of them to warm up, as google-research/electra
-    (`model/optimization.py`) has it:
+    """ELECTRA's learning rate schedule: after t of T steps, with W warm-up steps, as in google-research/electra
+    (`model/optimization.py`):
 
         lr * (1 - t / T) * min(1, t / W)
 
-    So it peaks at lr * (1 - W / T). (Transformers' `linear` begins to fall at the end of the warm-up, from all of lr.)
+    The maximum is lr * (1 - W / T). (Transformers' `linear` schedule reaches lr, and decays from the end of the
+    warm-up.)
 
     Args:
-        optimizer: whose groups' learning rates are `lr`.
+        optimizer: the learning rates of its groups are `lr`.
         warmup_steps (`float`): W; below 1, a share of `total_steps`.
         total_steps (`int`): T.
     """
@@ -70,16 +71,16 @@ def electra_schedule(
 
 
 def decay_by_layer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, decay: float) -> None:
-    """Lower the learning rate towards the input, in place, as google-research/electra (`_get_layer_lrs`) has it:
+    """Apply layer-wise learning rate decay in place, as in google-research/electra (`_get_layer_lrs`):
 
         lr * decay ** (n + 2 - depth)
 
-    for n layers; the depth of the embeddings is 0, of layer i (counted from 1) i, and of everything else, which the
-    task brings, n + 2.
+    for n layers. The depth is 0 for the embeddings, i for layer i (counted from 1), and n + 2 for the task head.
 
     Args:
-        optimizer: fresh; each of its groups is split by depth.
-        model: an ELECTRA, whose parameters it has.
+        optimizer: a new optimizer of the model's parameters; each of its groups is split by depth.
+        model: an ELECTRA model.
+        decay: factor per layer, in (0, 1].
     """
     layers = model.config.num_hidden_layers
 
@@ -87,13 +88,13 @@ def decay_by_layer(optimizer: torch.optim.Optimizer, model: PreTrainedModel, dec
         if not name.startswith(f"{model.base_model_prefix}."):
             return layers + 2
         layer = re.search(r"\bencoder\.layer\.(\d+)\.", name)
-        # What stands in the encoder after its layers (the last LayerNorm of `norm_position="pre"`) learns as the last.
+        # Encoder parameters outside the layers (the final LayerNorm of `norm_position="pre"`) count as the last layer.
         return int(layer[1]) + 1 if layer else layers if ".encoder." in name else 0
 
     depths = {parameter: depth(name) for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        # The head first: the rate that is logged is that of the first group, and so the one that was asked for.
+        # The head first: the logged learning rate is that of the first group, and should be the undecayed one.
         for at in sorted({depths[parameter] for parameter in group["params"]}, reverse=True):
             parameters = [parameter for parameter in group["params"] if depths[parameter] == at]
             groups.append({**group, "params": parameters, "lr": group["lr"] * decay ** (layers + 2 - at)})

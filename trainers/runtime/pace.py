@@ -1,4 +1,4 @@
-"""A run that is given a time instead of a number of steps: how many steps fit into it, and how far it is."""
+"""Runs with a time limit instead of a number of steps: planning of the steps, and progress."""
 
 import contextlib
 import logging
@@ -14,22 +14,22 @@ from .optimization import ELECTRA_SCHEDULE, electra_schedule
 
 logger = logging.getLogger(__name__)
 
-# Steps of a run that ends by the clock, as far as the library has to know a number.
+# `max_steps` of a run with a time limit, before its number of steps is planned.
 ENDLESS = 10**9
-# A plan holds for this share of the time. The first ones are made after 2, 4, 8, ... steps.
+# A plan holds for this share of the time. The first plans are made after 2, 4, 8, ... steps.
 PLAN_SHARE = 0.02
-# A plan is told when this many steps were timed, and again when another number of steps differs by this share.
+# A plan is logged after this many timed steps, and again when the number of steps changes by this share.
 TOLD_AFTER, TOLD_AGAIN = 8, 0.2
-# Schedules are looked up at this many points of the run.
+# Resolution of the learning rate schedule.
 POINTS = 10**6
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def seconds_of(text: str) -> float:
-    """Seconds in `2h`, `90min`, `1h30m` or `45s`.
+    """Seconds in a time such as `2h`, `90min`, `1h30m` or `45s`.
 
     Raises:
-        ValueError: for anything else, and for no time at all.
+        ValueError: for any other form, and for a time of 0.
     """
     compact = text.replace(" ", "")
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", compact)
@@ -40,7 +40,7 @@ def seconds_of(text: str) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A time as a reader takes it in: `2 h 5 min`, `3 min 20 s`, `40 s`."""
+    """A time for readers: `2 h 5 min`, `3 min 20 s`, `40 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (rest if not hours else 0, "s"))
@@ -48,15 +48,15 @@ def in_words(seconds: float) -> str:
 
 
 class Pace:
-    """How far a run is that ends when its time is over, and how many steps it will have made then.
+    """Progress and expected number of steps of a run with a time limit.
 
-    Progress is the share of the time that is over. Between two plans it grows evenly from step to step, so that what
-    follows it, the learning rate above all, does not jump; each plan sets it to what the clock says. Evaluations and
-    checkpoints count as time of the run.
+    Progress is the elapsed share of the time. Each plan sets it to the elapsed time; between two plans it grows
+    linearly with the steps, so that the learning rate changes smoothly. Evaluations and checkpoints count as time of
+    the run.
 
     Args:
-        budget: the time of the run, in seconds.
-        clock: returns seconds.
+        budget: the time limit, in seconds.
+        clock: returns the current time, in seconds.
     """
 
     def __init__(self, budget: float, clock: Callable[[], float] = time.monotonic):
@@ -64,15 +64,19 @@ class Pace:
         self.paused = 0.0
         self.step_seconds: float | None = None
         self.cost = 1.0
-        # Of the plan: its first and last step, and the progress at each.
+        # The first and last step of the plan, and the progress at each.
         self.steps, self.shares = (0, ENDLESS), (0.0, 0.0)
         self.max_steps, self.next_plan, self.told = ENDLESS, 1, 0
         self._before, self._started, self._began = 0.0, None, 0
         self._marked: tuple[int, float, float] | None = None
 
     def start(self, step: int = 0, cost: float = 1.0) -> None:
-        """The clock runs from here on, after `step` steps; of steps that cost more than those before, in any unit, as
-        much more time is expected."""
+        """Start the clock after `step` steps.
+
+        Args:
+            step: number of steps so far.
+            cost: cost of a step, in any unit. The expected time of a step scales with it.
+        """
         if self.step_seconds is not None:
             self.step_seconds *= cost / self.cost
         self.cost = cost
@@ -81,17 +85,17 @@ class Pace:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the run so far, those before an interruption included."""
+        """Seconds of the run so far, including the time before interruptions."""
         return self._before + (0.0 if self._started is None else self.clock() - self._started)
 
     def progress(self, step: int) -> float:
-        """The share of the run, from 0 to 1, that is over after `step` steps."""
+        """The progress after `step` steps, from 0 to 1."""
         (first, last), (before, after) = self.steps, self.shares
         return after if step >= last else before + (after - before) * max(0, step - first) / max(last - first, 1)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time of the run that is no training: what a step takes is measured without it."""
+        """Exclude the time inside, such as an evaluation, from the measured time of a step."""
         start = self.clock()
         try:
             yield
@@ -99,22 +103,23 @@ class Pace:
             self.paused += self.clock() - start
 
     def due(self, step: int) -> bool:
-        """Whether a plan has to be made after `step` steps. Answers alike in all processes of a run."""
+        """Whether a new plan is due after `step` steps. All processes of a run get the same answer."""
         return step >= self.next_plan
 
     def plan(self, step: int, end: float = 1.0, later: float = 0.0) -> None:
-        """Plan anew after `step` steps, by what the last ones took.
+        """Make a new plan after `step` steps, from the time of the last ones.
 
         Args:
-            end: the progress at which these steps stop being alike, in (0, 1].
-            later: steps that fit into the rest of the run, per step that would fit there if it took as long as now.
+            step: number of steps so far.
+            end: progress up to which steps cost the same as now, in (0, 1].
+            later: speed of the steps after `end`, relative to the current speed.
         """
         elapsed = self.elapsed
         if self._marked is not None and step > self._marked[0]:
             before, since, paused = self._marked
             took = (elapsed - since - (self.paused - paused)) / (step - before)
             self.step_seconds = took if self.step_seconds is None else (self.step_seconds + took) / 2
-        if step > self._began:  # the first step is no measure of the others
+        if step > self._began:  # the first step is not representative
             self._marked = step, elapsed, self.paused
         if self.step_seconds is None:
             self.next_plan = step + 1
@@ -136,8 +141,8 @@ class Pace:
             return
         left = in_words(max(0.0, self.budget - self.elapsed))
         logger.info(
-            f"{'planned again' if self.told else 'planned'}: {self.max_steps:,} steps in {in_words(self.budget)}, at "
-            f"{a_step:.3g} s a step; {left} left"
+            f"{'new plan' if self.told else 'plan'}: {self.max_steps:,} steps in {in_words(self.budget)}, at "
+            f"{a_step:.3g} s per step; {left} left"
         )
         self.told = self.max_steps
 
@@ -146,8 +151,8 @@ class Pace:
         return {"elapsed": self.elapsed, **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from another process's state, or from that of a checkpoint: what is left of the time is what was left
-        then, but for the time that this process has been at work since."""
+        """Continue from the state of another process or a checkpoint. The remaining time is that of the state, less
+        any time that this process has spent beyond it."""
         values = {**state, "steps": tuple(state["steps"]), "shares": tuple(state["shares"])}
         self._before = max(self.elapsed, values.pop("elapsed"))
         if self._started is not None:
@@ -157,11 +162,11 @@ class Pace:
 
 
 def schedule_by_progress(args: TrainingArguments) -> Callable[[float], float]:
-    """The factor of the learning rate at a progress from 0 to 1, by the schedule that `args` name; their warm-up is a
-    share.
+    """The schedule of `args` as a function from the progress, from 0 to 1, to the factor of the learning rate.
+    `warmup_steps` must be a share.
 
     Raises:
-        ValueError: for a schedule that does not follow from the progress alone.
+        ValueError: if the schedule depends on more than the progress.
     """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     if args.lr_scheduler_type == ELECTRA_SCHEDULE:
@@ -170,8 +175,8 @@ def schedule_by_progress(args: TrainingArguments) -> Callable[[float], float]:
         counted = [name for name in args.lr_scheduler_kwargs or {} if "steps" in name]
         if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay") or counted:
             raise ValueError(
-                f"`lr_scheduler_type` must not count steps or watch a measurement with `train_time`, got "
-                f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}; linear or cosine do neither"
+                f"`lr_scheduler_type` must not depend on a number of steps or a metric with `train_time`, got "
+                f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}; use linear or cosine"
             )
         schedule = get_scheduler(
             args.lr_scheduler_type,
@@ -187,6 +192,6 @@ def schedule_by_progress(args: TrainingArguments) -> Callable[[float], float]:
 def paced_schedule(
     optimizer: torch.optim.Optimizer, args: TrainingArguments, pace: Pace
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule that `args` name, over the time of a run instead of a number of steps."""
+    """The learning rate schedule of `args` over the time of a run instead of its steps."""
     factor = schedule_by_progress(args)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(pace.progress(step)))

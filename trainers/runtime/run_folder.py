@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process at a time, and continued only with what it began with."""
+"""The folder of a run: locked by one process at a time, and resumed only with the same arguments and inputs."""
 
 import contextlib
 import json
@@ -27,34 +27,34 @@ from .files import INCOMPLETE, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-# What a run is: its arguments and inputs at the start, its measurements at the very end.
+# `run.json` has the arguments and inputs and is written at the start, `metrics.json` the results, at the very end.
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 LOCK_FILE = ".lock"
 MISSING = "missing"
-# A copy of the text that came on standard input, so that the run can continue.
+# A copy of the text from standard input, so that the run can be resumed.
 STDIN_FILE = "standard_input.txt"
-# Arguments that may change between an interruption and its continuation without changing the result.
+# Arguments that may change when a run is resumed, because they do not affect the weights.
 HARMLESS = {"output_dir", "num_proc", "resume_from_checkpoint", "logging_steps", "save_total_limit", "disable_tqdm",
             "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
             "language", "model_license", "profile_step"}  # fmt: skip
-# In a folder: the files that make a model, a tokenizer or a data set, but for those that only report on it.
+# Suffixes of the files of a model, tokenizer or data set that a fingerprint covers, and names that it excludes.
 CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model", ".arrow")
 REPORTS = {RUN_FILE, METRICS_FILE, "trainer_state.json", "calibration.json", "evaluation.json"}
 
 
-# ---- What a run began with ----
+# ---- Arguments and inputs of a run ----
 
 
 @dataclass
 class RunRecord:
-    """What `run.json` says.
+    """The content of `run.json`.
 
-    arguments: those that were given, by name.
-    inputs: for each file, folder or Hub id that the run reads, a fingerprint of its content.
-    tokenizer: a fingerprint of the tokenizer in use; `None` before there is one.
-    start: what the card says of the model that the weights started from; empty for random ones.
-    processes: how many train together.
-    environment: what may change the last bits of the weights: versions, and torch's threads.
+    arguments: explicitly given arguments, by name.
+    inputs: fingerprint of the content of each file, folder or Hub id that the run reads.
+    processes: number of training processes.
+    tokenizer: fingerprint of the tokenizer; `None` before it is known.
+    start: card data about the model that the weights started from; empty for random initialization.
+    environment: versions and number of torch threads, which may change the last bits of the weights.
     """
 
     arguments: dict
@@ -73,7 +73,11 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """Raises: UsageError if the file is damaged, or of another version of this package."""
+        """Read `run.json` in `folder`.
+
+        Raises:
+            UsageError: if the file is damaged, or written by another version of this package.
+        """
         try:
             record = cls(**read_json(folder / RUN_FILE))
             if not all(
@@ -82,15 +86,20 @@ class RunRecord:
                 raise TypeError("a section is missing")
         except TypeError as error:
             raise UsageError(
-                f"{folder / RUN_FILE} is not what this version writes of a run; choose another --output_dir"
+                f"{folder / RUN_FILE} does not have the format of this version; choose another --output_dir"
             ) from error
         return record
 
     def check_continues(self, before: "RunRecord", folder: Path, not_read_again: Collection[str] = ()) -> None:
-        """Raises: UsageError if a run that began as `before` would end in other weights continued as this.
+        """Check that the run `before` in `folder` can be resumed as this one without changing its result.
 
         Args:
-            not_read_again: inputs that may be gone by now.
+            before: the record in the folder.
+            folder: the folder of the run.
+            not_read_again: inputs that may be missing now.
+
+        Raises:
+            UsageError: if arguments, inputs or the number of processes differ.
         """
         gone = {name for name in not_read_again if self.inputs.get(name) == MISSING and name in before.inputs}
         self.inputs |= {name: before.inputs[name] for name in gone}
@@ -98,12 +107,12 @@ class RunRecord:
         names = (before.arguments.keys() | now.keys()) - HARMLESS
         if changed := sorted(name for name in names if before.arguments.get(name) != now.get(name)):
             differences = "; ".join(f"{n}: {before.arguments.get(n)!r} then, {now.get(n)!r} now" for n in changed)
-            raise UsageError(f"{folder} holds a run with other settings ({differences}); continue it as it "
-                             "was, or choose another --output_dir")  # fmt: skip
+            raise UsageError(f"{folder} holds a run with other settings ({differences}); resume it with the same "
+                             "settings, or choose another --output_dir")  # fmt: skip
         if before.processes != self.processes:
             raise UsageError(
-                f"the run in {folder} has {before.processes} processes, and this has {self.processes}; continue it "
-                "as it was, or choose another --output_dir"
+                f"the number of processes must be that of the run in {folder}, {before.processes}, got "
+                f"{self.processes}; resume it with as many, or choose another --output_dir"
             )
         for name in sorted(self.inputs.keys() | before.inputs.keys()):
             if before.inputs.get(name) != self.inputs.get(name):
@@ -111,22 +120,23 @@ class RunRecord:
                                  "choose another --output_dir")  # fmt: skip
 
     def warn_of_environment(self, before: "RunRecord", folder: Path) -> None:
+        """Log a warning for each difference between the environments of this record and `before`."""
         for name, value in self.environment.items():
             if (earlier := before.environment.get(name)) != value:
                 logger.warning(f"the run in {folder} began with {name} {earlier} and continues with {value}: its "
-                               "weights may differ from those of an undisturbed run")  # fmt: skip
+                               "weights may differ from those of an uninterrupted run")  # fmt: skip
 
     def begin(self, before: "RunRecord | None", folder: Path) -> None:
-        """Write `run.json`, now that the tokenizer is known.
+        """Write `run.json`, once the tokenizer is known.
 
         Raises:
-            UsageError: if the run that began as `before` has another tokenizer.
-            WriteError: if it cannot be written.
+            UsageError: if the run to resume, `before`, has another tokenizer.
+            WriteError: if the file cannot be written.
         """
         if before is not None and before.tokenizer != self.tokenizer:
             raise UsageError(
-                f"the tokenizer is not the one of the run in {folder}, so its embeddings would be of other tokens; "
-                "put it back as it was, or choose another --output_dir"
+                f"the tokenizer differs from that of the run in {folder}, whose embeddings would belong to other "
+                "tokens; restore it, or choose another --output_dir"
             )
         write_json(folder / RUN_FILE, vars(self))
 
@@ -134,31 +144,35 @@ class RunRecord:
 def fingerprints(
     files: Iterable[str], models: Iterable[str | None] = (), dataset: tuple[str, str | None] | None = None
 ) -> dict[str, str]:
-    """What identifies the content of everything that a run reads. The same content gives the same fingerprint,
-    whenever it was written. [`MISSING`] stands for what is not there, which its reader reports.
+    """Fingerprints of the content of everything that a run reads, regardless of modification times.
 
-    Files are read as a whole, at some gigabytes a second: far less time than tokenising them takes.
+    A missing input gets the fingerprint [`MISSING`]; the code that reads it reports the error. Files are read in full,
+    at some gigabytes per second, which takes far less time than tokenizing them.
 
     Args:
-        files: text, or folders of a data set.
-        models: folders or Hub ids of models and tokenizers, or `None`; on the Hub, the commit counts.
+        files: text files, or folders of a data set.
+        models: folders or Hub ids of models and tokenizers, or `None`; for Hub ids, the fingerprint is the commit.
         dataset: name and configuration of a data set on the Hub.
 
+    Returns:
+        Fingerprints by file, folder or Hub id.
+
     Raises:
-        UsageError, DataError: for what cannot be read.
+        UsageError: if a file cannot be read.
+        DataError: if the data set cannot be loaded.
     """
     found = {file: _local(Path(file)) or MISSING for file in files}
     found |= {model: _local(Path(model)) or _commit(model) for model in models if model is not None}
     if dataset is not None:
         try:
             found[dataset[0]] = load_dataset_builder(*dataset).hash
-        except Exception as error:  # the library raises a dozen kinds, as in `data.load_from_hub`
+        except Exception as error:  # the library raises many error classes, as in `data.load_from_hub`
             raise DataError(f"cannot load the data set `{dataset[0]}`: {first_line(error)}") from error
     return found
 
 
 def _local(path: Path) -> str | None:
-    """Of a file, all of it; of a folder, the model, tokenizer or data set in it."""
+    """Fingerprint of a file, or of the model, tokenizer or data set in a folder; `None` if the path does not exist."""
     if path.is_file():
         return _content(path)
     if not path.is_dir():
@@ -187,31 +201,31 @@ def _content(path: Path) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of its vocabulary and, where it has any, of the rules by which it cuts text."""
+    """Fingerprint of a tokenizer's vocabulary and, for fast tokenizers, of its rules."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
-    last_call = ("truncation", "padding")  # of which the backend keeps the settings
+    last_call = ("truncation", "padding")  # settings of the last call, which the backend keeps
     parts = sorted(tokenizer.get_vocab().items()), {name: r for name, r in rules.items() if name not in last_call}
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
-# ---- Whose it is ----
+# ---- Locking ----
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which is made where it is not there, for this process; what nothing was written into is
-    gone again at the end.
+    """Create a run's folder if necessary, and lock it for this process. A created folder is removed again if it is
+    empty at the end.
 
-    The lock is the operating system's and ends with the process, however that ends. A file system that has none (some
-    shared ones) is used without: a file in the lock's place would outlive the process, and block the run for ever.
+    The operating system releases the lock whenever the process ends. File systems without locks (some shared ones) are
+    used without one: a lock file would outlive the process and block the run forever.
 
     Raises:
-        UsageError: if another process holds it, or it is no folder, or cannot be written.
+        UsageError: if another process has locked the folder, or it is not a folder or not writable.
     """
     if folder.is_symlink() and not folder.exists():
         raise UsageError(
-            f"{folder} is a link to {os.readlink(folder)}, which is not there; choose another --output_dir"
+            f"{folder} is a link to {os.readlink(folder)}, which does not exist; choose another --output_dir"
         )
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / LOCK_FILE, timeout=0)
@@ -230,7 +244,7 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--output_dir {folder} cannot be written: {first_line(error)}") from error
     if isinstance(lock, SoftFileLock) or not lock.is_locked:
-        logger.warning(f"the file system of {folder} has no locks: do not start a second process on this folder")
+        logger.warning(f"the file system of {folder} does not support locks: do not start a second run in this folder")
     try:
         yield
     finally:
@@ -240,24 +254,26 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
         for path in made:
             with contextlib.suppress(OSError):
-                path.rmdir()  # only where it is empty
+                path.rmdir()  # fails unless it is empty
 
 
 @contextlib.contextmanager
 def opened(
     args: TrainingArguments, given: dict, inputs: Callable[[], dict[str, str]], starts: Collection[str] = ()
 ) -> Iterator[tuple[RunRecord, RunRecord | None, str | None]]:
-    """Hold the folder of a run that begins or continues. Every process has to call it; the main one does it.
+    """Lock and check the folder of a new or resumed run. A collective call; the main process does the work.
 
     Args:
-        given: the arguments, by name.
-        inputs: makes [`fingerprints`] of all that the run reads.
-        starts: those that are read when it begins, and not where it continues from a checkpoint.
+        args: arguments of the run; `args.output_dir` is the folder.
+        given: explicitly given arguments, by name.
+        inputs: returns the [`fingerprints`] of everything that the run reads.
+        starts: inputs that are read only at the start, not when resuming from a checkpoint.
 
-    Returns:
-        What the run is, as what it began where it continues, and the checkpoint to continue from.
+    Yields:
+        The record of the run, the record to resume or `None`, and the checkpoint to resume from or `None`.
 
-    Raises: as [`held`] and [`check_output_folder`].
+    Raises:
+        UsageError: as [`held`] and [`check_output_folder`].
     """
     with contextlib.ExitStack() as stack:
 
@@ -272,11 +288,11 @@ def opened(
 def check_output_folder(
     args: TrainingArguments, record: RunRecord, starts: Collection[str] = ()
 ) -> tuple[RunRecord | None, str | None]:
-    """As what the run began that is there, and the checkpoint to continue from; `None` for a fresh start.
+    """The record of the run in the output folder, and the checkpoint to resume from; each `None` if there is none.
 
     Raises:
-        UsageError: if the folder holds a finished run, a run of other settings, or files of something else; or if the
-            checkpoint named in the arguments is damaged.
+        UsageError: if the folder holds a finished run, a run with other settings, or unrelated files; or if the
+            checkpoint of `args.resume_from_checkpoint` is damaged.
     """
     folder = Path(args.output_dir)
     if (folder / METRICS_FILE).exists():
@@ -287,7 +303,7 @@ def check_output_folder(
     if all(path.name.startswith((INCOMPLETE, LOCK_FILE, STDIN_FILE)) for path in folder.iterdir()):
         return None, chosen
     if not (folder / RUN_FILE).exists():
-        raise UsageError(f"{folder} is not empty and holds no run of ours; choose another --output_dir")
+        raise UsageError(f"{folder} is not empty and does not hold a run; choose another --output_dir")
     before, checkpoint = RunRecord.read(folder), chosen or newest_intact(folder)
     record.check_continues(before, folder, starts if checkpoint else ())
     record.warn_of_environment(before, folder)

@@ -339,10 +339,10 @@ def test_muon_does_the_same_in_one_process_in_two_and_in_shards(two, sharded, to
 def test_sharding_that_cannot_be_is_refused(tmp_path, monkeypatch):
     fields = {"output_dir": str(tmp_path)}
     for fsdp in (True, "full_shard"):
-        with pytest.raises(UsageError, match=r"`fsdp` needs several processes; start it with torchrun"):
+        with pytest.raises(UsageError, match=r"`fsdp` requires several processes; start the run with torchrun"):
             parse_fields({**fields, "fsdp": fsdp})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch asks for it
-    with pytest.raises(UsageError, match="`fsdp` needs several processes"):
+    with pytest.raises(UsageError, match="`fsdp` requires several processes"):
         parse_fields(fields)
     monkeypatch.setattr(ElectraEarlyExitTrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
     with pytest.raises(UsageError, match="`version` must be 2, got 1"):

@@ -43,10 +43,10 @@ def test_export_of_what_has_no_plain_form(tmp_path, tokenizer, capsys):
     (tmp_path / "used" / "thesis.tex").write_text("years of work")
     tiny_model().save_pretrained(tmp_path / "ours")
     for folder, output, message in (
-        ("pre", "plain", "this model has `norm_position='pre'` and no plain form"),
+        ("pre", "plain", "`norm_position` must be 'post' to write a plain ELECTRA"),
         ("classifier", "plain", "ElectraEarlyExitForMaskedLM, got ElectraEarlyExitForSequenceClass"),
         ("bert", "plain", "must hold an ElectraEarlyExitForPreTraining or an ElectraEarlyExitForMaskedLM, got bert"),
-        ("ours", "used", "is in use; choose a folder that is empty or not there yet"),
+        ("ours", "used", "is not an empty folder; choose an empty or a new one"),
         ("ours", "plain", "no tokenizer in "),
         ("nowhere", "plain", "no model in "),
     ):

@@ -73,9 +73,9 @@ def test_the_first_plan_is_told_and_a_very_different_one_again(caplog):
     clock = Clock()
     drive(Pace(100.0, clock), clock, lambda step: 0.1 if clock.now < 50 else 0.4)
     told = [record.message for record in caplog.records]
-    assert told[0] == "planned: 1,000 steps in 1 min 40 s, at 0.1 s a step; 1 min 39 s left"
+    assert told[0] == "plan: 1,000 steps in 1 min 40 s, at 0.1 s per step; 1 min 39 s left"
     assert len(told) > 1
-    assert all(message.startswith("planned again: ") for message in told[1:])
+    assert all(message.startswith("new plan: ") for message in told[1:])
 
 
 def test_evaluations_count_as_time_of_the_run_and_not_as_steps():
@@ -158,7 +158,7 @@ def refused(tmp_path, **arguments):
 
 def test_what_needs_a_number_of_steps_is_refused(tmp_path):
     assert "`logging_steps` must be at least 1 with `train_time`" in refused(tmp_path, logging_steps=0.1)
-    assert "`warmup_steps` must be below 1" in refused(tmp_path, max_steps=-1, warmup_steps=10)
+    assert "`warmup_steps` must be below `max_steps`" in refused(tmp_path, max_steps=-1, warmup_steps=10)
     assert "got warmup_stable_decay" in refused(tmp_path, lr_scheduler_type="warmup_stable_decay")
     kwargs = {"num_decay_steps": 10}
     assert "got cosine" in refused(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs=kwargs)

@@ -62,8 +62,8 @@ def test_other_threads_and_versions_are_said(unfinished, caplog):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("processes", 2, "has 2 processes, and this has 1"),
-        ("tokenizer", "other", "the tokenizer is not the one of the run in"),
+        ("processes", 2, "2, got 1; resume it with as many"),
+        ("tokenizer", "other", "the tokenizer differs from that of the run in"),
     ],
 )
 def test_other_processes_and_another_tokenizer_are_refused(unfinished, capsys, part, value, message):
@@ -148,13 +148,13 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, capl
     monkeypatch.setattr(fcntl, "flock", missing)
     (tmp_path / run_folder.LOCK_FILE).write_text(f"1\nnot-{socket.gethostname()}\n")  # of a machine that is gone
     with held(tmp_path):
-        assert f"the file system of {tmp_path} has no locks: do not start a second process" in caplog.text
+        assert f"the file system of {tmp_path} does not support locks: do not start a second run" in caplog.text
 
 
 def test_a_folder_that_cannot_be_one(recipe, tmp_path, capsys):  # noqa: F811
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("mine")
-    messages = {"link": f"link is a link to {tmp_path}/nowhere, which is not there", "file": "file is not a folder",
+    messages = {"link": f"link is a link to {tmp_path}/nowhere, which does not exist", "file": "file is not a folder",
                 "file/run": "file/run is not a folder"}  # fmt: skip
     for name, message in messages.items():
         assert run(recipe(), "--output_dir", str(tmp_path / name)) == 2
