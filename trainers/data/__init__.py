@@ -1,1 +1,1 @@
-"""From text to packed sequences of token ids."""
+"""Reading, tokenizing and packing of text."""

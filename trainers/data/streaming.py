@@ -1,4 +1,4 @@
-"""Training sequences that are tokenised and packed while the text is read."""
+"""Streaming: training sequences that are tokenized and packed while the text is read."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,18 +16,21 @@ from .tokenization import vocabulary_size
 
 
 class PackedStream(torch.utils.data.IterableDataset):
-    """Training sequences that are tokenised and packed while they are read, pass after pass, without an end.
+    """An endless stream of training sequences, tokenized and packed while the text is read, epoch after epoch.
 
-    Each process reads documents of its own (files of its own, where the processes share them evenly), all of them in
-    every pass, and memory holds some thousand sequences at a time, of which chance chooses the next. What comes when
-    follows from the text and the seed alone, so that a resumed run gets to where it was by reading again.
+    Each process reads its own documents, all of them in every epoch. If the number of files is a multiple of the
+    number of processes, each process reads its own files. Sequences are drawn from a shuffle buffer of
+    [`SHUFFLED_TOGETHER`]. Their order depends only on the text and the seed, so that a resumed run can skip the
+    sequences already seen.
 
     Args:
-        documents (`IterableDataset`): with the one column `text`.
-        segments, packing_seed: as `segments` and `seed` of [`pack`].
+        documents (`IterableDataset`): with the single column `text`.
+        tokenizer, max_seq_length: as in [`pack`].
+        segments, packing_seed: as `segments` and `seed` in [`pack`].
 
     Raises:
-        DataError: for sequences without room.
+        DataError: for an unknown value of `segments`, or a `max_seq_length` without room for text; while iterating, if
+            there is no text for this process.
     """
 
     def __init__(
@@ -43,19 +46,20 @@ class PackedStream(torch.utils.data.IterableDataset):
         self.seed, self.begin_pass = 0, lambda number: None
 
     def loader(self, batch_size: int, collator, seed: int) -> torch.utils.data.DataLoader:
-        """Batches of this process. The collator learns of every pass, for new masks; it must not be in a worker."""
+        """The loader of this process. It passes each epoch's number to the collator, for new masks; the collator must
+        therefore run in this process, not in a worker."""
         self.seed, self.begin_pass = seed, collator.set_epoch
         return torch.utils.data.DataLoader(self, batch_size, collate_fn=collator)
 
     def sequences(self) -> IterableDataset:
-        """One pass over all the text, in order, with the columns of [`pack`]: for statistics."""
+        """One epoch of the whole text in order, with the columns of [`pack`], for statistics."""
         return self._pack(self.documents)
 
     def shard(self, process: int, processes: int) -> IterableDataset:
-        """A pass of one process; which one it is, `set_epoch` says."""
+        """An epoch of one of several processes; `set_epoch` on the result selects the epoch."""
         if self.documents.num_shards % processes == 0:
             documents = split_dataset_by_node(self.documents, process, processes)
-        else:  # where the library would split what comes out in the end, and each process tokenise it all
+        else:  # the library would split the packed sequences, so that each process tokenizes all documents
             documents = self.documents.filter(lambda _, number: number % processes == process, with_indices=True)
         return self._pack(documents).shuffle(self.seed, buffer_size=SHUFFLED_TOGETHER)
 
@@ -70,7 +74,11 @@ class PackedStream(torch.utils.data.IterableDataset):
         )
 
     def check_known(self) -> None:
-        """As [`check_known`], of the first sequences. Raises: DataError."""
+        """[`check_known`] for the first sequences.
+
+        Raises:
+            DataError: if the tokenizer knows at most half of their tokens.
+        """
         tokenizer = self._settings["tokenizer"]
         counts = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
         for sequence in self.sequences().take(PACKED_TOGETHER):

@@ -1,4 +1,4 @@
-"""The tokenizer that is trained on the text and keeps what its script writes."""
+"""Training of tokenizers for any script."""
 
 import json
 import logging
@@ -19,28 +19,28 @@ logger = logging.getLogger(__name__)
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
            "mask_token": "[MASK]"}  # fmt: skip
 
-# Types of tokenizers, and what they are called.
+# Types of tokenizers, and their display names.
 KINDS = {"wordpiece": "WordPiece", "unigram": "Unigram", "bpe": "byte-level BPE"}
 
-# Control and format characters, but for the joiners with which Persian and the scripts of India write other words.
+# Control and format characters, except the joiners, which distinguish words in Persian and the scripts of India.
 NOT_TEXT = r"[\p{Cc}\p{Cf}\x{fffd}&&[^\t\n\r\x{200c}\x{200d}]]+"
-# Thai, Lao, Burmese, Khmer and kana: scripts without spaces that are not cut into characters, as ideographs are.
+# Thai, Lao, Burmese, Khmer and kana: scripts without spaces that, unlike ideographs, are not split into characters.
 WITHOUT_SPACES = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
-# What byte pair encoding merges within: words, numbers, and runs of other signs, with the space before them. As GPT-2
-# has it, but that marks are parts of words: there they cut the words of many scripts.
+# Units within which byte pair encoding merges: words, numbers, and runs of other characters, each with a preceding
+# space. As in GPT-2, except that combining marks belong to words; GPT-2 splits the words of many scripts at them.
 WORDS_AND_SIGNS = r" ?[\p{L}\p{M}\x{200c}\x{200d}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+"
-# WordPiece takes a word of more than 100 characters for unknown, and in these scripts a sentence is one.
+# WordPiece maps a word of more than 100 characters to [UNK], and in these scripts a whole sentence is one word.
 LONGEST_RUN = 50
-# Of the logarithms that a Unigram tokenizer adds up; and a difference that the library makes between some of them.
+# Digits kept of a Unigram tokenizer's log probabilities, and the spacing of the scores of left-over characters.
 SCORE_DIGITS, STEP = 6, 1e-4
 
-# A tokenizer gets no more of a text than this at once: 20,000 characters, up to the last whitespace among them.
+# Maximum piece of text per call of a tokenizer: 20,000 characters, up to the last whitespace among them.
 PIECE = re.compile(r"(?s).{1,20000}(?=\s|\Z)|.{20000}")
 
 
 def pieces(texts: Iterable[str | None]) -> Iterator[str]:
-    """Texts in pieces of a bounded length that together are the text. They end before whitespace where there is any,
-    so that no word is cut."""
+    """Split texts into pieces of bounded length, before whitespace if possible, so that words stay whole. The pieces
+    of a text concatenate to the text."""
     for text in texts:
         yield from PIECE.findall(text or "")
 
@@ -52,20 +52,22 @@ def train_tokenizer(
     strip_accents: bool = False,
     kind: str = "wordpiece",
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` entries, the same one for the same text every time.
+    """Train a tokenizer of at most `vocab_size` entries. The result is deterministic.
 
-    Text is composed (NFC). Unless `kind` is "bpe", every character of the text has an entry, or where they are more
-    than fit, the most frequent ones.
+    Text is normalized to NFC. Unless `kind` is "bpe", every character of the text gets an entry, or as many of the
+    most frequent ones as fit.
 
     Args:
         documents: with the column `text`.
-        strip_accents: leave out combining marks, with which many scripts write their vowels.
-        kind: a key of [`KINDS`]. "wordpiece", as BERT's; ideographs are words of their own. "unigram" (Kudo, 2018,
-            arXiv 1804.10959) and "bpe", byte-level byte pair encoding as GPT-2's, also join ideographs; the latter
-            knows every text.
+        vocab_size: maximum number of entries, special tokens included.
+        lowercase: lowercase the text.
+        strip_accents: remove combining marks, which many scripts use for vowels.
+        kind: a key of [`KINDS`]. "wordpiece", as in BERT: each ideograph is a word. "unigram" (Kudo, 2018,
+            arXiv 1804.10959) and "bpe", byte-level byte pair encoding as in GPT-2, can merge ideographs; "bpe" has no
+            unknown tokens.
 
     Raises:
-        DataError: for a vocabulary that does not hold the bytes of "bpe".
+        DataError: if `vocab_size` is too small for the bytes of "bpe".
     """
     logger.info(f"training a {KINDS[kind]} tokenizer of {vocab_size} entries")
     train = {"wordpiece": _wordpiece, "unigram": _unigram, "bpe": _byte_pairs}[kind]
@@ -85,8 +87,8 @@ def _wordpiece(documents: Dataset, vocab_size: int, normalizer: normalizers.Norm
         cut = pre_tokenizers.Split(Regex(f"{WITHOUT_SPACES}{{{LONGEST_RUN}}}\\p{{M}}*"), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, cut])
     alphabet = _alphabet(counts, continuing, vocab_size - len(SPECIAL))
-    # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from run to run,
-    # and breaks ties between merges by those numbers. Naming these pieces beforehand fixes both.
+    # The trainer numbers word-continuing pieces in hash table order, which differs between runs, and breaks ties
+    # between merges by these numbers. Listing the pieces as special tokens fixes both.
     named = [f"##{character}" for character in alphabet if character in continuing]
     backend.train_from_iterator(
         _batches(documents),
@@ -98,7 +100,7 @@ def _wordpiece(documents: Dataset, vocab_size: int, normalizer: normalizers.Norm
             show_progress=False,
         ),
     )
-    # A tokenizer of the trained one's vocabulary, to which the pieces named above are not special.
+    # A new tokenizer with the trained vocabulary, in which the pieces listed above are not special.
     trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=SPECIAL["unk_token"]))
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         setattr(trained, part, getattr(backend, part))
@@ -114,8 +116,8 @@ def _unigram(documents: Dataset, vocab_size: int, normalizer: normalizers.Normal
     counts = Counter()
     for piece in _normal(documents, normalizer):
         counts.update(piece)
-    alphabet = _alphabet(counts, set(), vocab_size - len(SPECIAL) - 2)  # the start of words, and one longer piece
-    # The trainer gives every character an entry, however many these are.
+    alphabet = _alphabet(counts, set(), vocab_size - len(SPECIAL) - 2)  # reserves the word start and one longer piece
+    # The trainer gives every character an entry regardless of `vocab_size`, so rare ones are replaced.
     rare = dict.fromkeys(map(ord, counts.keys() - {*alphabet} - {*filter(str.isspace, counts)}), " ")
     backend.train_from_iterator(
         (piece.translate(rare) for piece in _normal(documents, normalizer)),
@@ -131,10 +133,10 @@ def _unigram(documents: Dataset, vocab_size: int, normalizer: normalizers.Normal
 
 
 def _in_order(trained: Tokenizer) -> Tokenizer:
-    """A Unigram tokenizer that is the same every time.
+    """Make a trained Unigram tokenizer deterministic.
 
-    The trainer adds up in the order of a hash table, which moves the last digits of the scores from run to run; and in
-    that order it gives characters that no piece has left over scores one [`STEP`] apart, from the least one up.
+    The trainer sums scores in hash table order, which changes their last digits between runs. In the same order it
+    assigns scores to characters left over by the pieces: one [`STEP`] apart, from the lowest score up.
     """
     described = json.loads(trained.to_str())
     vocabulary = described["model"]["vocab"]
@@ -152,7 +154,7 @@ def _byte_pairs(documents: Dataset, vocab_size: int, normalizer: normalizers.Nor
     if vocab_size < (least := len(SPECIAL) + len(alphabet)):
         raise DataError(f"--vocab_size must be at least {least} for --tokenizer_type bpe, got {vocab_size}")
     backend = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
-    # One space before every word, the first one's too: as for other types, spaces and ends of lines say no more.
+    # One space before every word, including the first; as for other types, whitespace carries no further information.
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Prepend(" ")]
     backend.normalizer, backend.decoder = normalizers.Sequence([normalizer, *spaces]), decoders.ByteLevel()
     backend.pre_tokenizer = pre_tokenizers.Sequence([
@@ -176,25 +178,25 @@ def _batches(documents: Dataset) -> Iterator[list[str]]:
 
 
 def _normal(documents: Dataset, normalizer: normalizers.Normalizer) -> Iterator[str]:
-    """The text, normalised."""
+    """The normalized text, in pieces."""
     texts = (text for batch in documents.iter(1000) for text in batch["text"])
     return map(normalizer.normalize_str, pieces(texts))
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest id. A vocabulary with repeated lines or holes has fewer entries than that."""
+    """The largest id plus 1. This exceeds the number of entries if ids are missing or lines repeated."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def script_of(texts: Iterable[str]) -> str:
-    """What most letters are, by their names in Unicode: "LATIN", "CJK", "ETHIOPIC"; "" where there are none."""
+    """The script of most letters, by their Unicode names, such as "LATIN", "CJK" or "ETHIOPIC"; "" without letters."""
     names = (unicodedata.name(character, "") for text in texts for character in text if character.isalpha())
     ((script, _), *_) = Counter(name.split(" ")[0] for name in names).most_common(1) or [("", 0)]
     return script
 
 
 def _normalizer(lowercase: bool, strip_accents: bool, parts_ideographs: bool) -> normalizers.Normalizer:
-    # BERT's own cleaning would take the joiners away. Composing comes last, for stripping decomposes.
+    # BERT's own cleaning would remove joiners. NFC comes last, because stripping accents decomposes.
     return normalizers.Sequence([
         normalizers.Replace(Regex(NOT_TEXT), ""),
         normalizers.BertNormalizer(
@@ -205,7 +207,7 @@ def _normalizer(lowercase: bool, strip_accents: bool, parts_ideographs: bool) ->
 
 
 def _alphabet(counts: Counter, continuing: set[str], entries: int) -> list[str]:
-    """The characters that get an entry, and one more if they continue words, of which there are `entries`."""
+    """The most frequent characters that fit into `entries`. A character in `continuing` takes two entries."""
     ranked = sorted((c for c in counts if not c.isspace()), key=lambda character: (-counts[character], character))
     kept, taken = [], 0
     for character in ranked:
@@ -217,20 +219,20 @@ def _alphabet(counts: Counter, continuing: set[str], entries: int) -> list[str]:
         rare = sum(counts[character] for character in ranked[len(kept) :]) / max(1, sum(map(counts.get, ranked)))
         logger.warning(
             f"the {len(ranked):,} different characters of the text take more than half of the vocabulary, and "
-            f"{len(ranked) - len(kept):,} of them ({rare:.2%} of the text) are unknown; a larger --vocab_size leaves "
-            "more for words"
+            f"{len(ranked) - len(kept):,} of them ({rare:.2%} of the text) are unknown; increase --vocab_size to "
+            "leave more entries for words"
         )
     return sorted(kept)
 
 
 def _complete(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """Of the generic class: `BertTokenizer` would build its own normalizer when it is loaded."""
+    """Add [CLS] and [SEP], and wrap in the generic class, as `BertTokenizer` builds its own normalizer on loading."""
     around = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
-    # Without the space before a word, a token's place in the text is that of its letters.
+    # Exclude the space before a word from a token's offsets.
     trims = [processors.ByteLevel(trim_offsets=True)] if isinstance(backend.model, models.BPE) else []
     backend.post_processor = processors.Sequence([*trims, around]) if trims else around
     return PreTrainedTokenizerFast(

@@ -204,18 +204,18 @@ def test_prepare_goes_the_whole_way(corpus):
         ({}, "exactly one of --demo_corpus, --dataset_name, --train_files; got none"),
         ({"demo_corpus": True, "train_files": ["a.txt"]}, "got --demo_corpus, --train_files"),
         ({"train_files": ["/nowhere/a.txt"]}, "no such file: /nowhere/a.txt"),
-        ({"train_files": ["{tmp}/a.doc"]}, r"cannot tell what .*a.doc is: the name must end in .txt"),
+        ({"train_files": ["{tmp}/a.doc"]}, r"unknown type of file .*a.doc: the name must end in .txt"),
         ({"train_files": ["{tmp}/a.txt", "{tmp}/a.jsonl"]}, "must be of one kind"),
         (
             {"train_files": ["{tmp}/a.jsonl"], "text_column": "body"},
             "must have the column `body`, got text; choose one with",
         ),
-        ({"train_files": ["{tmp}/a::b.txt"]}, r"rename .*a::b.txt: the reader of files gives `::` and `\$` in a name"),
+        ({"train_files": ["{tmp}/a::b.txt"]}, r"rename .*a::b.txt: `::` and `\$` in a file name"),
         ({"train_files": ["{tmp}/$HOME.txt"]}, r"rename .*HOME.txt"),
         ({"train_files": ["{tmp}/broken.jsonl"]}, r"cannot read .*broken.jsonl as json"),
         ({"train_files": ["{tmp}/one.txt"]}, r"1 document\(s\), so none can be held out"),
         ({"train_files": ["{tmp}/a.txt"], "validation_fraction": 1.0}, "strictly between 0 and 1, got 1.0"),
-        ({"train_files": ["{tmp}/a.txt"], "validation_last": 999}, "--validation_last must leave some of the"),
+        ({"train_files": ["{tmp}/a.txt"], "validation_last": 999}, "--validation_last must be at least 1 and below"),
         ({"dataset_name": "no-such/data-set"}, "cannot load the data set `no-such/data-set`"),
     ],
 )
@@ -278,7 +278,7 @@ FILES = {
     "nul.txt": (b"\0" * 1000, "there is no text in"),
     "binary.txt": (bytes(range(128, 256)) * 20, r"cannot read .* it is not UTF-8 \(byte 0\); convert it"),
     "invalid.txt": (b"the cat\n\n\xff runs", r"it is not UTF-8 \(byte 9\); .* iconv -f WINDOWS-1252 -t UTF-8"),
-    "utf16.txt": ("the cat runs".encode("utf-16"), "perhaps with: iconv -f UTF-16 -t UTF-8"),
+    "utf16.txt": ("the cat runs".encode("utf-16"), "for example with: iconv -f UTF-16 -t UTF-8"),
     "numbers.jsonl": (b'{"text": 1}\n{"text": 2}', "the column `text` of the train data must hold text, got"),
     "lists.jsonl": (b'{"text": ["a"]}\n{"text": ["b"]}', "the column `text` of the train data must hold text, got"),
     "other.jsonl": (b'{"txt": "a"}', "must have the column `text`, got txt"),
@@ -361,7 +361,7 @@ def test_a_vocabulary_without_room_for_the_script_is_refused():
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
     documents = splits([text] * 3)
     tokenizer = load_tokenizer(DataArguments(), 60, documents["train"])
-    with pytest.raises(DataError, match=r"the tokenizer trained here does not know .* CJK: 8.*; raise --vocab_size"):
+    with pytest.raises(DataError, match=r"the tokenizer trained here does not know .* CJK: 8.*; increase --vocab_s"):
         pack(documents, tokenizer, 16)
 
 
@@ -434,7 +434,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, tokenizer, monkeypatc
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        with pytest.raises(DataError, match=f"could not be written into {tmp_path}/cache: File too large; make"):
+        with pytest.raises(DataError, match=f"could not be written to {tmp_path}/cache: File too large; free"):
             pack({"train": documents}, tokenizer, 16) if packing else data.read_files([str(path)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -452,7 +452,7 @@ def test_a_forbidden_cache_is_named_and_a_forbidden_text_is_not_taken_for_one(tm
             monkeypatch.setattr(data, name, load)
 
     forbid(tmp_path / "cache" / "text")
-    with pytest.raises(DataError, match=f"could not be written into {tmp_path}/cache: Permission denied; make room"):
+    with pytest.raises(DataError, match=f"could not be written to {tmp_path}/cache: Permission denied; free space"):
         data.read_files([str(path)])
     forbid(path)
     with pytest.raises(DataError, match=f"cannot read {path} as text: .Errno 13. Permission denied"):

@@ -154,9 +154,7 @@ def test_a_batch_has_the_types_of_its_sequences(tokenizer):
 def test_much_padding_is_told(tokenizer, caplog):
     documents = DatasetDict(train=Dataset.from_dict({"text": ["the cat runs"] * 10}))
     pack(documents, tokenizer, 64)
-    assert re.search(
-        r"train: 9\d% of the positions will be padding.*--segments one strings them together", caplog.text
-    )
+    assert re.search(r"train: 9\d% of the positions will be padding.*--segments one to concatenate them", caplog.text)
     caplog.clear()
     documents = DatasetDict(train=Dataset.from_dict({"text": ["the cat runs"] * 18}))
     packed, counts = pack(documents, tokenizer, 64, segments="one")

@@ -164,7 +164,7 @@ def test_a_run_from_a_stream(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"validation_files": None}, "--streaming needs --validation_files"),
+        ({"validation_files": None}, "--streaming requires --validation_files"),
         ({"max_steps": -1}, "--streaming needs --max_steps"),
         ({"dataloader_num_workers": 1}, "--dataloader_num_workers must be 0, got 1"),
         ({"generator_type": "cached", "generator_folder": "x"}, "leave out --streaming"),
