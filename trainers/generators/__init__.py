@@ -1,12 +1,13 @@
-"""Generators: what replaces the tokens that the discriminator has to find. `generator_type` in the config names one.
+"""Generators: sources of the replacement tokens that the discriminator has to detect. `generator_type` in the config
+selects one.
 
-Where they run follows from what they need. `mlm` is part of the model, and so is the head that proposes for `self`.
-Those that need the text alone run in the collator, so in loader workers where there are some ([`Replacements`]).
-Another neural model runs in the training step, on the training device ([`StepGenerator`]).
+`mlm` and the head of `self` are part of the model. Generators that need only the text run in the collator, and thus in
+data loader workers if there are any ([`Replacements`]). Other neural models run in the training step on the training
+device ([`StepGenerator`]).
 
-Add your own without touching this package: `generator_type="my_module:my_generator"` names a class that derives from
-one or the other and is made from a [`GeneratorContext`], or a function whose one argument, `context`, is one, and
-which returns a generator.
+Use your own without changing this package: `generator_type="my_module:my_generator"` names either a subclass of one of
+these classes, which is called with a [`GeneratorContext`], or a function with a single argument `context` that returns
+a generator.
 """
 
 from .base import GeneratorContext, Replacements, StepGenerator

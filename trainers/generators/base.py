@@ -1,4 +1,4 @@
-"""What a generator is: the two interfaces, and the context from which one is made."""
+"""The two interfaces of generators, and the context from which a generator is created."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,12 @@ from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 
 @dataclass
 class GeneratorContext:
-    """What a generator is made from.
+    """Inputs for the creation of a generator.
 
-    config ([`ElectraEarlyExitConfig`]): its `generator_*` fields.
-    sequences (`Dataset`): the packed training sequences, column `input_ids`.
-    tokenizer (`PreTrainedTokenizerBase`).
-    args ([`ElectraEarlyExitTrainingArguments`], *optional*): of the run.
+    config ([`ElectraEarlyExitConfig`]): the model's config, with the `generator_*` fields.
+    sequences (`Dataset`): the packed training sequences, with the column `input_ids`.
+    tokenizer (`PreTrainedTokenizerBase`): the run's tokenizer.
+    args ([`ElectraEarlyExitTrainingArguments`], *optional*): the run's arguments.
     """
 
     config: ElectraEarlyExitConfig
@@ -32,7 +32,7 @@ class GeneratorContext:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each id is in the training text, `int64` of shape `(vocab_size,)`; 0 for special tokens."""
+        """Frequency of each id in the training text, `int64` of shape `(vocab_size,)`; 0 for special tokens."""
         counts = token_counts(self.sequences, self.config.vocab_size)
         counts[self.tokenizer.all_special_ids] = 0
         return counts
@@ -41,7 +41,7 @@ class GeneratorContext:
 class Replacements:
     """A generator that runs in the collator.
 
-    columns (`tuple[str, ...]`): what it reads of the data set beside `input_ids`.
+    columns (`tuple[str, ...]`): columns of the data set that it reads in addition to `input_ids`.
     """
 
     columns: tuple[str, ...] = ()
@@ -52,19 +52,20 @@ class Replacements:
         """Replacements for `row[positions]`.
 
         Args:
-            row (`int64` array of shape `(tokens,)`): one sequence with its special tokens, uncorrupted.
-            positions (`int64` array of shape `(replaced,)`): where to replace; never a special token.
-            generator (`np.random.Generator`): the only source of chance, so that a resumed run repeats it.
-            **columns: what else the data set holds of this sequence.
+            row (`int64` array of shape `(tokens,)`): an uncorrupted sequence with its special tokens.
+            positions (`int64` array of shape `(replaced,)`): positions to replace, never of special tokens.
+            generator (`np.random.Generator`): the only permitted source of randomness, so that resumed runs are
+                reproducible.
+            **columns: the other columns of this sequence.
 
         Returns:
-            `int64` array of shape `(replaced,)`. A replacement may equal the original; it then counts as original.
+            `int64` array of shape `(replaced,)`. A replacement that equals the original counts as original.
         """
         raise NotImplementedError
 
 
 class StepGenerator:
-    """A generator that runs in the training step, on its device, and is not trained there."""
+    """A generator that runs in the training step, on the training device, and is not trained."""
 
     def propose(
         self,
@@ -77,15 +78,16 @@ class StepGenerator:
         """Replacements for the masked tokens.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
-            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token there, else -100.
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): the masked text.
+            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): original tokens at masked positions, -100
+                elsewhere.
             attention_mask (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            progress (`float`): share of the training steps that are over; 1 in evaluation.
+            progress (`float`): completed share of the training steps; 1 in evaluation.
             token_type_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the segments.
 
         Returns:
-            `torch.LongTensor` of shape `(masked tokens,)`, in the order in which `mlm_labels != -100` selects. Chance
-            comes from torch's own generator, which a resumed run restores.
+            `torch.LongTensor` of shape `(masked tokens,)`, in the order of `mlm_labels != -100`. Random numbers must
+            come from torch's generators, which a resumed run restores.
         """
         raise NotImplementedError
 
@@ -97,17 +99,17 @@ class StepGenerator:
         draws: int,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`propose`] at the end of training, several times: `torch.LongTensor` of shape
-        `(masked tokens, draws)`."""
+        """[`propose`] at the end of training, `draws` times: `torch.LongTensor` of shape `(masked tokens, draws)`."""
         several = [self.propose(input_ids, mlm_labels, attention_mask, 1.0, token_type_ids) for _ in range(draws)]
         return torch.stack(several, dim=1)
 
     def flops(self, batch_size: int, sequence_length: int) -> float:
-        """Operations of one step's proposals, in the convention of [`flops.step_flops`]."""
+        """FLOPs of the proposals of one step, in the convention of [`flops.step_flops`]."""
         return 0.0
 
     def corrupt(self, inputs: dict[str, torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
-        """A masked batch with `input_ids` corrupted and `labels`, 1 where a token was replaced by another."""
+        """The masked batch `inputs` with corrupted `input_ids` and with `labels`, 1 where a token differs from the
+        original, else 0."""
         input_ids, mlm_labels = inputs["input_ids"], inputs["mlm_labels"]
         proposals = self.propose(
             input_ids, mlm_labels, inputs.get("attention_mask"), progress, inputs.get("token_type_ids")
@@ -116,12 +118,12 @@ class StepGenerator:
         return {**inputs, "input_ids": corrupted, "labels": labels}
 
     def for_evaluation(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> "StepGenerator":
-        """The generator that corrupts this masked batch of an evaluation; it must leave no trace in training's."""
+        """The generator for this masked evaluation batch. It must not change the state of the training generator."""
         return self
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a resumed run needs beside the weights; saved with every checkpoint."""
+        """State of the generator, which is saved with every checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
-        """Continue from what [`state_dict`] said."""
+        """Restore a state that [`state_dict`] returned."""

@@ -1,4 +1,4 @@
-"""Replacements that were sampled beforehand and are stored beside the data."""
+"""Replacements that were sampled in advance and stored with the data."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from ..errors import DataError
 from .base import GeneratorContext, Replacements
 
 
-# What was sampled for packed sequences, in the folder of their cached replacements.
+# Report in the folder of cached replacements, with the checksums of their sequences.
 CACHE_REPORT = "cache.json"
 
 
 class Cached(Replacements):
-    """One of the replacements that `electra-exit cache-replacements` wrote for each token, all alike."""
+    """Draws uniformly among the replacements that `electra-exit cache-replacements` wrote for each token."""
 
     columns = ("replacements",)
 
@@ -29,14 +29,14 @@ class Cached(Replacements):
 
 
 def attach_replacements(packed: DatasetDict, folder: str | Path | None) -> DatasetDict:
-    """Packed sequences with the column that `electra-exit cache-replacements` wrote for them.
+    """Add the column `replacements`, which `electra-exit cache-replacements` wrote, to packed sequences.
 
     Raises:
-        DataError: if there is none, or it was written for other sequences.
+        DataError: if the folder has no cached replacements, or they were written for other sequences.
     """
     if folder is None:
         raise DataError(
-            "generator_type 'cached' needs --generator_folder, what `electra-exit cache-replacements` wrote"
+            "generator_type 'cached' requires --generator_folder, the output of `electra-exit cache-replacements`"
         )
     if not (Path(folder) / CACHE_REPORT).is_file():
         raise DataError(f"{folder} holds no cached replacements (no {CACHE_REPORT})")

@@ -1,7 +1,7 @@
-"""How hard a generator makes it for the discriminator: what is measured of it, and when to say that it is wrong.
+"""Difficulty of a generator's replacements: measures, and warnings.
 
-Replacements that are too easy teach nothing once they are told from originals; those of a generator that is too strong
-are mostly the originals themselves, or as good as them.
+Replacements that are too easy to detect give no further training signal. A generator that is too strong mostly
+proposes the original tokens, or equally plausible ones.
 """
 
 import logging
@@ -15,23 +15,24 @@ from .masked_lm import MaskedLanguageModel
 
 logger = logging.getLogger(__name__)
 
-# When to give the alarm, on means over the steps between two log lines.
+# Limits for warnings, applied to means over the steps between two log lines.
 TOO_EASY_AUC, TOO_STRONG_AUC, TOO_STRONG_EQUAL_RATE = 0.98, 0.55, 0.6
-# The first steps say nothing yet: this share of them, and at most so many.
+# No warnings in the first steps: this share of the run, but at most this number.
 EARLY, MOST_EARLY = 0.05, 1000
-# A small discriminator tells nothing for a while, whatever the generator: in this share of the steps that is no sign.
+# A small discriminator starts with a plateau, whatever the generator. For this share of the run, a low ROC-AUC is
+# normal.
 PLATEAU = 1 / 3
-# With `corpus_init` it is one after so many tokens: of the runs in benchmarks/results, all that ended at a ROC-AUC of
-# 0.6 or more were above 0.55 for good by 1.9 million (tests/trainers/generators/test_difficulty.py reads them).
+# With `corpus_init`, a low ROC-AUC is abnormal after this many tokens: in benchmarks/results, every run with a final
+# ROC-AUC of at least 0.6 stayed above 0.55 from 1.9 million tokens on (tests/trainers/generators/test_difficulty.py).
 PLATEAU_TOKENS = 2_000_000
 
 
 class Difficulty:
-    """Measures of a generator's replacements, summed over batches.
+    """Measures of a generator's replacements, accumulated over batches.
 
     Args:
-        reference ([`MaskedLanguageModel`], *optional*): judges how likely replacements are in their places.
-        mask_token_id (`int`): what it is shown there.
+        reference ([`MaskedLanguageModel`], *optional*): model that scores the likelihood of replacements.
+        mask_token_id (`int`): token that replaces the chosen tokens in the reference's input.
     """
 
     def __init__(self, reference: MaskedLanguageModel | None, mask_token_id: int):
@@ -39,13 +40,13 @@ class Difficulty:
         self.restart()
 
     def restart(self):
-        """Forget what was measured."""
+        """Reset the measures."""
         self.sums = torch.zeros(5, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, corrupted_ids, mlm_labels, attention_mask, token_type_ids=None):
-        """Take in a batch; all `torch.LongTensor` of shape `(batch, sequence)`, `mlm_labels` -100 where nothing was
-        chosen."""
+        """Add a batch. All arguments are `torch.LongTensor` of shape `(batch, sequence)`. `mlm_labels` holds the
+        original tokens at chosen positions, -100 elsewhere."""
         chosen = mlm_labels != -100
         before, after = mlm_labels[chosen], corrupted_ids[chosen]
         replaced = after != before
@@ -57,10 +58,14 @@ class Difficulty:
         self.sums[: len(found)] += torch.stack([value.double().cpu() for value in found])
 
     def measures(self) -> dict[str, float]:
-        """`generator_equal_rate`, the share of the chosen tokens whose replacement is the original; and with a
-        reference `replacement_log_probability`, the mean in nats that it gives replacements that are not, all chosen
-        tokens of the sequence masked, and `original_log_probability`, what it gives the originals there. Empty if
-        there was nothing to measure."""
+        """The measures so far; empty without chosen tokens.
+
+        Returns:
+            `generator_equal_rate`: share of the chosen tokens whose replacement equals the original. With a reference
+            also its mean log probability in nats, with all chosen tokens masked, of replacements that differ from the
+            original (`replacement_log_probability`), and of the originals at the same positions
+            (`original_log_probability`).
+        """
         chosen, equal, replaced, *logs = self.sums.tolist()
         if not chosen:
             return {}
@@ -72,15 +77,14 @@ class Difficulty:
 
 
 class DifficultyCallback(TrainerCallback):
-    """Says once each in the log of the process that the generator is too easy, or too strong, and not in the first
-    steps.
+    """Logs a warning, once of each kind, if the generator is too easy or too strong. Silent in the first steps.
 
     Args:
-        tokens_of_step: returns the tokens of a step; left out where they are not known.
+        tokens_of_step: returns the number of tokens in a step; `None` if it is unknown.
     """
 
     def __init__(self, tokens_of_step: Callable[[], int] | None = None):
-        self.said = set()
+        self.logged = set()
         self.tokens_of_step = tokens_of_step
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
@@ -90,30 +94,30 @@ class DifficultyCallback(TrainerCallback):
         if state.global_step <= min(EARLY * state.max_steps, MOST_EARLY):
             return
         if auc > TOO_EASY_AUC:
-            self._say(
-                f"the generator is too easy: the discriminator's ROC-AUC is {auc:.3f} (above {TOO_EASY_AUC}), so "
-                "there is little left to learn from it; try a stronger one"
+            self._warn_once(
+                f"the generator is too easy: the discriminator's ROC-AUC is {auc:.3f} (above {TOO_EASY_AUC}), which "
+                "leaves little to learn; try a stronger generator"
             )
         elif equal > TOO_STRONG_EQUAL_RATE:
-            self._say(
-                f"the generator is too strong: {equal:.0%} of its replacements are the original (above "
-                f"{TOO_STRONG_EQUAL_RATE:.0%}), so few tokens are replaced; try a smaller one"
+            self._warn_once(
+                f"the generator is too strong: {equal:.0%} of its replacements equal the original (above "
+                f"{TOO_STRONG_EQUAL_RATE:.0%}), so few tokens are replaced; try a smaller generator"
             )
         elif auc < TOO_STRONG_AUC and self._is_late(args, state):
-            self._say(
-                f"the generator is too strong, or learning has stalled: after {state.global_step} of "
+            self._warn_once(
+                f"the generator is too strong, or training has stalled: after {state.global_step} of "
                 f"{state.max_steps} steps the discriminator's ROC-AUC is {auc:.3f} (below {TOO_STRONG_AUC})"
             )
 
     def _is_late(self, args, state) -> bool:
-        """Whether a run should tell replaced tokens by now."""
+        """Whether the discriminator should detect replaced tokens by now."""
         if state.global_step > PLATEAU * state.max_steps:
             return True
-        starts_ahead = getattr(args, "corpus_init", False) and self.tokens_of_step is not None
-        return starts_ahead and state.global_step * self.tokens_of_step() > PLATEAU_TOKENS
+        has_head_start = getattr(args, "corpus_init", False) and self.tokens_of_step is not None
+        return has_head_start and state.global_step * self.tokens_of_step() > PLATEAU_TOKENS
 
-    def _say(self, message: str):
+    def _warn_once(self, message: str):
         kind = message.split(":")[0]
-        if kind not in self.said:
-            self.said.add(kind)
+        if kind not in self.logged:
+            self.logged.add(kind)
             logger.warning(message)

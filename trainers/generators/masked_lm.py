@@ -1,4 +1,4 @@
-"""A trained masked language model beside the one in training: a frozen generator, or a reference to score with."""
+"""A pre-trained masked language model that serves as a frozen generator, or as a reference for scoring."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -12,16 +12,17 @@ from ..runtime.cpu_kernels import suit_attention
 
 
 class MaskedLanguageModel:
-    """The generator of one of our checkpoints, or any masked language model that Transformers loads. Never trained.
+    """The generator of a checkpoint of this package, or any masked language model that Transformers can load. It is
+    not trained.
 
     Args:
-        folder (`str`): of the checkpoint, or its name on the Hub; with its tokenizer.
-        tokenizer: must have the same vocabulary.
-        device (`torch.device`).
+        folder (`str`): folder or Hub id of the checkpoint, with its tokenizer.
+        tokenizer: the run's tokenizer, which must have the same vocabulary.
+        device (`torch.device`): where to run the model.
 
     Raises:
-        UsageError: if it cannot be loaded, is one of our checkpoints without a masked language model, or numbers its
-            tokens otherwise.
+        UsageError: if the checkpoint cannot be loaded, is a checkpoint of this package without a masked language
+            model, or has another vocabulary.
     """
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"):
@@ -33,7 +34,7 @@ class MaskedLanguageModel:
                 f"cannot load a masked language model from {folder}: {str(error).splitlines()[0]}"
             ) from error
         if not same_tokens:
-            raise UsageError(f"the tokenizer in {folder} has another vocabulary than this run's")
+            raise UsageError(f"the tokenizer in {folder} must have the same vocabulary as that of this run")
         suit_attention(model, device)
         self._model = model.eval().requires_grad_(False).to(device)
 
@@ -45,14 +46,24 @@ class MaskedLanguageModel:
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits, fp32 of shape `(masked tokens, vocab_size)`, where `masked`, a `torch.BoolTensor` of shape
-        `(batch, sequence)`, is true. A model that knows one segment alone reads no `token_type_ids`."""
+        """Logits at the masked positions.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): the masked text.
+            masked (`torch.BoolTensor` of shape `(batch, sequence)`): the masked positions.
+            attention_mask (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+            token_type_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the segments; ignored by
+                models with a single token type.
+
+        Returns:
+            `torch.FloatTensor` of shape `(masked tokens, vocab_size)`, fp32.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and getattr(self._model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = token_type_ids
         if not hasattr(self._model, "generator_lm_head"):
             return self._model(**inputs).logits[masked].float()
-        # ELECTRA's and ours: the other tokens need no prediction.
+        # ELECTRA's generator and that of this package: skip the output layer for all other tokens.
         states = self._model.electra(**inputs).last_hidden_state[masked]
         return self._model.generator_lm_head(self._model.generator_predictions(states)).float()
 

@@ -1,4 +1,4 @@
-"""Generators that are neural networks outside of the model in training."""
+"""Neural generators that run in the training step."""
 
 import copy
 
@@ -16,19 +16,22 @@ from .statistical import unigram
 
 
 class Frozen(StepGenerator):
-    """Samples of a masked language model that was trained before, in `args.generator_folder`.
+    """Samples from the pre-trained masked language model in `args.generator_folder`.
 
-    The temperature of its softmax falls linearly from `args.generator_temperature`'s first number to its second: what
-    is unlikely is found soonest, so samples are easy to tell first, and as hard as the model makes them at the end.
+    The softmax temperature changes linearly from the first to the second number of `args.generator_temperature`.
+    Decreasing it makes replacements easy to detect at first and harder over time, because unlikely tokens are detected
+    first.
 
     Raises:
-        UsageError: if no folder is given, or it holds no masked language model of this vocabulary.
+        UsageError: if no folder is given, or it has no masked language model with the same vocabulary.
     """
 
     def __init__(self, context: GeneratorContext):
         self.args, self.config = context.args, context.config
         if self.args is None or self.args.generator_folder is None:
-            raise UsageError("generator_type 'frozen' needs --generator_folder, the folder of a masked language model")
+            raise UsageError(
+                "generator_type 'frozen' requires --generator_folder, the folder of a masked language model"
+            )
         self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
 
     def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
@@ -47,11 +50,11 @@ class Frozen(StepGenerator):
 
 
 class SelfProposals(StepGenerator):
-    """What the discriminator itself proposed when it last read the sequence; at the first visit, as `unigram`.
+    """Replacements that the discriminator proposed in the previous epoch; in the first epoch, those of `unigram`.
 
-    The model proposes for the positions that the sequence's next visit will choose (`look_ahead` of the collator), so
-    only these are kept: about 200 bytes of memory a sequence of 64 tokens. A sequence is known by a hash of its ids
-    (multilinear, modulo 2^64), so it may come in any order and from any source.
+    The model proposes only for the positions that the next epoch will choose (`look_ahead` of the collator), which
+    takes about 200 bytes of memory per sequence of 64 tokens. Sequences are identified by a hash of their ids
+    (multilinear, modulo 2^64), so their order and source do not matter.
     """
 
     def __init__(self, context: GeneratorContext):
@@ -62,7 +65,12 @@ class SelfProposals(StepGenerator):
         self.multipliers = torch.randint(-(2**63), 2**63 - 1, (length,), generator=torch.Generator().manual_seed(0))
 
     def keys(self, originals: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The hash of each uncorrupted sequence, `torch.LongTensor` of shape `(batch,)`; padding does not count."""
+        """Hashes of uncorrupted sequences, `torch.LongTensor` of shape `(batch,)`. Padding is ignored.
+
+        Args:
+            originals (`torch.LongTensor` of shape `(batch, sequence)`): the uncorrupted text.
+            attention_mask (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+        """
         real = originals + 1 if attention_mask is None else (originals + 1) * attention_mask
         return (real * self.multipliers[: originals.shape[1]].to(originals.device)).sum(dim=1)
 
@@ -77,20 +85,25 @@ class SelfProposals(StepGenerator):
         return replacements.to(input_ids.device)
 
     def for_evaluation(self, model, inputs):
-        """Held-out sequences have no earlier visit, so make one: corrupt where the next epoch would, and let the model
-        propose where this one does."""
+        """A generator with proposals of `model` for this batch. Held-out sequences have no previous epoch, so one is
+        simulated: it corrupts the positions of the next epoch, and the model proposes at those of this one."""
         here, there = inputs["mlm_labels"] != -100, inputs["proposal_mask"]
         text, attention_mask = originals(inputs["input_ids"], inputs["mlm_labels"]), inputs.get("attention_mask")
-        visitor = copy.copy(self)
-        visitor.proposals = {}
-        visit = visitor.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
-        read = {name: visit[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in visit}
+        simulated = copy.copy(self)
+        simulated.proposals = {}
+        previous = simulated.corrupt({**inputs, "input_ids": text, "mlm_labels": text.masked_fill(~there, -100)}, 0.0)
+        read = {name: previous[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in previous}
         proposals = model(**read, proposal_mask=here).proposals
-        visitor.remember(self.keys(text, attention_mask), proposals)
-        return visitor
+        simulated.remember(self.keys(text, attention_mask), proposals)
+        return simulated
 
     def remember(self, keys: torch.Tensor, proposals: torch.Tensor):
-        """Keep what the model proposed, `proposals` (batch, sequence) with -100 elsewhere, for the next visit."""
+        """Store the model's proposals for the next epoch.
+
+        Args:
+            keys (`torch.LongTensor` of shape `(batch,)`): as [`keys`] returns them.
+            proposals (`torch.LongTensor` of shape `(batch, sequence)`): -100 where there is no proposal.
+        """
         for key, row in zip(keys.tolist(), proposals.cpu().numpy(), strict=True):
             self.proposals[key] = row[row != -100].astype(self.dtype)
 

@@ -21,13 +21,13 @@ from .neural import Frozen, SelfProposals
 from .statistical import Bigram, Shuffle, uniform, unigram
 
 
-# Types for which nothing is built here: `mlm` runs inside the model, `none` expects corrupted batches.
+# Types without a generator object: `mlm` is part of the model, `none` expects corrupted batches.
 IN_MODEL = ("mlm", "none")
-# What a generator derives from.
+# Base classes of generators.
 INTERFACE = (Replacements, StepGenerator)
 
 
-# name -> function of a context that makes the generator
+# Generators: name -> function from a [`GeneratorContext`] to a generator.
 GENERATORS: dict[str, Callable[[GeneratorContext], Replacements | StepGenerator]] = {
     "uniform": uniform,
     "unigram": unigram,
@@ -45,10 +45,14 @@ def build_generator(
     tokenizer: PreTrainedTokenizerBase,
     args: ElectraEarlyExitTrainingArguments | None = None,
 ) -> Replacements | StepGenerator | None:
-    """The generator that `config` names, for packed `sequences`; `None` where it is part of the model.
+    """Create the generator that `config.generator_type` names; `None` for `"mlm"` and `"none"`.
+
+    Args:
+        config, sequences, tokenizer, args: as in [`GeneratorContext`].
 
     Raises:
-        UsageError: if it is a user's and cannot be imported, is no generator or fails; or if it has nothing to draw.
+        UsageError: if the generator rejects its settings or the text; or if a user-defined one cannot be imported,
+            fails, or is not a generator.
     """
     name = config.generator_type
     if name in IN_MODEL:
@@ -69,7 +73,11 @@ def build_generator(
 
 @contextmanager
 def naming_user_failures(name: str) -> Iterator[None]:
-    """Whatever the user's own code raises, or tries to exit with, becomes a [`UsageError`]."""
+    """Convert errors and exits of user-defined code.
+
+    Raises:
+        UsageError: with a message that names the generator.
+    """
     try:
         yield
     except UsageError:
@@ -77,28 +85,30 @@ def naming_user_failures(name: str) -> Iterator[None]:
     except SystemExit as error:
         raise UsageError(f"generator_type {name!r}: its code called sys.exit({error.code!r})") from error
     except Exception as error:
-        raise UsageError(f"generator_type {name!r}: {reason(error)}; --debug shows where") from error
+        raise UsageError(f"generator_type {name!r}: {reason(error)}; use --debug for the traceback") from error
 
 
 def import_generator(name: str) -> Replacements | StepGenerator | Callable:
-    """What `module:attribute` names, from the Python path or the current folder: a generator, a class of one, or a
-    function whose one argument is called `context`. It is not called here.
+    """Import `module:attribute` from the Python path or the current folder, without calling it.
+
+    Returns:
+        A generator, a generator class, or a function with a single argument named `context`.
 
     Raises:
-        UsageError: if it cannot be imported, or is nothing of these.
+        UsageError: if it cannot be imported, or is none of these.
     """
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script has its own folder there instead; last, to shadow nothing
+        sys.path.append(os.getcwd())  # not in the path of a console script; appended last, so as to shadow nothing
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
         legal = ", ".join(map(repr, GENERATOR_TYPES))
-        raise UsageError(f"generator_type {name!r}: {error}; give one of {legal}, or `module:attribute`") from error
+        raise UsageError(f"generator_type {name!r}: {error}; use one of {legal}, or `module:attribute`") from error
     if isinstance(found, INTERFACE) or (isinstance(found, type) and issubclass(found, INTERFACE)):
         return found
     if not (inspect.isfunction(found) and list(inspect.signature(found).parameters) == ["context"]):
         raise UsageError(
-            f"generator_type {name!r} must name a class that derives from Replacements or StepGenerator, or a "
-            f"function of one argument called `context` that returns one, got {found!r:.100}"
+            f"generator_type {name!r} must name a subclass of Replacements or StepGenerator, or a function with one "
+            f"argument named `context` that returns an instance, got {found!r:.100}"
         )
     return found

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` modules that travel with the package and load offline."""
+"""Metrics as `evaluate` modules that are part of the package and load offline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,32 +10,32 @@ from transformers import EvalPrediction
 from modeling_electra_exit import ElectraEarlyExitConfig
 
 
-# What is reported of every exit head too.
+# Metrics that are also reported for every exit head.
 PER_EXIT = ("roc_auc", "average_precision", "calibration_error")
 
 
 def load(name: str) -> evaluate.EvaluationModule:
-    """The metric in the file `name`.py beside this one.
+    """Load the metric in the file `name`.py of this folder.
 
     Raises:
-        ValueError: if there is none; the message lists those there are.
+        ValueError: if there is no such metric.
     """
     path = Path(__file__).with_name(f"{name}.py")
     if not path.is_file() or name.startswith("_"):
         known = sorted(p.stem for p in path.parent.glob("[!_]*.py"))
-        raise ValueError(f"no metric `{name}`; there are: {', '.join(known)}")
-    return evaluate.load(str(path), keep_in_memory=True)  # else it writes all predictions into a cache on the disk
+        raise ValueError(f"`name` must be one of {', '.join(known)}, got {name}")
+    return evaluate.load(str(path), keep_in_memory=True)  # otherwise it writes all predictions to a disk cache
 
 
 def replaced_token_detection(config: ElectraEarlyExitConfig) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A `compute_metrics` for [`ElectraEarlyExitTrainer`]: the metric of that name for the final head, and its
-    ROC-AUC, average precision and calibration error for each exit head, as `roc_auc_layer_4` and so on.
+    """A `compute_metrics` function for [`ElectraEarlyExitTrainer`].
 
-    The function takes logits (sequences, tokens, 1 + exits), the final head's first, and labels (sequences, tokens) in
-    which -100 marks padding.
+    It returns the metric `replaced_token_detection` for the final head, and [`PER_EXIT`] for each exit head, named
+    `roc_auc_layer_4` and so on. Its argument has logits (sequences, tokens, 1 + exits), the final head's first, and
+    labels (sequences, tokens), -100 at padding.
     """
 
-    metric = load("replaced_token_detection")  # now: what cannot be loaded must not end a run in its first evaluation
+    metric = load("replaced_token_detection")  # loaded here so that a failure does not end a run in its evaluation
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         real = np.asarray(prediction.label_ids) != -100

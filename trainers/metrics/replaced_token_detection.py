@@ -1,4 +1,4 @@
-"""Replaced-token detection as an `evaluate` metric. Loads from this file, offline: `evaluate.load(path)`."""
+"""Replaced-token detection as an `evaluate` metric. Loads offline from this file: `evaluate.load(path)`."""
 
 import datasets
 import evaluate
@@ -8,19 +8,19 @@ from sklearn.metrics import roc_auc_score
 
 
 _DESCRIPTION = """
-How well a discriminator tells replaced tokens from original ones. Most tokens are original, so accuracy is left out on
-purpose: saying "original" every time already scores 85 to 94 %.
+Quality of a discriminator at detecting replaced tokens. Accuracy is omitted, because most tokens are original: always
+predicting "original" scores 85 to 94 %.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: logits (or any increasing function of the probability, if `from_logits` is false: the probability
-        itself) of "this token was replaced", one a token.
+    predictions: logits of "this token was replaced", one per token; probabilities if `from_logits` is false.
     references: 1 for a replaced token, 0 for an original one.
     from_logits: whether `predictions` are logits.
 Returns:
     roc_auc: area under the ROC curve; `None` if only one class is present.
-    average_precision: area under the precision-recall curve (the base rate is what chance gives); `None` likewise.
+    average_precision: area under the precision-recall curve, which is `replaced_rate` for random predictions; `None`
+        if only one class is present.
     recall_on_replaced: share of the replaced tokens with a probability of at least 0.5; `None` if there are none.
     replaced_rate: share of replaced tokens, the base rate.
     calibration_error: expected calibration error over 15 equal-width bins of the probability (Naeini et al., 2015).

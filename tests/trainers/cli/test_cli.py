@@ -149,10 +149,10 @@ def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeyp
     monkeypatch.setattr(pretraining, "report", not_ascii)
     assert run(recipe(max_steps=2, report_to="none")) == 0
     assert (
-        "the model card, which `electra-exit card` writes again, failed, and the run continues without it: [Errno 28]"
+        "the model card, which `electra-exit card` writes again, failed; the run continues without it: [Errno 28]"
         in (caplog.text)
     )
-    assert "the report failed, and the run continues without it: 'ascii' codec" in caplog.text
+    assert "the report failed; the run continues without it: 'ascii' codec" in caplog.text
     assert (tmp_path / "run" / "metrics.json").exists()
 
     # The measurements say that the run is finished: without them it is not, and nothing is lost.
@@ -342,7 +342,7 @@ def test_a_folder_of_something_else_is_not_touched(recipe, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     assert run(recipe()) == 2
-    assert "is not empty and holds no run of ours" in capsys.readouterr().err
+    assert "is not empty and does not hold a run" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 

@@ -174,15 +174,15 @@ def strange(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("os:system", "must name a class that derives from Replacements or StepGenerator, or a function of one "
-                      "argument called `context` that returns one, got <built-in function system>"),
-        ("shutil:rmtree", "must name a class that derives from"),
-        ("math:pi", "must name a class that derives from .*, got 3.14"),
-        ("strange_kinds:anything", "must name a class"),
-        ("strange_kinds:of_something", "must name a class"),
-        ("strange_kinds:Other", "must name a class"),
+        ("os:system", "must name a subclass of Replacements or StepGenerator, or a function with one "
+                      "argument named `context` that returns an instance, got <built-in function system>"),
+        ("shutil:rmtree", "must name a subclass of"),
+        ("math:pi", "must name a subclass of .*, got 3.14"),
+        ("strange_kinds:anything", "must name a subclass"),
+        ("strange_kinds:of_something", "must name a subclass"),
+        ("strange_kinds:Other", "must name a subclass"),
         ("strange_kinds:nothing", "must return a Replacements or StepGenerator, got None"),
-        ("strange_kinds:Failing", "KeyError: 'corpus'; --debug shows where"),
+        ("strange_kinds:Failing", "KeyError: 'corpus'; use --debug for the traceback"),
         ("strange_kinds:Leaving", r"its code called sys.exit\(0\)"),
         ("strange_syntax:x", "SyntaxError: invalid syntax"),
         ("strange_leaves:x", r"its code called sys.exit\(0\)"),
@@ -278,7 +278,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(fol
     (folders / "text.txt").write_text("a cat\n")
     for argv in (["score", "{}/model", "{}/text.txt"], ["export", "{}/model", "{}/out", "--to", "electra"]):
         assert cli.main([word.format(folders) for word in argv]) == 2
-        assert "has the id 1000000000, and the model embeds 120 ids" in capsys.readouterr().err
+        assert "must be below the model's `vocab_size`, 120, got 1000000000" in capsys.readouterr().err
     assert not (folders / "out").exists()
 
 

@@ -225,7 +225,7 @@ def test_other_tasks(model_class, tokenizer):
         ({"exit_policy": "none"}, {}, "no exits .* fine-tune it with --exit_policy random"),
         ({}, {"criterion": "luck"}, "'patience'"),
         ({"num_labels": 1}, {}, "regression"),
-        ({"untrained": True}, {}, r"`exit_layers` must not use exit heads that are untrained, .* layers \[2, 4\]"),
+        ({"untrained": True}, {}, r"`exit_layers` must not use untrained exit heads, .* layers \[2, 4\]"),
     ],
 )
 def test_misuse(tokenizer, overrides, options, message):
@@ -404,7 +404,7 @@ def test_a_word_has_its_label_once(tokenizer):
         ("gone.jsonl", None, "no such file: "),
         ("held_out.jsonl", "no JSON at all", "cannot read "),
         ("held_out.jsonl", "", "there is no text in "),
-        ("README.md", "# Examples", "cannot tell what "),
+        ("README.md", "# Examples", "unknown type of file "),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path, capsys, name, content, message):

@@ -82,7 +82,7 @@ def test_german_labels_and_semicolons_from_the_file_to_predictions(start, tmp_pa
     assert config["problem_type"] == "single_label_classification"
     for command in (["card"], ["push", "me/mine"], ["calibrate", data], ["score", data]):
         assert run(command[0], tmp_path / "out", *command[1:]) == 2
-        assert f"holds the seeds of a fine-tuning; its best model is {folder}" in capsys.readouterr().err
+        assert f"holds one model per seed of a fine-tuning run; the best one is {folder}" in capsys.readouterr().err
     # The examples that were held out calibrate; the model predicts the names.
     held_out = tmp_path / "out" / "held_out.jsonl"
     assert len(held_out.read_text().splitlines()) == 24
@@ -244,7 +244,7 @@ MISTAKES = {
                  "--exit_layers requires exits, but `exit_policy` is none"),
     "typo": (["--train_file", "{good}", "--lable_column", "label"], "unknown field `lable_column`; did you mean"),
     "no such file": (["--train_file", "nowhere.csv"], "no such file: nowhere.csv"),
-    "other file": (["--train_file", "{folder}/start/config.yaml"], "cannot tell what "),
+    "other file": (["--train_file", "{folder}/start/config.yaml"], "unknown type of file "),
     "missing column": (["--train_file", "{good}", "--text_column", "body"],
                        "good.csv must have the column `body`, got text, label"),
     "one class": (["--train_file", "{one}"], "`label` of {one} must hold two labels or more, got only 'yes'"),
@@ -267,8 +267,8 @@ MISTAKES = {
     "width": (["--train_file", "{ragged}"], "line 3 of {ragged} must have 2 columns, as the first, got 3"),
     "no sentence": (["--train_file", "{blank}"], "there is no sentence in {blank}"),
     "bytes": (["--train_file", "{latin}"], "cannot read {latin} as csv: it is not UTF-8 (byte 12); convert it"),
-    "spreadsheet": (["--train_file", "{sep}"], "cannot read {sep} as csv: its first line is an instruction for a "
-                    "spreadsheet; remove it"),
+    "spreadsheet": (["--train_file", "{sep}"], "cannot read {sep} as csv: its first line is a separator instruction "
+                    "for spreadsheets; remove it"),
     "head of another kind": (["--train_file", "{good}", "--model", "{three}"],
                              "`num_labels` of {three} is 3, and the task good needs 2"),
 }  # fmt: skip

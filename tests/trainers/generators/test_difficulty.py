@@ -103,7 +103,7 @@ def test_self_is_evaluated_on_its_own_proposals_and_remembers_none(tokenizer, tm
     [
         (5, {"discriminator_auc": 0.985}, "too easy"),
         (4, {"discriminator_auc": 0.985}, None),  # the first steps
-        (50, {"discriminator_auc": 0.52}, "too strong, or learning has stalled: after 50 of 99 steps"),
+        (50, {"discriminator_auc": 0.52}, "too strong, or training has stalled: after 50 of 99 steps"),
         (20, {"discriminator_auc": 0.52}, None),  # the plateau
         (5, {"discriminator_auc": 0.7, "generator_equal_rate": 0.7}, "too strong: 70% of its replacements"),
         (1, {"discriminator_auc": 0.7, "generator_equal_rate": 0.7}, None),

@@ -116,7 +116,7 @@ def test_shuffled_tokens_change_places_and_none_is_lost(tokenizer):
 
 
 def test_nothing_to_draw():
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="none can be drawn"):
         TokenDistribution(np.zeros(5))
 
 
@@ -246,7 +246,7 @@ def test_frozen_gives_true_labels_and_never_learns(tokenizer, tmp_path):
 
 
 def test_a_frozen_generator_that_cannot_be_used_is_one_line(tokenizer, tmp_path):
-    with pytest.raises(UsageError, match="needs --generator_folder"):
+    with pytest.raises(UsageError, match="requires --generator_folder"):
         Frozen(frozen_context(tokenizer, tmp_path))
     with pytest.raises(UsageError, match="cannot load a masked language model from"):
         Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path / "nothing")))
@@ -255,7 +255,7 @@ def test_a_frozen_generator_that_cannot_be_used_is_one_line(tokenizer, tmp_path)
         Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path / "a")))
     saved_masked_lm(tmp_path / "b", tokenizer)
     other = BertTokenizer().train_new_from_iterator(["other words"] * 5, 60, show_progress=False)
-    with pytest.raises(UsageError, match="another vocabulary"):
+    with pytest.raises(UsageError, match="must have the same vocabulary"):
         Frozen(frozen_context(other, tmp_path, generator_folder=str(tmp_path / "b")))
     with pytest.raises(ValueError, match="two numbers above 0"):
         frozen_context(tokenizer, tmp_path, generator_temperature=[1.0])
@@ -366,5 +366,5 @@ def test_a_checkpoint_of_a_users_generator_loads_where_there_is_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere_to_be_found:x", "json:no_such_attribute"])
 def test_a_users_generator_that_is_not_there_is_one_line(tokenizer, name):
-    with pytest.raises(UsageError, match=rf"^generator_type '{name}': .*; give one of 'mlm', .*`module:attribute`$"):
+    with pytest.raises(UsageError, match=rf"^generator_type '{name}': .*; use one of 'mlm', .*`module:attribute`$"):
         build_generator(tiny_config(generator_type=name), corpus_of(tokenizer), tokenizer)

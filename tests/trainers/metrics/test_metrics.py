@@ -50,5 +50,5 @@ def test_padding_is_left_out_and_every_exit_is_judged():
 
 
 def test_an_unknown_metric_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="no metric `accuracy`; there are: replaced_token_detection"):
+    with pytest.raises(ValueError, match="`name` must be one of replaced_token_detection, got accuracy"):
         metrics.load("accuracy")

@@ -100,7 +100,7 @@ def test_replacements_of_other_sequences_are_refused(tokenizer, tmp_path):
         attach_replacements(other, tmp_path / "cache")
     with pytest.raises(DataError, match=r"no cache\.json"):
         attach_replacements(other, tmp_path)
-    with pytest.raises(DataError, match="needs --generator_folder"):
+    with pytest.raises(DataError, match="requires --generator_folder"):
         attach_replacements(other, None)
 
 

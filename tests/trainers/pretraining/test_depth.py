@@ -82,14 +82,14 @@ def test_a_schedule_says_how_deep_and_for_how_long():
     "text", ["8", "4:0.5,2", "2:0.5,2", "2:0.6,4:0.4,8", "2:0,8", "2:15,8", "2,8", "0:0.5,2", "2:0.5,x", "2:0.5,", ""]
 )
 def test_what_is_no_schedule_is_refused(tmp_path, text):
-    with pytest.raises(ValueError, match="`depth_schedule` must be rising depths"):
+    with pytest.raises(ValueError, match="`depth_schedule` must be increasing depths"):
         ElectraEarlyExitTrainingArguments(str(tmp_path), depth_schedule=text, use_cpu=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fsdp": True}, "`depth_schedule` must be left out with FSDP"),
+        ({"fsdp": True}, "`depth_schedule` must be unset with FSDP"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}, "`load_best_model_at"),
         ({"depth_growth": "top"}, "`depth_growth` must be one of stack, interleave, identity, got top"),
     ],
@@ -401,7 +401,7 @@ def test_depths_double_up_to_the_models():
     assert doubling(12) == (3, 6, 12)
     assert doubling(7) == (7,)
     assert [FoundDepths.of(8).next_depth(depth) for depth in (2, 4, 8)] == [4, 8, None]
-    with pytest.raises(ValueError, match="it must be an even number of at least 4, got 3"):
+    with pytest.raises(ValueError, match=r"must be an even number of at least 4 .*got 3"):
         FoundDepths.of(3)
 
 

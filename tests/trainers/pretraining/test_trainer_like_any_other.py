@@ -167,7 +167,7 @@ def test_text_that_cannot_be_counted_is_refused(tokenizer, tmp_path):
 
     args = make_trainer(tokenizer, tmp_path).args
     for data, name in ((Endless(), "Endless"), (None, "NoneType")):
-        with pytest.raises(UsageError, match=f"needs a `train_dataset` with a length, got {name}"):
+        with pytest.raises(UsageError, match=f"requires a `train_dataset` with a length, got {name}"):
             ElectraEarlyExitTrainer(
                 tiny_model(generator_type="unigram"), args, train_dataset=data, processing_class=tokenizer
             )

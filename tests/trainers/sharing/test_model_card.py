@@ -182,7 +182,7 @@ def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkey
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     text = card(tmp_path, measured)
-    assert "exit_profile.png of the model card failed, and the run continues without it: [Errno 28]" in caplog.text
+    assert "exit_profile.png of the model card failed; the run continues without it: [Errno 28]" in caplog.text
     assert "exit_profile.png" not in text
     assert not (tmp_path / "exit_profile.png").exists()
 
