@@ -1,4 +1,4 @@
-"""Replacements sampled once and kept beside the data: `electra-exit cache-replacements`."""
+"""Sampling of replacements in advance: `electra-exit cache-replacements`."""
 
 import json
 import logging
@@ -27,25 +27,28 @@ logger = logging.getLogger(__name__)
 
 COLUMN = "replacements"
 BATCH = 64
-# These depend on the model in training, or were sampled before already.
+# Generators that depend on the model in training, or whose replacements are already cached.
 NOT_BEFOREHAND = (*IN_MODEL, "self", "cached")
 
 
 def cache_replacements(
     config_fields: dict, data_args, training_args: ElectraEarlyExitTrainingArguments, folder: Path, draws: int
 ) -> dict:
-    """Sample `draws` replacements for every token of a run's text into `folder`; returns what [`write_cache`] does.
+    """Sample `draws` replacements for every token of a run's text and write them to `folder`.
+
+    Returns:
+        As [`write_cache`].
 
     Raises:
-        UsageError: for a generator that is a part of a model in training.
+        UsageError: if the generator depends on the model in training, or the text is streamed.
     """
     if (name := build_config(config_fields).generator_type) in NOT_BEFOREHAND:
         raise UsageError(
-            f"generator_type {name!r} cannot be sampled beforehand; for a trained masked language "
-            "model give `--generator_type frozen --generator_folder FOLDER`"
+            f"generator_type {name!r} cannot be sampled in advance; for a trained masked language model, use "
+            "`--generator_type frozen --generator_folder FOLDER`"
         )
     if data_args.streaming:
-        raise UsageError("replacements are cached for stored sequences: leave out --streaming")
+        raise UsageError("replacements can be cached only for stored sequences: omit --streaming")
     config, packed, tokenizer, _ = prepare_run(
         config_fields, data_args, starting_point(config_fields, data_args, training_args)
     )
@@ -57,15 +60,15 @@ def cache_replacements(
 def write_cache(
     generator: Replacements | StepGenerator, packed: DatasetDict, context: GeneratorContext, draws: int, folder: Path
 ) -> dict:
-    """Write one Arrow file a split, with the column `replacements`: for each sequence a flat list, `draws` ids for
-    each of its tokens in turn, in the smallest integer type. A special token's are itself.
+    """Write one Arrow file per split with the column `replacements`: for each sequence a flat list of `draws` ids per
+    token, in the smallest sufficient integer type. A special token is replaced by itself.
 
-    A neural generator must not see what it predicts, so it meets each sequence several times, every time with another
-    `mlm_probability` of its tokens masked, until all were.
+    A neural generator must not see the tokens that it predicts. It therefore processes each sequence several times,
+    each time with another `mlm_probability` of the tokens masked, until all have been masked.
 
     Returns:
-        What `cache.json` says too, for each split: tokens, seconds, bytes, operations, how often a replacement equals
-        the original, and a checksum of the sequences.
+        The content of `cache.json`: for each split the numbers of sequences, tokens, seconds, bytes and FLOPs, the
+        share of replacements that equal the original, and a checksum of the sequences.
     """
     folder.mkdir(parents=True)
     features = Features({COLUMN: SequenceFeature(Value(id_dtype(context.config.vocab_size)))})
@@ -88,7 +91,7 @@ def write_cache(
             sequences.map(
                 sample, batched=True, batch_size=BATCH, remove_columns=sequences.column_names, features=features,
                 cache_file_name=str(path), load_from_cache_file=False, desc=f"sampling {split}",
-                new_fingerprint=f"{checksum(sequences):08x}",  # made from the function, it would hash all weights
+                new_fingerprint=f"{checksum(sequences):08x}",  # the default would hash all weights
             )  # fmt: skip
             report["splits"][split] = {
                 "sequences": len(sequences),
@@ -104,7 +107,7 @@ def write_cache(
 
 
 def generator_flops(generator, sequences, context: GeneratorContext) -> float:
-    """Operations of a neural generator that meets each of the sequences as often as it takes to mask all tokens."""
+    """FLOPs of a neural generator for all sequences, each processed until all its tokens have been masked."""
     if not isinstance(generator, StepGenerator):
         return 0.0
     return _parts(context) * generator.flops(len(sequences), max(map(len, sequences["input_ids"])))
@@ -121,7 +124,18 @@ def sample_rows(
     draws: int,
     types: list[list[int]] | None = None,
 ) -> list[np.ndarray]:
-    """For each row (tokens,), with the segments that `types` says, its replacements (tokens, draws), int64."""
+    """Sample replacements for sequences.
+
+    Args:
+        generator: the generator.
+        rows: sequences, each of shape `(tokens,)`, int64.
+        context: the context of the generator.
+        draws: replacements per token.
+        types (*optional*): token types of the sequences.
+
+    Returns:
+        Replacements of each sequence, of shape `(tokens, draws)`, int64.
+    """
     tables = [np.repeat(row[:, None], draws, axis=1) for row in rows]
     chances = [np.random.default_rng((context.args.mask_seed, zlib.crc32(row.tobytes()))) for row in rows]
     parts = _parts(context)
@@ -144,7 +158,7 @@ def sample_rows(
 
 
 def _sample_in_step(generator, rows, positions, chances, context, draws, types) -> list[np.ndarray]:
-    """`draws` replacements for `positions` of each row, all masked at once."""
+    """`draws` replacements for the `positions` of each row, which are all masked in one pass."""
     length = max(map(len, rows))
     input_ids = np.full((len(rows), length), context.tokenizer.pad_token_id)
     mlm_labels, token_type_ids = np.full_like(input_ids, -100), np.zeros_like(input_ids)

@@ -1,4 +1,4 @@
-"""What happens between the steps, and what the terminal shows of it."""
+"""Callbacks between training steps, and the output on the terminal."""
 
 import contextlib
 import functools
@@ -22,27 +22,27 @@ logger = logging.getLogger(__name__)
 
 
 def log_beside(trainer, logs: dict[str, float]) -> None:
-    """Log from a callback, and leave the step's own log line to come: the library takes any for that one."""
+    """Log from a callback without suppressing the log of the step: `Trainer` takes any log for that one."""
     due = trainer.control.should_log
     trainer.log(logs)
     trainer.control.should_log = due
 
 
 class NewEpochCallback(TrainerCallback):
-    """New masks every epoch. Called before the loader starts, so that its workers see it."""
+    """Passes the epoch to the collator, for new masks, before the data loader starts its workers."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if hasattr(self.trainer.data_collator, "set_epoch"):
-            # A run resumed in the middle of an epoch begins with a fraction here.
+            # `state.epoch` is fractional if a run is resumed within an epoch.
             self.trainer.data_collator.set_epoch(int(state.epoch or 0))
         self.trainer.stopwatch.lap()
 
 
 class PaceCallback(TrainerCallback):
-    """Plans a run that ends by the clock, and ends it."""
+    """Plans and ends a run with a time limit."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -60,11 +60,12 @@ class PaceCallback(TrainerCallback):
 
 
 class PreemptionCallback(TrainerCallback):
-    """Notices SIGTERM, by which a scheduler announces that it will end the job, and the first Ctrl-C; the Trainer acts
-    on them between steps. A second Ctrl-C ends the run at once.
+    """Handles SIGTERM, which schedulers send before they end a job, and the first Ctrl-C. The Trainer stops between
+    steps. A second Ctrl-C ends the run at once.
 
-    Transformers' own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step too, where no run can
-    continue exactly, lets every process decide for itself, and then returns as if training were complete.
+    Transformers' `enable_jit_checkpoint` is not used: it waits three seconds, may save in the middle of a step, from
+    which a run cannot be resumed exactly, decides in each process separately, and returns as if training were
+    complete.
     """
 
     def __init__(self, device: torch.device):
@@ -74,9 +75,9 @@ class PreemptionCallback(TrainerCallback):
 
     def __enter__(self):
         self._noticed, self._previous, self._process, self._previous_step = None, {}, os.getpid(), None
-        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set signal handlers
             self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor somebody else's
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor a custom handler
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._notice)
         return self
 
@@ -86,20 +87,20 @@ class PreemptionCallback(TrainerCallback):
 
     def _notice(self, number, frame):
         if os.getpid() != self._process:
-            return  # a loader's worker, which a terminal's Ctrl-C meets too: the step still needs it
+            return  # a data loader worker, which also receives Ctrl-C, but is still needed for the current step
         self._noticed = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            with contextlib.suppress(OSError):  # not by print, in the middle of which the signal may have come
-                os.write(2, b"\nfinishing the step and saving; Ctrl-C again ends the run at once\n")
+            with contextlib.suppress(OSError):  # `print` is not reentrant
+                os.write(2, b"\nfinishing the step and saving a checkpoint; press Ctrl-C again to end at once\n")
 
     def requested(self) -> bool:
-        """Whether any process of the run was told to end: all of them learn it at the same step."""
+        """Whether any process of the run has received a signal. A collective call."""
         return any_rank(self._noticed is not None, self.device)
 
     def requested_before(self) -> bool:
-        """The same of the end of the step before, where several processes would have to wait for their devices. To be
-        asked once a step."""
+        """As [`requested`], but for several processes on accelerators as of the end of the previous step, which avoids
+        a host-device synchronization. Must be called once per step."""
         if not is_distributed() or self.device.type == "cpu":
             return self.requested()
         previous, self._previous_step = (
@@ -109,19 +110,19 @@ class PreemptionCallback(TrainerCallback):
         return previous is not None and previous.value() > 0
 
     def stop(self, step: int | None) -> Preempted | Interrupted:
-        """What ends the run, of which `step` is saved. Every process has to ask."""
+        """The exception that ends the run; `step` is the step of the saved checkpoint. A collective call."""
         by_keyboard = any_rank(self._noticed == signal.SIGINT, self.device)
         return Interrupted(step) if by_keyboard else Preempted(step)
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        """An evaluation may take minutes, and nothing of the run's state depends on it."""
+        """Interrupts an evaluation, which may take minutes and does not change the state of the run."""
         if self.requested():
             raise Preempted
 
 
 def outlived(callback: TrainerCallback) -> TrainerCallback:
-    """A callback that only reports, made so that no error of its own ends the run: it is named once, and the callback
-    is not called again."""
+    """Wrap a reporting callback, so that its errors do not end the run: the first error is logged, and the callback is
+    disabled."""
     broken = False
 
     def shielded(method):
@@ -135,7 +136,7 @@ def outlived(callback: TrainerCallback) -> TrainerCallback:
             except Exception as error:
                 broken = True
                 reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-                logger.warning(f"{type(callback).__name__} reports nothing more; training continues: {reason}")
+                logger.warning(f"{type(callback).__name__} is disabled after an error; training continues: {reason}")
                 return None
 
         return call
@@ -148,7 +149,7 @@ def outlived(callback: TrainerCallback) -> TrainerCallback:
 
 @contextlib.contextmanager
 def quiet_event_writers() -> Iterator[None]:
-    """Without the traceback that TensorBoard's thread prints of an error which its next call raises anyway."""
+    """Suppress the traceback printed by TensorBoard's thread. The next call to TensorBoard raises the error anyway."""
     previous = threading.excepthook
 
     def hook(args):
@@ -163,17 +164,17 @@ def quiet_event_writers() -> Iterator[None]:
 
 
 class OneLineProgressCallback(ProgressCallback):
-    """Transformers' progress bar, with the numbers of a step on one line of words instead of a long dictionary."""
+    """Transformers' progress bar, with the metrics of a step on one readable line instead of a dictionary."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.total = state.max_steps  # which a run that ends by the clock plans anew
+            self.training_bar.total = state.max_steps  # changes in a run with a time limit
             if line := one_line(logs, state):
                 self.training_bar.write(line)
 
 
 class OneLinePrinterCallback(PrinterCallback):
-    """The same lines where there is no progress bar."""
+    """The same lines without a progress bar."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and (line := one_line(logs, state)):
@@ -181,7 +182,7 @@ class OneLinePrinterCallback(PrinterCallback):
 
 
 def show_lines(trainer) -> None:
-    """Print a line for each log, in the place of what the library prints."""
+    """Replace the library's output on the terminal by one line per log."""
     for theirs, ours in (
         (ProgressCallback, OneLineProgressCallback),
         (PrinterCallback, OneLinePrinterCallback),
@@ -190,7 +191,7 @@ def show_lines(trainer) -> None:
             trainer.add_callback(ours)
 
 
-# Of a log, what is shown, and how; what comes last is left out first where the line is too long.
+# Metrics shown on the terminal, and their formats. If the line is too long, the last ones are omitted.
 SHOWN = (
     ("eval_loss", "held out"),
     ("loss", "loss {:.4g}"),
@@ -206,8 +207,8 @@ SHOWN = (
 
 
 def one_line(logs: dict, state: TrainerState) -> str:
-    """The numbers of a training step or of an evaluation, as many as fit the terminal (80 columns where there is
-    none); empty for anything else."""
+    """The metrics of a training step or evaluation, as many as fit the terminal (80 columns without one); empty for
+    other logs."""
     columns = shutil.get_terminal_size().columns
     parts = [text.format(logs[name]) for name, text in SHOWN if name in logs]
     if not parts:

@@ -1,4 +1,4 @@
-"""From packed sequences to batches: masked for the model's generator, or already corrupted by one that runs here."""
+"""Collation of packed sequences: masked for the model's generator, or corrupted by a generator in the collator."""
 
 import itertools
 import zlib
@@ -13,41 +13,41 @@ from ..generators.registry import build_generator
 from .row_generators import row_generators
 
 
-# Of the positions chosen for prediction, this share is shown to the generator as [MASK]; the rest stay as they are.
-# None becomes a random token: ELECTRA's `pretrain/pretrain_helpers.py` (`mask`), unlike BERT.
+# Share of the chosen positions that become [MASK]; the rest keep their tokens. Unlike in BERT, none becomes a random
+# token (google-research/electra, `pretrain/pretrain_helpers.py`, `mask`).
 MASK_SHARE = 0.85
 
 
-# What else a data set may say of each token, and what padding gets.
+# Optional columns with one entry per token, and their values at padding.
 TOKEN_COLUMNS = {"token_type_ids": 0, "labels": 0}
 
 
 @dataclass
 class DataCollatorForReplacedTokenDetection:
-    """Pads to a fixed length, and masks for the generator or replaces tokens itself.
+    """Pads sequences, and masks tokens for a generator or replaces them.
 
-    The mask of a sequence, and the seed of the noise that it meets in the model, is a function of (`seed`, epoch, the
-    sequence's own ids). So it does not depend on the batch a sequence lands in, on the number of loader workers or of
-    processes, nor on padding that it comes with; two epochs differ; and a resumed run sees what an uninterrupted one
-    would have seen.
+    The mask of a sequence and its noise seed are functions of `seed`, the epoch and the sequence's ids. They do not
+    depend on the batch, the number of workers or processes, or padding; they differ between epochs; and a resumed run
+    gets the same masks as an uninterrupted one.
 
-    As in google-research/electra (`pretrain/pretrain_helpers.py`), the share counts all tokens of a sequence, and only
-    ordinary ones are chosen, all alike. Two things differ. It draws with replacement, so that some positions are drawn
-    twice, and about 14 % of the tokens are masked where 15 % are asked for; here positions are distinct, and
-    `mlm_probability` says what share is masked. And it may choose [UNK], here a special token like the others.
+    As in google-research/electra (`pretrain/pretrain_helpers.py`), `mlm_probability` is a share of all tokens of a
+    sequence, and positions are drawn uniformly among the tokens that are not special. There are two differences:
+    ELECTRA draws with replacement, so that duplicates reduce a nominal 15 % to about 14 %, while positions are
+    distinct here; and ELECTRA may choose [UNK], which is a special token here.
 
     Args:
-        tokenizer: needs a mask token and a pad token.
-        max_seq_length (`int`, *optional*): every sequence is padded to it. Left out: to the longest of the batch.
-        mlm_probability (`float`): share of a sequence's tokens that is masked; at least one, never a special token.
-        seed (`int`): of the masks.
-        replacements ([`generators.Replacements`], *optional*): proposes what the chosen tokens become. Left out: the
-            batch is masked, and the model's generator, or one that runs in the step, proposes.
-        look_ahead (`bool`): also say which positions the next epoch will choose, as `proposal_mask`.
+        tokenizer: with a mask token and a pad token.
+        max_seq_length (`int`, *optional*): length to which sequences are padded. If omitted, that of the longest
+            sequence in the batch.
+        mlm_probability (`float`): share of a sequence's tokens to mask; at least one token, never a special one.
+        seed (`int`): seed of the masks.
+        replacements ([`generators.Replacements`], *optional*): generator of the replacements. If omitted, the batch is
+            masked for the model's generator, or for one that runs in the training step.
+        look_ahead (`bool`): whether to return the positions of the next epoch's masks as `proposal_mask`.
 
     Raises:
-        ValueError: if the tokenizer has no mask or pad token. In a call: for a sequence without a token, longer than
-            `max_seq_length`, or padded without an `attention_mask`; and for columns that do not fit `input_ids`.
+        ValueError: if the tokenizer has no mask or pad token. When called: if a sequence is empty, longer than
+            `max_seq_length`, or padded without an `attention_mask`; or if columns do not fit `input_ids`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ class DataCollatorForReplacedTokenDetection:
     seed: int = 0
     replacements: Replacements | None = None
     look_ahead: bool = False
-    # Shared memory, because loader workers that outlive an epoch hold a copy of this object.
+    # In shared memory, because persistent data loader workers have a copy of this object.
     _epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_(), repr=False)
 
     def __post_init__(self):
@@ -65,35 +65,40 @@ class DataCollatorForReplacedTokenDetection:
                 raise ValueError(f"replaced-token detection needs a tokenizer with a `{name}`, and this one has none")
         self._mask = self.tokenizer.mask_token_id  # asking a tokenizer takes as long as masking a sequence
         special, pad = self.tokenizer.all_special_ids, self.tokenizer.pad_token_id
-        # Looked up with `mode="clip"`: what lies beyond the last special token is ordinary.
+        # Looked up with `mode="clip"`, so that ids above the last special one count as ordinary.
         self._ordinary = np.ones(max(special) + 2, dtype=bool)
         self._ordinary[special] = False
-        # Padding is at an end: inside, it is text that names it. Where it is [SEP] or the like too, no id tells it.
+        # Padding is recognized only at the ends, and only if its id is not shared with another special token.
         others = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos", "unk"))
         self._padding = None if pad in others else pad
 
     def set_epoch(self, epoch: int):
-        """Draw new masks from now on."""
+        """Set the epoch, which changes the masks."""
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Mask or corrupt a batch.
 
         Args:
-            features: each with `input_ids`, the ids of one sequence with its special tokens; an `attention_mask` with
-                0 at padding, on either side, where there is any; maybe `token_type_ids`; and whatever else the
-                generator reads. Those with `labels`, one of 0 and 1 a token, are corrupted already, and are padded
-                only; a single label is one of the text, and is left out.
+            features: one dictionary per sequence, with `input_ids`, special tokens included; `attention_mask`, 0 at
+                padding on either side, if there is any; optionally `token_type_ids`; and the columns that the
+                generator reads. Sequences with `labels`, 0 or 1 for each token, are already corrupted and only padded.
+                A scalar label belongs to the text and is dropped.
 
         Returns:
-            `input_ids` with `mlm_labels`, the original ids at the chosen positions and -100 elsewhere. With
-            `replacements`, these `input_ids` are corrupted, and `labels` is 1 where a token was replaced by another
-            and 0 elsewhere. All `torch.LongTensor` of shape `(batch, sequence)`, padded on the right; but without
-            `replacements`, `labels` are empty, `(batch, 0)`, because they are made later: a Trainer evaluates no
-            batch that does not have what its model calls labels. With those, `masked_positions`, where the chosen
-            tokens stand, ascending: `(batch, places)`, padded with -1 to as many as a row of that length has.
-            `noise_seeds`, `torch.LongTensor` of shape `(batch,)`. `token_type_ids`, where the features have them. And
-            `attention_mask` (shape of `input_ids`), only where there is padding.
+            A dictionary of tensors, padded on the right, `torch.LongTensor` of shape `(batch, sequence)` unless stated
+            otherwise:
+
+            - `input_ids`: the masked text; with `replacements`, the corrupted text.
+            - `mlm_labels`: original ids at the chosen positions, -100 elsewhere.
+            - `labels`: 1 where a token differs from the original, else 0. Without `replacements` of shape
+              `(batch, 0)`: labels are created later, but `Trainer` does not evaluate batches without them.
+            - `masked_positions` of shape `(batch, places)`, only without `replacements`: the chosen positions,
+              ascending, padded with -1 to a number that depends only on the length.
+            - `proposal_mask`, `torch.BoolTensor`, only with `look_ahead`: the positions that the next epoch chooses.
+            - `noise_seeds` of shape `(batch,)`.
+            - `token_type_ids`, if the features have them.
+            - `attention_mask`, only if there is padding.
         """
         texts = [self._without_padding(**feature) for feature in features]
         # A sequence is known by its ids.
@@ -108,7 +113,7 @@ class DataCollatorForReplacedTokenDetection:
         longest = int(lengths.max())
         length = self.max_seq_length or longest
         if longest > length:
-            raise ValueError(f"a sequence of {longest} tokens does not fit `max_seq_length` {length}")
+            raise ValueError(f"sequences must have at most `max_seq_length` tokens, {length}, got one of {longest}")
         fill = {"input_ids": self.tokenizer.pad_token_id, "mlm_labels": -100, "proposal_mask": False, **TOKEN_COLUMNS}
         batch = {}
         for name in rows[0]:
@@ -127,7 +132,7 @@ class DataCollatorForReplacedTokenDetection:
         return batch
 
     def _without_padding(self, input_ids, attention_mask=None, **columns) -> dict:
-        """The columns of one sequence, those with an entry a token as int64 arrays of shape (tokens,)."""
+        """The columns of one sequence without padding. Those with an entry per token become int64 arrays (tokens,)."""
         tokens = {"input_ids": np.asarray(input_ids, dtype=np.int64)}
         for name in TOKEN_COLUMNS:
             if (values := columns.pop(name, None)) is not None and np.ndim(values):
@@ -137,20 +142,20 @@ class DataCollatorForReplacedTokenDetection:
             real = np.asarray(attention_mask) != 0
         elif self._padding is not None and self._padding in (*row[:1], *row[-1:]):
             raise ValueError(
-                f"a sequence holds padding (id {self._padding}) and has no `attention_mask`: give the data set that "
-                "column, or leave the padding to the collator"
+                f"a sequence has padding (id {self._padding}) but no `attention_mask`: add that column to the data "
+                "set, or leave the padding to the collator"
             )
         for name, values in (*tokens.items(), ("attention_mask", row if real is None else real)):
             if values.shape != row.shape:
-                raise ValueError(f"`{name}` must have an entry for each of {len(row)} tokens, got {values.shape}")
+                raise ValueError(f"`{name}` must have one entry for each of {len(row)} tokens, got {values.shape}")
         if real is not None and not real.all():
             if self.replacements is not None and (shifted := set(columns) & set(self.replacements.columns)):
                 raise ValueError(
-                    f"a sequence with {', '.join(sorted(shifted))} for its generator must have no padding"
+                    f"a sequence with the generator's column {', '.join(sorted(shifted))} must not have padding"
                 )
             tokens = {name: values[real] for name, values in tokens.items()}
         if not len(tokens["input_ids"]):
-            raise ValueError("a sequence must hold a token that is no padding, and this one has none")
+            raise ValueError("a sequence must have at least one token that is not padding")
         return tokens | columns
 
     def _corrupted(
@@ -185,11 +190,12 @@ class DataCollatorForReplacedTokenDetection:
         return candidates[generator.choice(len(candidates), count, replace=False)] if count else candidates
 
     def _num_chosen(self, length: int) -> int:
-        """How many tokens of a sequence of that length are chosen, if it has as many ordinary ones."""
+        """Number of tokens to choose in a sequence of `length` tokens; fewer if it has not enough ordinary ones."""
         return max(1, round(self.mlm_probability * length))
 
     def _positions(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Where `chosen` (batch, sequence) is true, (batch, places): as many places in every batch of that length."""
+        """Positions at which `chosen` (batch, sequence) is true, (batch, places), padded with -1. The number of places
+        depends only on the length."""
         rows, columns = chosen.nonzero(as_tuple=True)
         counts = chosen.sum(dim=1)
         places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
@@ -201,8 +207,18 @@ class DataCollatorForReplacedTokenDetection:
 def build_collator(
     config, sequences, tokenizer, args, max_seq_length: int | None = None
 ) -> tuple[DataCollatorForReplacedTokenDetection, StepGenerator | None]:
-    """The collator of a run, and the generator that works in its training steps, if there is one; the arguments are
-    those of [`generators.build_generator`]."""
+    """Create the collator of a run.
+
+    Args:
+        config, sequences, tokenizer, args: as in [`generators.build_generator`].
+        max_seq_length: as in [`DataCollatorForReplacedTokenDetection`].
+
+    Returns:
+        The collator, and the generator for the training step; `None` if there is no such generator.
+
+    Raises:
+        UsageError: as [`generators.build_generator`].
+    """
     generator = build_generator(config, sequences, tokenizer, args)
     in_collator, in_step = (None, generator) if isinstance(generator, StepGenerator) else (generator, None)
     collator = DataCollatorForReplacedTokenDetection(

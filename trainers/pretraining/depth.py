@@ -1,9 +1,9 @@
-"""The depth schedule: a pre-training that begins shallow and grows.
+"""The depth schedule: pre-training that starts with a shallow model and adds layers.
 
-A stage is an ordinary run of a shallower model. It ends in an ordinary checkpoint, and that of a deeper model takes
-its place: new layers start as copies of others, weights and the optimizer's moments alike. All else in it stays, so
-the run goes on at the same place in the data, in the learning rate's schedule and in its random numbers. An
-interrupted run continues from whichever of the two it finds.
+A stage is an ordinary run of a shallower model. It ends with an ordinary checkpoint, which is then replaced by that of
+a deeper model: new layers start as copies of others, with weights and optimizer moments. The rest of the checkpoint is
+unchanged, so the run continues with the same position in the data, learning rate schedule and random state. An
+interrupted run is resumed from either of the two checkpoints.
 """
 
 import itertools
@@ -34,23 +34,23 @@ from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_we
 
 logger = logging.getLogger(__name__)
 
-# In a checkpoint at which depths were compared: what was found.
+# File in a checkpoint at which depths were compared, with the result.
 DECISION = "depth.json"
-# Steps of a fork, as a share of those of the run so far and within bounds; and the held-out batches that judge it.
+# Steps of a fork, as a share of the steps so far, and their bounds; number of held-out batches for its loss.
 FORK_SHARE, FEWEST, MOST = 0.03, 8, 64
 FORK_BATCHES = 16
-# A fall of so many standard errors is no chance.
+# Number of standard errors from which a decrease of the loss counts as significant.
 SURE = 2.0
 LAYER = re.compile(r"^(electra\.encoder\.layer\.)(\d+)(\..*)$")
-# What a block adds to the residual stream comes from these two projections.
+# The projections whose outputs are added to the residual stream.
 LAST_PROJECTIONS = (".attention.output.dense.", ".output.dense.")
 
 
 def at_depth(config: ElectraEarlyExitConfig, depth: int) -> ElectraEarlyExitConfig:
-    """The config of a stage: with fewer layers, and a generator that is the same in all of them.
+    """The config of a stage with `depth` layers. The generator is the same in all stages.
 
     Raises:
-        ValueError: where something of it stands deeper than that.
+        ValueError: if exits or the generator's head need more layers.
     """
     if depth == config.num_hidden_layers:
         return config
@@ -68,36 +68,38 @@ def at_depth(config: ElectraEarlyExitConfig, depth: int) -> ElectraEarlyExitConf
 
 
 def phases(config: ElectraEarlyExitConfig) -> list[tuple[int, ElectraEarlyExitConfig]]:
-    """From which step on a model was of which config while it was pre-trained."""
+    """The stages of a model's pre-training: pairs of the first step and the config."""
     return [
         (step, at_depth(config, depth)) for step, depth in config.pretraining_depths or [[0, config.num_hidden_layers]]
     ]
 
 
 def check_depths(args: ElectraEarlyExitTrainingArguments, config: ElectraEarlyExitConfig) -> DepthSchedule:
-    """The schedule that the arguments name, for a model of this config.
+    """The depth schedule of the arguments for a model of this config.
 
     Raises:
-        ValueError: if it cannot grow by that.
+        ValueError: if the model does not fit the schedule, or the run does not support it.
     """
     schedule = read_depths(args.depth_schedule, config.num_hidden_layers)
     for depth in schedule.depths:
         at_depth(config, depth)
     if isinstance(schedule, FoundDepths) and (args.world_size > 1 or args.fp16):
-        raise ValueError("`depth_schedule` auto measures in one process, in fp32 or bf16; name depths and shares")
+        raise ValueError(
+            "`depth_schedule` must be depths and shares, not auto, with several processes or fp16, got auto"
+        )
     return schedule
 
 
 def sources(shallow: int, deep: int, growth: str) -> list[int]:
-    """Of which layer each layer of the deeper model is a copy, by number; those that it has already come first in
-    `stack` and `identity`."""
+    """For each layer of the deeper model, the index of the layer that it is a copy of. With `stack` and `identity`,
+    the existing layers come first."""
     if growth == "interleave":
         return [layer * shallow // deep for layer in range(deep)]
     return [layer % shallow for layer in range(deep)]
 
 
 class StageCallback(TrainerCallback):
-    """Ends a stage in a checkpoint."""
+    """Ends a stage with a checkpoint."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -111,12 +113,16 @@ def train_in_stages(trainer, checkpoint: str | None, train: Callable):
     """Train from a checkpoint, or from the start, to the end of the last stage.
 
     Args:
-        trainer: with `depths`, a [`DepthSchedule`], and the model of the last stage, of which the first one takes its
-            layers; it has the model of the stage that it is in from then on.
-        train: trains one stage from a checkpoint, and returns what the library returns.
+        trainer: with `depths`, a [`DepthSchedule`], and the model of the last stage. The first stage takes its layers
+            from that model; afterwards the trainer has the model of the current stage.
+        checkpoint: where to resume; `None` to start.
+        train: function that trains one stage from a checkpoint and returns the output of `Trainer.train`.
+
+    Returns:
+        The output of the last call of `train`.
 
     Raises:
-        WriteError: if the checkpoint at a stage's end could not be written.
+        WriteError: if the checkpoint at the end of a stage could not be written.
     """
     schedule, config = trainer.depths, trainer.model_config
     named = not isinstance(schedule, FoundDepths)
@@ -134,27 +140,27 @@ def train_in_stages(trainer, checkpoint: str | None, train: Callable):
                 trainer.stage = len(schedule.ends) - 1
         output = train(checkpoint)
         last = trainer.stage == len(schedule.ends) - 1
-        if last or trainer.state.global_step != trainer.stage_end():  # the end, or told to stop before
+        if last or trainer.state.global_step != trainer.stage_end():  # finished, or stopped before
             depth, full = trainer.model_config.num_hidden_layers, config.num_hidden_layers
             if last and depth < full:
-                logger.info(f"more layers did not pay in this time: the model has {depth} of {full}")
+                logger.info(f"more layers did not lower the loss faster: the model ends with {depth} of {full} layers")
             return output
         folder = trainer.checkpoint_folder(None)
         if (reason := run_on_main_and_broadcast(partial(damage, folder))) is not None:
-            raise WriteError(f"the model cannot grow from {folder}: {reason}; the same command continues")
+            raise WriteError(f"the model cannot grow from {folder}: {reason}; the same command resumes the run")
         checkpoint = str(folder)
 
 
-# ---- Which depth pays ----
+# ---- Choosing the depth ----
 
 
 @dataclass
 class Fork:
-    """What a few steps from a checkpoint on, in which the learning rate falls to 0, have changed.
+    """Result of a fork: a few steps from a checkpoint, in which the learning rate decays to 0.
 
-    fall: of the held-out loss, in nats of the whole objective.
-    error: its standard error over the held-out batches.
-    seconds: of those steps, by their median: a step that something else held up says nothing.
+    fall: decrease of the held-out loss, in nats of the whole objective.
+    error: standard error of `fall` over the held-out batches.
+    seconds: time of the steps, from their median, which is robust to outliers.
     """
 
     fall: float
@@ -163,12 +169,13 @@ class Fork:
 
     @property
     def pace(self) -> float:
+        """Decrease of the held-out loss per second."""
         return self.fall / max(self.seconds, 1e-9)
 
 
 def found_depth(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> int:
-    """How deep a model goes on from a checkpoint: deeper if that lowers the held-out loss, and faster. A checkpoint at
-    which that was measured says what was found, so that a run continues as it began."""
+    """The number of layers with which to continue from a checkpoint: more if that lowers the held-out loss, and faster
+    than the current depth. The decision is stored in the checkpoint, so that a resumed run makes the same one."""
     own = type(config).from_pretrained(checkpoint).num_hidden_layers
     deeper = trainer.depths.next_depth(own)
     if deeper is None or not trainer.decides_at(checkpoint):
@@ -176,17 +183,17 @@ def found_depth(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> in
     path = checkpoint / DECISION
     if not path.exists():
         forks = {depth: fork(trainer, checkpoint, at_depth(config, depth)) for depth in (own, deeper)}
-        # On a plateau nothing falls, and what is measured is chance: more layers have to be seen to learn.
+        # On a plateau differences are noise, so the deeper model's decrease must be significant.
         learns = forks[deeper].fall > SURE * forks[deeper].error
         chosen = deeper if learns and forks[deeper].pace > forks[own].pace else own
-        words = ", ".join(f"{depth} layers by {of.pace:.3g}" for depth, of in forks.items())
-        logger.info(f"a second of training lowers the held-out loss with {words}: the model has {chosen} from here on")
+        rates = ", ".join(f"{of.pace:.3g} with {depth} layers" for depth, of in forks.items())
+        logger.info(f"decrease of the held-out loss per second: {rates}; continuing with {chosen} layers")
         write_json(path, {"depth": chosen, "forks": {depth: vars(of) for depth, of in forks.items()}})
     return read_json(path)["depth"]
 
 
 def fork(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> Fork:
-    """Train a copy of a checkpoint's model, as deep as `config` says, for a few steps of which nothing remains."""
+    """Train a copy of a checkpoint's model, grown to `config`, for a few steps. All changes are discarded."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         copy = Path(shutil.copytree(checkpoint, Path(folder, checkpoint.name)))
         grow(trainer, copy, config)
@@ -199,7 +206,7 @@ def fork(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> Fork:
 
 
 def measure_fork(trainer, moments: dict) -> Fork:
-    """Of the model that the trainer has, and the state of an optimizer."""
+    """Train the trainer's model for a few steps with the optimizer state `moments`, and measure the effect."""
     optimizer = trainer.create_optimizer()
     optimizer.load_state_dict(moments)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -231,7 +238,7 @@ def measure_fork(trainer, moments: dict) -> Fork:
 
 
 def held_out_losses(trainer, model) -> torch.Tensor:
-    """Of some held-out batches, corrupted the same way every time; fp32 of shape `(batches,)`."""
+    """Losses of [`FORK_BATCHES`] held-out batches, fp32 of shape `(batches,)`. Their corruption is always the same."""
     losses, sequences = [], trainer.eval_dataset
     sequences = next(iter(sequences.values())) if isinstance(sequences, dict) else sequences
     model.eval()
@@ -246,7 +253,7 @@ def held_out_losses(trainer, model) -> torch.Tensor:
 
 
 def with_depth(model: PreTrainedModel, config: ElectraEarlyExitConfig) -> PreTrainedModel:
-    """A model of the first layers of another, and with all else that it has."""
+    """A copy of a model with only its first layers."""
     shallow = type(model)(config)
     shallow.config.pretraining_depths = [[0, config.num_hidden_layers]]
     shallow.load_state_dict(
@@ -256,7 +263,11 @@ def with_depth(model: PreTrainedModel, config: ElectraEarlyExitConfig) -> PreTra
 
 
 def grow(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> None:
-    """Make a checkpoint that of a deeper model, in its place; leave alone one that is as deep already."""
+    """Replace a checkpoint by that of a deeper model. A checkpoint of that depth is left unchanged.
+
+    Raises:
+        WriteError: if the checkpoint cannot be written.
+    """
     before = type(config).from_pretrained(checkpoint)
     shallow, deep = before.num_hidden_layers, config.num_hidden_layers
     if shallow == deep:
@@ -284,19 +295,25 @@ def grow(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> None:
 
 
 def origin(name: str, copied: list[int]) -> str:
-    """The parameter of the shallower model that one of the deeper model is a copy of."""
+    """Name of the parameter of the shallower model that the deeper model's parameter `name` is a copy of."""
     found = LAYER.match(name)
     return f"{found[1]}{copied[int(found[2])]}{found[3]}" if found else name
 
 
 def grown_weights(small: PreTrainedModel, model: PreTrainedModel, copied: list[int]) -> dict[str, torch.Tensor]:
+    """State dict of the deeper `model`, copied from the shallower one; `copied` is from [`sources`]."""
     weights = small.state_dict()
     return {name: weights[origin(name, copied)] for name in model.state_dict()}
 
 
 def grown_moments(state: dict, shallow: list[str], deep: list[str], copied: list[int]) -> dict:
-    """The state of an optimizer whose parameters have these names, in the order of its groups, as that of the deeper
-    model's. What a group says of itself stays, and so do the groups."""
+    """Optimizer state of the deeper model, copied from that of the shallower one. Groups and their settings are kept.
+
+    Args:
+        state: state of the shallower model's optimizer.
+        shallow, deep: parameter names of both models, in the order of their optimizers.
+        copied: from [`sources`].
+    """
     number = {name: index for index, name in enumerate(shallow)}
     held = {index: state["state"].get(number[origin(name, copied)]) for index, name in enumerate(deep)}
     groups, of_group = [], {index: n for n, group in enumerate(state["param_groups"]) for index in group["params"]}
@@ -308,7 +325,7 @@ def grown_moments(state: dict, shallow: list[str], deep: list[str], copied: list
 
 @torch.no_grad()
 def silence(model: PreTrainedModel, layers: range) -> None:
-    """Let layers add nothing to the residual stream, until they have learned."""
+    """Set the output projections of `layers` to 0, so that they initially add nothing to the residual stream."""
     for name, parameter in model.named_parameters():
         found = LAYER.match(name)
         if found and int(found[2]) in layers and any(part in found[3] for part in LAST_PROJECTIONS):

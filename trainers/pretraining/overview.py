@@ -1,4 +1,4 @@
-"""What a pre-training will be, and what it will take: said before it starts, and when its first steps were timed."""
+"""Overview of a pre-training run: its settings, logged at the start, and its expected time, after the first steps."""
 
 import logging
 import resource
@@ -17,23 +17,23 @@ logger = logging.getLogger(__name__)
 
 
 class OverviewCallback(TrainerCallback):
-    """Says at the start of a run what it is, and after its first steps how long it will take.
+    """Logs an overview at the start of a run, and its expected time after the first steps.
 
     Args:
-        trainer ([`ElectraEarlyExitTrainer`]).
-        counts: of the training text, with `tokens` and `sequences`; empty for a stream.
-        stops (`bool`): whether the run ends when its steps are timed.
+        trainer ([`ElectraEarlyExitTrainer`]): the trainer of the run.
+        counts: counts of the training text, with `tokens` and `sequences`; empty for a stream.
+        stops (`bool`): whether to end the run when its steps have been timed.
     """
 
     def __init__(self, trainer, counts: dict, stops: bool = False):
         self.trainer, self.counts, self.stops = trainer, counts, stops
-        self._told, self._timed = False, False
+        self._logged, self._timed = False, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not self._told and state.is_world_process_zero:
+        if not self._logged and state.is_world_process_zero:
             for name, text in overview(self.trainer, self.counts).items():
                 logger.info(f"{name:8}{text}")
-        self._told = True  # a run in stages begins several times
+        self._logged = True  # called at the start of every stage
 
     def on_step_end(self, args, state, control, **kwargs):
         timer = self.trainer.step_timer
@@ -47,47 +47,49 @@ class OverviewCallback(TrainerCallback):
 
 
 def overview(trainer, counts: dict) -> dict[str, str]:
-    """What a run is, in a few words each, by name. The Trainer knows its number of steps."""
+    """Short descriptions of a run's settings, by name. The trainer must have set its number of steps."""
     args, config, length = trainer.args, trainer.model_config, trainer.sequence_length
     model = trainer.accelerator.unwrap_model(trainer.model)
     batch = trainer.sequences_of_step()
     conditions = args.conditions()
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     steps, tokens = trainer.state.max_steps, trainer.state.max_steps * batch * length
-    said = {
+    lines = {
         "device": f"{conditions['hardware']}, {conditions['precision']}{processes}",
-        "model": f"{model.num_parameters():,} parameters, {config.num_hidden_layers} layers of {config.hidden_size}; "
-        f"replacements by {config.generator_type}",
+        "model": f"{model.num_parameters():,} parameters, {config.num_hidden_layers} layers of width "
+        f"{config.hidden_size}, generator {config.generator_type}",
     }
     if counts:
-        said["text"] = f"{counts['tokens']:,} tokens in {counts['sequences']:,} sequences of {length}"
+        lines["text"] = f"{counts['tokens']:,} tokens in {counts['sequences']:,} sequences of length {length}"
     if trainer.pace is not None:
-        said["steps"] = f"as many as {args.train_time} hold, of {batch:,} sequences ({batch * length:,} tokens)"
+        lines["steps"] = (
+            f"as many as fit into {args.train_time}, of {batch:,} sequences ({batch * length:,} tokens) each"
+        )
     else:
-        passes = f", {tokens / (counts['sequences'] * length):.1f} passes" if counts else ""
-        said["steps"] = f"{steps:,} of {batch:,} sequences: {in_short(tokens)} tokens{passes}"
+        epochs = f", {tokens / (counts['sequences'] * length):.1f} epochs" if counts else ""
+        lines["steps"] = f"{steps:,} of {batch:,} sequences each: {in_short(tokens)} tokens{epochs}"
     if config.has_exit_heads and trainer.depths is None and trainer.pace is None:
-        share, of_run = savings(trainer)
-        said["exits"] = f"a step takes {share:.0%} of the operations while tokens exit, the run {of_run:.0%}"
-    return said
+        of_step, of_run = savings(trainer)
+        lines["exits"] = f"{of_step:.0%} of the FLOPs per step while exits are active, {of_run:.0%} in total"
+    return lines
 
 
 def step_costs(trainer) -> dict[bool, float]:
-    """Operations of a step, by whether tokens exit in it."""
+    """FLOPs of a step, by whether exits are active."""
     batch, length = trainer.sequences_of_step(), trainer.sequence_length
     beside = trainer.flops_beside(batch, length)
     return {active: step_flops(trainer.model_config, batch, length, active).total + beside for active in (False, True)}
 
 
 def active_steps(trainer, first: int, last: int) -> int:
-    """In how many of the steps from `first` to before `last`, counted from 0, tokens exit."""
+    """Number of steps with active exits from `first` up to, but not including, `last`, counted from 0."""
     if not trainer.model_config.has_exit_heads:
         return 0
     return sum(trainer.args.exits_active(step, trainer.state.max_steps) for step in range(first, last))
 
 
 def savings(trainer) -> tuple[float, float]:
-    """Operations of a step in which tokens exit, and of the whole run, as shares of those without exits."""
+    """FLOPs of a step with active exits, and of the whole run, as shares of those without exits."""
     costs, steps = step_costs(trainer), trainer.state.max_steps
     batch, length = trainer.sequences_of_step(), trainer.sequence_length
     dense = step_flops(without_exits(trainer.model_config), batch, length, False).total
@@ -97,31 +99,30 @@ def savings(trainer) -> tuple[float, float]:
 
 
 def estimate(trainer) -> str:
-    """How long the steps that are left will take, by those that were timed and the operations of each, and the largest
-    memory so far."""
+    """The expected time of the remaining steps, from the timed steps and the FLOPs of each, and the peak memory."""
     timer, state = trainer.step_timer, trainer.state
     seconds, memory = time_of_step(trainer), f"{peak_memory() / 2**30:.1f} GB of memory"
     if trainer.pace is not None or trainer.depths is not None:
-        return f"{seconds:.3g} s a step; {memory}"
+        return f"{seconds:.3g} s per step; {memory}"
     now, left = state.global_step, state.max_steps - state.global_step
     timed = range(max(0, now - len(timer.seconds)), now)
     costs = step_costs(trainer)
     cost = sum(costs[bool(active_steps(trainer, step, step + 1))] for step in timed) / len(timed)
     active = active_steps(trainer, now, state.max_steps)
     whole = seconds / cost * (costs[True] * active + costs[False] * (left - active))
-    return f"about {in_words(whole)} more at {seconds:.3g} s a step, evaluations apart; {memory}"
+    return f"about {in_words(whole)} left at {seconds:.3g} s per step, plus evaluations; {memory}"
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, in bytes: of the accelerator where it has one."""
+    """Peak memory of this process in bytes, on the GPU if it uses one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # which alone counts in bytes
+    return peak if sys.platform == "darwin" else 1024 * peak  # in bytes on macOS, in KiB elsewhere
 
 
 def in_short(number: float) -> str:
-    """A large number in three digits."""
+    """A number with three significant digits and a unit prefix, such as `12.3 M`."""
     for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
         if number >= size:
             return f"{number / size:.3g}{name}"

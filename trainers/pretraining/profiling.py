@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: `--profile_step`."""
+"""Profiling of training steps: `--profile_step`."""
 
 import logging
 from pathlib import Path
@@ -13,28 +13,29 @@ from .callbacks import log_beside
 
 logger = logging.getLogger(__name__)
 
-# Steps that are timed together, from the one named on.
+# Number of steps to profile.
 STEPS = 10
 PARTS = ("data", "generator", "discriminator", "backward", "optimizer", "rest")
 TRACE = "profile_trace.json"
 
 
 class StepProfileCallback(TrainerCallback):
-    """Records [`STEPS`] training steps with `torch.profiler`, and writes all of it to [`TRACE`] in the run's folder,
-    which Perfetto (https://ui.perfetto.dev) shows. The log gets `profile_<part>_ms`, the mean of a step, for each of
+    """Profiles [`STEPS`] training steps with `torch.profiler`, and writes the trace to [`TRACE`] in the run's folder,
+    for Perfetto (https://ui.perfetto.dev). Logs `profile_<part>_ms`, the mean over the steps, for these parts:
 
-    - `data`: waiting for the loader;
-    - `generator`: its forward pass with sampling (none for a generator outside the model);
-    - `discriminator`: its forward pass, with the exits and the losses;
-    - `backward`: the backward pass of both, and clipping;
+    - `data`: waiting for the data loader;
+    - `generator`: its forward pass and sampling (0 for a generator outside the model);
+    - `discriminator`: its forward pass, with exits and losses;
+    - `backward`: the backward pass of both, and gradient clipping;
     - `optimizer`: the update;
     - `rest`: everything else between two steps.
 
-    Waits for the device between the parts, and recording takes time of its own: the shares are those of other steps,
-    the sums are not.
+    The host synchronizes with the device between the parts, and profiling has overhead. The shares are therefore
+    representative, but not the absolute times.
 
     Args:
-        step (`int`): the first step to record, counted from 1.
+        trainer ([`ElectraEarlyExitTrainer`]): the trainer of the run.
+        step (`int`): the first step to profile, counted from 1.
     """
 
     def __init__(self, trainer, step: int):
@@ -45,7 +46,7 @@ class StepProfileCallback(TrainerCallback):
         self._hooks = []
 
     def _enter(self, part: str | None):
-        """What comes next is `part`."""
+        """End the current part and begin `part`."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         if self._part is not None:
@@ -102,4 +103,4 @@ class StepProfileCallback(TrainerCallback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._profile.export_chrome_trace(str(path))
         self._profile = None
-        self.first = 0  # a second training with this Trainer does not record again
+        self.first = 0  # do not profile again if the Trainer trains a second time

@@ -1,4 +1,4 @@
-"""One pre-training run: data, model and Trainer from arguments; what it measured; what the user sees at the end."""
+"""A pre-training run: creation of data, model and Trainer from arguments, training, and the final reports."""
 
 import copy
 import functools
@@ -67,20 +67,24 @@ def pretrain(
     show: bool = True,
     evaluated: dict[str, Dataset] | None = None,
 ) -> None:
-    """Run a pre-training to its end, or continue it, and leave model, measurements and card in its folder.
+    """Run or resume a pre-training to its end, and write model, metrics, report and card to its folder.
 
-    Args: what [`parsing.parse`] returns; `show` prints what was measured at the end; `evaluated` is that of
-    [`build_trainer`].
+    Args:
+        config_fields, data_args, training_args, given: as [`parsing.parse`] returns them.
+        show: whether to print the results at the end.
+        evaluated: as in [`build_trainer`].
 
     Raises:
-        UsageError, DataError: before anything is written, for whatever the user can put right.
-    """  # fmt: skip
+        UsageError, DataError: for errors that the user can fix, before anything is written.
+        PushError: if the run is complete, but the push failed.
+        RunError: if the run cannot continue.
+    """
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
-        raise UsageError("nothing to train: give --max_steps, or -1 and --num_train_epochs, a positive number")
+        raise UsageError("nothing to train: --max_steps, or with -1 --num_train_epochs, must be a positive number")
     if training_args.dry_run:
         dry_run(config_fields, data_args, training_args, given, evaluated)
         return
-    given = {name: value for name, value in given.items() if name != "hub_token"}  # a secret is not written down
+    given = {name: value for name, value in given.items() if name != "hub_token"}  # secrets are not stored
     folder = Path(training_args.output_dir)
     data_args, sources = _with_standard_input(data_args, training_args), sources_of(training_args)
     inputs = functools.partial(_inputs, data_args, training_args, sources)
@@ -104,7 +108,7 @@ def pretrain(
                 trainer.push_to_hub()
             except PushError as error:
                 raise PushError(
-                    f"{error}. The run itself is complete in {folder}; `electra-exit push` repeats this"
+                    f"{error}. The run itself is complete in {folder}; repeat the push with `electra-exit push`"
                 ) from error
 
 
@@ -115,7 +119,7 @@ def dry_run(
     given: dict,
     evaluated: dict[str, Dataset] | None = None,
 ) -> None:
-    """Prepare all that a run needs, train a few steps, say what the run would be and take, and leave no run behind."""
+    """Prepare a run, train a few steps, and log its settings and expected time. The output is deleted."""
     args = copy.copy(training_args)
     args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     args.report_to, args.push_to_hub = [], False
@@ -131,15 +135,15 @@ def dry_run(
         trainer.add_callback(OverviewCallback(trainer, data_report["counts"].get("train", {}), stops=True))
         trainer.train()
     logger.info(
-        f"dry run: nothing was written to {training_args.output_dir}; the prepared text stays in "
-        f"{datasets.config.HF_DATASETS_CACHE}, where the run finds it"
+        f"dry run: nothing was written to {training_args.output_dir}; the prepared text is kept in the cache, "
+        f"{datasets.config.HF_DATASETS_CACHE}, for the run"
     )
 
 
 def _inputs(
     data_args: DataArguments, args: ElectraEarlyExitTrainingArguments, sources: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Fingerprints of all that a pre-training reads. Text on standard input is stored for it."""
+    """Fingerprints of everything that a pre-training reads. Standard input is copied to a file first."""
     _keep_standard_input(data_args, args)
     files = [file for some in (data_args.train_files, data_args.validation_files) for file in text_files(some or ())]
     models = [data_args.tokenizer_name, args.generator_folder, args.reference_folder, *sources]
@@ -150,7 +154,7 @@ def _inputs(
 
 
 def _spool(args: ElectraEarlyExitTrainingArguments) -> str:
-    """Where a run keeps what came on standard input."""
+    """The file with the copy of standard input."""
     return str(Path(args.output_dir) / STDIN_FILE)
 
 
@@ -165,29 +169,33 @@ def _keep_standard_input(data_args: DataArguments, args: ElectraEarlyExitTrainin
 
 
 def prepare_run(config_fields: dict, data_args: DataArguments, start: Start | None = None):
-    """Data and config; everything the user can have got wrong there is found before anything else starts.
+    """Create the config and prepare the data.
 
     Args:
-        start: the model whose sizes and tokenizer are the run's. Left out: `config_fields` say the sizes.
+        config_fields: explicitly given config fields.
+        data_args: arguments for the text.
+        start: the model to start from, which determines sizes and tokenizer. If omitted, `config_fields` do.
 
     Returns:
         The config, the packed splits, the tokenizer and the counts of the splits.
+
+    Raises:
+        UsageError: if config and sequences do not fit together, or config fields are invalid.
+        DataError: as [`prepare`].
     """
     if start is not None:
         config_fields, data_args = start.fields(), start.data(data_args)
-    config = build_config(config_fields)  # before the data is read: a typo should not cost minutes
+    config = build_config(config_fields)  # validated before the data is read, which may take minutes
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
-            f"--max_seq_length {data_args.max_seq_length} exceeds the model's positions; raise "
-            f"--max_position_embeddings (now {config.max_position_embeddings}) or shorten the sequences"
+            f"--max_seq_length must be at most --max_position_embeddings, {config.max_position_embeddings}, got "
+            f"{data_args.max_seq_length}"
         )
     if data_args.segments == "two" and config.type_vocab_size < 2:
-        raise UsageError(
-            f"--segments two needs two token types: `type_vocab_size` must be at least 2, got {config.type_vocab_size}"
-        )
+        raise UsageError(f"`type_vocab_size` must be at least 2 for --segments two, got {config.type_vocab_size}")
     packed, tokenizer, counts = prepare(data_args, config.vocab_size)
-    wanted = config_fields.get("vocab_size") if data_args.tokenizer_name else None
-    return build_config(config_fields, **_vocabulary_fields(tokenizer, wanted)), packed, tokenizer, counts
+    requested = config_fields.get("vocab_size") if data_args.tokenizer_name else None
+    return build_config(config_fields, **_vocabulary_fields(tokenizer, requested)), packed, tokenizer, counts
 
 
 def build_trainer(
@@ -197,12 +205,20 @@ def build_trainer(
     evaluated: dict[str, Dataset] | None = None,
     checkpoint: str | None = None,
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
-    """Data, config, model and Trainer; everything the user can have got wrong is found before training starts.
+    """Create data, config, model and Trainer.
 
     Args:
-        evaluated (`dict[str, Dataset]`, *optional*): held-out sequences by name that are evaluated while training,
-            such as those corrupted beforehand. Left out: the run's own.
-        checkpoint: of the run, from which it continues: what it started from is not read again.
+        config_fields: explicitly given config fields.
+        data_args, args: arguments of the run.
+        evaluated (`dict[str, Dataset]`, *optional*): held-out sequences by name to evaluate during training, such as
+            pre-corrupted ones. If omitted, the run's validation split.
+        checkpoint: checkpoint of the run to resume from; the model that the run started from is then not needed.
+
+    Returns:
+        The Trainer, a description of the data for the card, and the packed validation split.
+
+    Raises:
+        UsageError, DataError: for errors that the user can fix.
     """
     if args.depth_schedule is not None:
         _check_depths(config_fields, args)
@@ -214,8 +230,8 @@ def build_trainer(
         train = train.sequences()
     elif args.dataloader_drop_last and len(train) < batch:
         raise UsageError(
-            f"the text makes {len(train)} sequences, and a batch takes {batch} "
-            f"(--per_device_train_batch_size {args.per_device_train_batch_size}); give more text or a smaller batch"
+            f"the text has only {len(train)} sequences for a batch of {batch} (--per_device_train_batch_size "
+            f"{args.per_device_train_batch_size}); use more text or a smaller batch"
         )
     if config.generator_type == "cached":
         packed = attach_replacements(packed, args.generator_folder)
@@ -236,9 +252,7 @@ def build_trainer(
     if args.continue_from is not None and checkpoint is None:
         trainer.moments = None if args.sharding() or trainer.is_deepspeed_enabled else moments_of(args.continue_from)
         if trainer.moments is None:
-            logger.info(
-                f"the optimizer starts from scratch: its state at the end of {args.continue_from} cannot be read"
-            )
+            logger.info(f"the optimizer starts from scratch: its final state in {args.continue_from} is not available")
     show_lines(trainer)
     described = {
         "description": _describe_source(data_args),
@@ -252,9 +266,9 @@ def build_trainer(
 
 
 def _check_depths(config_fields: dict, args: ElectraEarlyExitTrainingArguments) -> None:
-    """Refuse a model that cannot grow by the schedule."""
+    """Raises: UsageError if the model cannot grow by the depth schedule."""
     if sources := sources_of(args):
-        raise UsageError(f"--depth_schedule grows a new model, and {sources[0]} has its layers: leave out one of both")
+        raise UsageError(f"--depth_schedule requires a new model, got {sources[0]} to start from: omit one of both")
     try:
         check_depths(args, build_config(config_fields))
     except ValueError as error:
@@ -262,34 +276,33 @@ def _check_depths(config_fields: dict, args: ElectraEarlyExitTrainingArguments) 
 
 
 def _check_streaming(config: ElectraEarlyExitConfig, args: ElectraEarlyExitTrainingArguments) -> None:
-    """Refuse what a stream cannot give."""
+    """Raises: UsageError if the run does not support streaming."""
     if args.max_steps <= 0:
-        raise UsageError(f"--streaming needs --max_steps, because a stream has no end; got {args.max_steps}")
+        raise UsageError(f"--max_steps must be positive with --streaming, which has no end; got {args.max_steps}")
     if args.dataloader_num_workers > 0:
         raise UsageError(
-            f"--streaming reads in the training process: --dataloader_num_workers must be 0, got "
+            "--dataloader_num_workers must be 0 with --streaming, which reads in the training process, got "
             f"{args.dataloader_num_workers}"
         )
     if config.generator_type == "cached":
-        raise UsageError("generator_type 'cached' needs stored sequences: leave out --streaming")
+        raise UsageError("generator_type 'cached' requires stored sequences: omit --streaming")
 
 
 def build_config(config_fields: dict, **derived) -> ElectraEarlyExitConfig:
+    """Create a config; `derived` fields take precedence. Raises: UsageError for invalid fields."""
     try:
         return ElectraEarlyExitConfig(**{**config_fields, **derived})
     except (StrictDataclassError, ValueError) as error:
         raise UsageError(config_reason(error)) from error
 
 
-def _vocabulary_fields(tokenizer, wanted: int | None) -> dict:
-    """What the tokenizer decides in the config; a size `wanted` beside a given tokenizer must hold its ids."""
+def _vocabulary_fields(tokenizer, requested: int | None) -> dict:
+    """Config fields that depend on the tokenizer. A `requested` vocabulary size must cover its ids."""
     needed = vocabulary_size(tokenizer)
-    if wanted is not None and wanted < needed:
-        raise UsageError(
-            f"--vocab_size {wanted} is smaller than the tokenizer's ids need ({needed}); raise or omit it"
-        )
+    if requested is not None and requested < needed:
+        raise UsageError(f"--vocab_size must be at least {needed} for this tokenizer, or omitted, got {requested}")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
-    return {"vocab_size": wanted or needed, **special}
+    return {"vocab_size": requested or needed, **special}
 
 
 def _describe_source(args: DataArguments) -> str:
@@ -307,13 +320,23 @@ def train(
     held_out: Dataset,
     start: dict | None = None,
 ) -> None:
-    """Train, and write everything a stranger needs to load and judge the model; it is evaluated at the end on
-    `held_out` sequences, with the run's own generator. The card says what it started from, `start`."""
+    """Train and evaluate a model, and write it with its metrics and card.
+
+    Args:
+        trainer: the Trainer of the run.
+        checkpoint: checkpoint to resume from; `None` for a new run.
+        data_report: description of the data, from [`build_trainer`].
+        held_out: sequences for the final evaluation, with the run's generator.
+        start: card data about the model that the run started from.
+
+    Raises:
+        WriteError: if the model or its metrics cannot be written.
+    """
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluation = trainer.evaluate(held_out)
     with naming_write_errors(f"the model in {folder}"):
-        trainer.save_unpushed()  # not pushed yet: nothing is measured
+        trainer.save_unpushed()  # pushed later, with metrics and card
         trainer.save_state()
     measured = {
         "evaluation": {name.removeprefix("eval_"): value for name, value in evaluation.items()},
@@ -331,9 +354,9 @@ def train(
         },
     }
     if trainer.is_world_process_zero():
-        with tolerated("the model card, which `electra-exit card` writes again,"):
+        with tolerated("writing the model card (repeat it with `electra-exit card`)"):
             write_model_card(folder, measured)
-        write_json(folder / METRICS_FILE, measured)  # at the very end: its presence says that the run is finished
+        write_json(folder / METRICS_FILE, measured)  # written last: its presence marks a finished run
 
 
 def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
@@ -352,9 +375,11 @@ def _training_report(trainer: ElectraEarlyExitTrainer) -> dict:
 
 
 def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
-    """Operations of the whole run as scheduled, and of the same run without exits and of one depth.
+    """FLOPs of the whole run as scheduled (`blocks`, `discriminator`, `generator`, `total`), and of the same run with
+    the final depth and without exits (with the prefix `dense_`). `total_as_published` uses the convention of the
+    ELECTRA paper.
 
-    The batches all have one shape, so this is exact but for a shorter last batch of an epoch.
+    All batches have the same shape, so this is exact except for a shorter last batch of an epoch.
     """
     args, config, length = trainer.args, trainer.model_config, trainer.sequence_length
     batch = trainer.sequences_of_step()
@@ -389,11 +414,11 @@ def _parameter_report(config, model) -> dict:
     return {"discriminator": total - own, "generator": own}
 
 
-# ---- What the user sees at the end ----
+# ---- Printed results ----
 
 
 def report(folder: str, data_args: DataArguments) -> None:
-    """Print what the run measured, and what the saved checkpoint says of a sentence with one word swapped."""
+    """Print the metrics of a run, and its predictions for a held-out sentence with one word replaced."""
     measured = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8"))
     evaluation, training, flops = measured["evaluation"], measured["training"], measured["flops"]
 
@@ -408,9 +433,9 @@ def report(folder: str, data_args: DataArguments) -> None:
     for layer in sorted(int(key.rsplit("_", 1)[1]) for key in evaluation if key.startswith("roc_auc_layer_")):
         show(f"ROC-AUC after layer {layer}", f"roc_auc_layer_{layer}")
     print("\nCost")
-    print(f"  {'tokens a second':28}{training['tokens_per_second']:,.0f}")
-    for part, name in (("blocks", "FLOPs, exiting layers"), ("discriminator", "FLOPs, discriminator"),
-                       ("total", "FLOPs, everything")):  # fmt: skip
+    print(f"  {'tokens per second':28}{training['tokens_per_second']:,.0f}")
+    for part, name in (("blocks", "FLOPs, layers"), ("discriminator", "FLOPs, discriminator"),
+                       ("total", "FLOPs, total")):  # fmt: skip
         executed, dense = flops[part], flops[f"dense_{part}"]
         print(f"  {name:28}{executed:.3g} of {dense:.3g} without exits: {executed / dense:.3f}")
     shares = " ".join(f"{share:.2f}" for share in measured["kept_share"])
@@ -425,7 +450,7 @@ def report(folder: str, data_args: DataArguments) -> None:
 
 
 def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
-    """A held-out sentence, chosen by seed and not by how it looks, with one word replaced by another of that text."""
+    """Print predictions for a held-out sentence, drawn by seed, with one word replaced by another from that text."""
     choice = random.Random(data_args.data_split_seed)
     text = " ".join(text for text in load_documents(data_args)["validation"]["text"] if text)
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 8 <= len(s.split()) <= 16]
@@ -437,15 +462,15 @@ def _show_swapped_sentence(folder: str, data_args: DataArguments) -> None:
     words[position] = choice.choice([word for word in text.split() if word != original])
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.is_fast:  # a Python tokenizer does not say which word a token is of
+    if not tokenizer.is_fast:  # slow tokenizers do not map tokens to words
         return
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt", truncation=True)
     with torch.inference_mode():
         probabilities = model(**encoded).logits.sigmoid()[0].tolist()
     print(
-        f"\nA held-out sentence with `{original}` replaced by `{words[position]}`, and for each token the probability "
-        "that it was replaced"
+        f"\nA held-out sentence with `{original}` replaced by `{words[position]}`, and the predicted probability that "
+        "each token was replaced"
     )
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     for token, probability, word in zip(tokens, probabilities, encoded.word_ids(), strict=True):

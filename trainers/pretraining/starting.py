@@ -1,5 +1,4 @@
-"""The model that a pre-training starts from, where it does not start from random weights: `--init_from` and
-`--continue_from`."""
+"""Initialization of pre-training from an existing model: `--init_from` and `--continue_from`."""
 
 import functools
 import logging
@@ -27,7 +26,7 @@ from .continuing import check_tokenizer, finished_run
 
 logger = logging.getLogger(__name__)
 
-# Fields of the config that weights fit or do not.
+# Config fields that are determined by the weights of the model, and of its generator.
 OF_ITS_WEIGHTS = (
     "vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "hidden_act", "layer_norm_eps", "norm_position",
@@ -35,32 +34,32 @@ OF_ITS_WEIGHTS = (
 OF_ITS_GENERATOR = (
     "generator_size", "generator_num_hidden_layers", "generator_num_attention_heads", "generator_intermediate_size",
 )  # fmt: skip
-# What a config says of the run, or the task, that is over.
+# Overrides of config fields that belong to the source's run or task.
 NEW_RUN = {**NO_THRESHOLDS, "pretraining_depths": None}
-# What says what a checkpoint was, or follows from the tokenizer; a config's other fields are the run's.
+# Config fields that identify the source checkpoint or its task. All others are taken over.
 NOT_TAKEN_OVER = {"architectures", "dtype", "transformers_version", "auto_map", "id2label", "label2id", "problem_type",
                   "model_type", "pretraining_depths"}  # fmt: skip
-# Parts of a model, by the first word of their weights' names.
+# Descriptions of the parts of a model, by the first component of their weights' names.
 PARTS = {
     "discriminator_predictions": "the discriminator's head",
-    "exit_predictions": "the heads of the exits",
-    "exit_gains": "the regressors of the exits",
+    "exit_predictions": "the exit heads",
+    "exit_gains": "the gain regressors",
     "generator": "the generator",
 }
 
 
 def taken_over(config: ElectraEarlyExitConfig) -> dict:
-    """The fields of a config that another model's config takes over."""
+    """The fields of a config that are taken over into the config of a new run."""
     return {name: value for name, value in config.to_dict().items() if name not in NOT_TAKEN_OVER}
 
 
 @dataclass
 class Start:
-    """What a pre-training starts from.
+    """The model from which a pre-training starts.
 
-    source: folder or Hub id of a model of ours, an ELECTRA or a BERT; or the run's own checkpoint, where it continues.
-    generator: of an ELECTRA's generator, or `None`.
-    config: what the run's model is, but for what its tokenizer says.
+    source: folder or Hub id of a model of this package, ELECTRA or BERT; or a checkpoint of the same run to resume.
+    generator: folder or Hub id of the generator of an ELECTRA model, or `None`.
+    config: config of the run's model, before the fields that depend on the tokenizer are set.
     """
 
     source: str
@@ -68,15 +67,16 @@ class Start:
     config: ElectraEarlyExitConfig
 
     def fields(self) -> dict:
-        """Of the config, as [`run.build_config`] takes them."""
+        """Config fields for [`run.build_config`]."""
         return taken_over(self.config)
 
     def data(self, data_args: DataArguments) -> DataArguments:
+        """Data arguments with the tokenizer of the source."""
         return replace(data_args, tokenizer_name=self.source)
 
     def model(self, config: ElectraEarlyExitConfig) -> ElectraEarlyExitForPreTraining:
-        """The model in training, weights in fp32. What the source lacks is drawn from torch's generator, but for exit
-        heads, which are copies of the final head where that was trained; one line of the log says what is new.
+        """Load the model with fp32 weights, and log which parts are new. Missing weights are newly initialized, except
+        exit heads, which are copies of the final head if the source has one.
 
         Raises:
             UsageError: if the source cannot be loaded, or lacks weights of the encoder.
@@ -87,7 +87,7 @@ class Start:
         new = [name for name, weight in model.named_parameters() if not was_loaded(weight)]
         if missing := [name for name in new if name.startswith("electra.")]:
             raise UsageError(f"`{self.source}` lacks {len(missing)} weights of its encoder, such as {missing[0]}")
-        self._say(source, {name.split(".")[0] for name in new})
+        self._log_start(source, {name.split(".")[0] for name in new})
         return model
 
     def _load(self, source: PreTrainedConfig, config: ElectraEarlyExitConfig) -> ElectraEarlyExitForPreTraining:
@@ -101,19 +101,19 @@ class Start:
             return ours(config=config)
         return _with_other_exits(ours(), config)
 
-    def _say(self, source: PreTrainedConfig, new: set[str]) -> None:
+    def _log_start(self, source: PreTrainedConfig, new: set[str]) -> None:
         parts = [text for name, text in PARTS.items() if name in new]
         text = f"starting from `{self.source}` ({architecture(source)}); new: {', '.join(parts) or 'nothing'}"
         if "discriminator_predictions" in new:
-            text += ". It was never trained to tell replaced tokens: its encoder is what is taken over"
+            text += ". It was not trained for replaced-token detection, so only its encoder is reused"
         logger.info(text)
 
 
 def _with_other_exits(
     donor: ElectraEarlyExitForPreTraining, config: ElectraEarlyExitConfig
 ) -> ElectraEarlyExitForPreTraining:
-    """A model with the weights of another but for the exits' heads, which were trained after other layers: they start
-    as the final head."""
+    """A model with the weights of `donor`, but with exit heads copied from its final head, because the donor's exit
+    heads were trained at other layers."""
     model = ElectraEarlyExitForPreTraining(config)
     shared = ["electra", "discriminator_predictions"]
     if hasattr(donor, "generator") and donor.config.generator_type == config.generator_type:
@@ -126,15 +126,16 @@ def _with_other_exits(
 
 
 def sources_of(args: ElectraEarlyExitTrainingArguments) -> list[str]:
-    """The models that a run reads when it begins."""
+    """The models that a run reads only at its start."""
     return [name for name in (args.init_from, args.generator_init_from, args.continue_from) if name is not None]
 
 
 def start_facts(args: ElectraEarlyExitTrainingArguments) -> dict:
-    """What the card says of the models that were named: which, and no place on this machine; for a run that another
-    one continues, see [`finished_run`]. Empty without any.
+    """Card data about the models that a run starts from, without local paths. For `--continue_from`, see
+    [`finished_run`]; empty for random initialization.
 
-    Raises: as [`finished_run`].
+    Raises:
+        UsageError: as [`finished_run`].
     """
     if args.continue_from is not None:
         return finished_run(args.continue_from)
@@ -150,20 +151,21 @@ def starting_point(
     args: ElectraEarlyExitTrainingArguments,
     checkpoint: str | None = None,
 ) -> Start | None:
-    """Where a run starts that names a model; `None` for one that does not.
+    """The model that a run starts from; `None` for random initialization.
 
     Args:
-        config_fields: those that were given.
-        checkpoint: of this run, from which it continues. The model is not needed any more.
+        config_fields: explicitly given config fields.
+        data_args, args: arguments of the run.
+        checkpoint: checkpoint of this run to resume, which replaces the model.
 
     Raises:
-        UsageError: if the model cannot be read or is of another kind, or something that was given contradicts it.
+        UsageError: if the model cannot be read or has another architecture, or contradicts given fields or arguments.
     """
     if len(sources_of(args)) > 1 and args.continue_from is not None:
-        raise UsageError("--continue_from says where the run starts: leave out --init_from and --generator_init_from")
+        raise UsageError("--continue_from excludes --init_from and --generator_init_from: omit them")
     if args.continue_from is None and args.init_from is None:
         if args.generator_init_from is not None:
-            raise UsageError("--generator_init_from needs --init_from, the discriminator that it was trained with")
+            raise UsageError("--generator_init_from requires --init_from, the discriminator that it was trained with")
         return None
     if checkpoint is not None:
         return Start(checkpoint, None, ElectraEarlyExitConfig.from_pretrained(checkpoint))
@@ -171,14 +173,14 @@ def starting_point(
         return _continued(config_fields, data_args, args.continue_from)
     for name, given in (("tokenizer_name", data_args.tokenizer_name), ("corpus_init", args.corpus_init)):
         if given:
-            raise UsageError(f"--init_from brings its own tokenizer and weights: leave out `{name}`")
+            raise UsageError(f"--init_from determines tokenizer and weights: omit `{name}`")
     source = read_config(args.init_from)
     if source.model_type not in (OURS, "electra", "bert"):
         raise UsageError(
             f"`model_type` of {args.init_from} must be '{OURS}', 'electra' or 'bert', got {source.model_type!r}"
         )
     if args.generator_init_from is not None and source.model_type != "electra":
-        raise UsageError(f"--generator_init_from needs an ELECTRA as --init_from, got {source.model_type!r}")
+        raise UsageError(f"--generator_init_from requires an ELECTRA as --init_from, got {source.model_type!r}")
     with naming_failures(f"cannot start from `{args.init_from}`"):
         config = _config(source, args, config_fields)
     return Start(args.init_from, args.generator_init_from, config)
@@ -187,7 +189,7 @@ def starting_point(
 def _config(
     source: PreTrainedConfig, args: ElectraEarlyExitTrainingArguments, config_fields: dict
 ) -> ElectraEarlyExitConfig:
-    """That of the source with what was given."""
+    """The config of the source, with the given fields."""
     if source.model_type == OURS:
         return _config_of_ours(source, args.init_from, OF_ITS_WEIGHTS, config_fields)
     plain = source_config(args.init_from, source.model_type)
@@ -211,8 +213,8 @@ def _config_of_ours(
 
 
 def _continued(config_fields: dict, data_args: DataArguments, folder: str) -> Start:
-    """The end of a finished run. The recipe that made it says how large a tokenizer is trained at most, and that
-    embeddings start from statistics: neither is done again."""
+    """Start from a finished run. `vocab_size` is ignored: in recipes it is the limit for a new tokenizer, and the
+    run's tokenizer is kept."""
     finished_run(folder)
     check_tokenizer(folder, data_args.tokenizer_name)
     fields = {name: value for name, value in config_fields.items() if name != "vocab_size"}
@@ -221,10 +223,10 @@ def _continued(config_fields: dict, data_args: DataArguments, folder: str) -> St
 
 
 def _check_agrees(model: str, own: dict, names: Iterable[str], given: dict) -> None:
-    """Raises: UsageError if a field that was given is not that of the weights."""
+    """Raises: UsageError if a field in `given` differs from that of the model's weights, `own`."""
     for name in names:
         if name in given and given[name] != own[name]:
             raise UsageError(
-                f"`{name}` of {model} is {own[name]!r}, and the recipe or flags say {given[name]!r}: leave it out, as "
-                "the recipe domain-adapt does"
+                f"`{name}` must be that of {model}, {own[name]!r}, got {given[name]!r} from the recipe or flags: omit "
+                "it, as the recipe domain-adapt does"
             )

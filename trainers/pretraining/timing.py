@@ -1,4 +1,4 @@
-"""How long a training step takes, from the first steps of a run."""
+"""Timing of training steps, from the first steps of a run."""
 
 import statistics
 import time
@@ -7,18 +7,18 @@ import torch
 from transformers import TrainerCallback
 
 
-# The first steps allocate memory, start the loader and choose kernels.
+# Number of initial steps to skip: they allocate memory, start the data loader and select kernels.
 UNTIMED = 2
-# Steps that are timed: this many, or fewer where they have taken so long together.
+# Number of steps to time, or fewer if they take this many seconds in total.
 TIMED, ENOUGH_SECONDS = 8, 20.0
 
 
 class StepTimer(TrainerCallback):
-    """Times the first optimizer steps of a run after [`UNTIMED`]: wall time from the end of one to the end of the
-    next, waiting for data included. A step after an evaluation or a checkpoint is left out. Waits for the device while
-    it times, and costs nothing afterwards.
+    """Times the first optimizer steps of a run after [`UNTIMED`]: wall-clock time from the end of one step to the end
+    of the next, including waiting for data. Steps after an evaluation or a checkpoint are skipped. The host
+    synchronizes with the device only while steps are timed.
 
-    seconds (`list[float]`): of each step timed so far.
+    seconds (`list[float]`): the time of each step so far.
     """
 
     def __init__(self):
@@ -51,10 +51,10 @@ class StepTimer(TrainerCallback):
 
 
 def time_of_step(trainer) -> float:
-    """Seconds of an optimizer step: the median of those that `trainer.step_timer` has timed in its last `train`.
+    """Median time of an optimizer step, in seconds, as timed by `trainer.step_timer` in the last `train`.
 
     Raises:
-        ValueError: if it has timed none yet.
+        ValueError: if no step has been timed.
     """
     if not trainer.step_timer.seconds:
         raise ValueError(f"no step has been timed: train at least {UNTIMED + 1} steps")

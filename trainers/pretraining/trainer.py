@@ -1,4 +1,4 @@
-"""A `Trainer` for replaced-token detection with early exits. Read as a list of overrides, each with its reason."""
+"""A `Trainer` for replaced-token detection with early exits: a list of overrides, each with its reason."""
 
 import contextlib
 import logging
@@ -54,7 +54,7 @@ from .timing import StepTimer
 
 logger = logging.getLogger(__name__)
 
-# A loss above this many times that of uniform predictions does not recover.
+# Training does not recover from a loss above this multiple of the loss of uniform predictions.
 EXPLODED = 100
 GENERATOR_FILE, PACE_FILE = "generator.safetensors", "pace.json"
 LOSSES = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
@@ -63,7 +63,7 @@ LOSSES = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
 MEASURED_EVERY = 10
 
 
-# What reports to somebody: the callbacks of `report_to`, and the terminal's.
+# Reporting callbacks: those of `report_to`, and those of the terminal.
 REPORTS = (*INTEGRATION_TO_CALLBACK.values(), ProgressCallback, PrinterCallback)
 
 
@@ -73,8 +73,8 @@ def _outlive_reports(callback) -> None:
 
 
 class ElectraTrainer(CompatibleTrainer):
-    """What pre-training and fine-tuning do alike. `args` may be plain [`~transformers.TrainingArguments`]: what they
-    lack gets our defaults. So do all of them, where there are none."""
+    """Base class of the Trainers for pre-training and fine-tuning. `args` may be plain
+    [`~transformers.TrainingArguments`], or omitted: missing fields get the defaults of `arguments_class`."""
 
     args: ElectraTrainingArguments
     arguments_class = ElectraTrainingArguments
@@ -99,12 +99,16 @@ class ElectraTrainer(CompatibleTrainer):
             self.is_fsdp_enabled = True
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """Resumes (`True`) from the newest checkpoint that is not damaged. On SIGTERM and on the first Ctrl-C a
-        checkpoint is written at the end of the step, and [`callbacks.Preempted`] or [`callbacks.Interrupted`] raised;
-        a second Ctrl-C ends it at once."""
+        """Train as in Transformers, except that `resume_from_checkpoint=True` skips damaged checkpoints.
+
+        Raises:
+            Preempted, Interrupted: after SIGTERM or the first Ctrl-C, when a checkpoint has been written at the end of
+                the step. A second Ctrl-C ends the process at once.
+            WorkerError: if a data loader worker has died.
+        """
         resume_from_checkpoint = self.newest(resume_from_checkpoint)
         if self.args.bf16 and self.args.device.type == "cpu" and not cpu_kernels.multiplies_bf16():
-            logger.warning("this processor has no instructions for bf16 and takes many times as long: `--bf16 auto`")
+            logger.warning("this processor has no bf16 instructions, so bf16 is many times slower: use `--bf16 auto`")
         if isinstance(resume_from_checkpoint, str) and self.is_world_process_zero():
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             logger.info(f"{self.args.output_dir} continues from step {step}: {resume_from_checkpoint}")
@@ -117,14 +121,14 @@ class ElectraTrainer(CompatibleTrainer):
         return output
 
     def newest(self, checkpoint: str | bool | None) -> str | bool | None:
-        """For `True` the newest checkpoint that is not damaged; or `True`, where there is none, for the library's own
-        message."""
+        """Replace `True` by the newest undamaged checkpoint. Without one, `True` is returned, for which `Trainer`
+        raises an error."""
         if checkpoint is not True:
             return checkpoint
         return run_on_main_and_broadcast(lambda: newest_intact(Path(self.args.output_dir))) or True
 
     def between_steps(self, model, trial):
-        """The moment to end when told to. An evaluation that SIGTERM meets is not finished."""
+        """Stop and save a checkpoint if a signal was received. An evaluation in progress is not finished."""
         if self.preemption.requested_before():
             self.control.should_training_stop = True
             missing = self.args.should_save and damage(self.checkpoint_folder(trial)) is not None
@@ -136,11 +140,11 @@ class ElectraTrainer(CompatibleTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def kernels(self):
-        """The kernels that this device computes fastest with, as a context."""
+        """Context manager that enables the faster CPU kernels, if this is a CPU run with `cpu_kernels`."""
         return cpu_kernels.use(self.args.cpu_kernels and self.args.device.type == "cpu")
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
-        """ELECTRA's Adam in the place of torch's, and Muon; any other `--optim` is the user's choice and stays."""
+        """Adds Muon, and replaces torch's AdamW by ELECTRA's. Other values of `--optim` are unchanged."""
         if args.optim == MUON:
             adam = {
                 "betas": (args.adam_beta1, args.adam_beta2),
@@ -160,7 +164,7 @@ class ElectraTrainer(CompatibleTrainer):
         return optimizer_class, optimizer_kwargs
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """ELECTRA's own schedule, which the library does not know, too."""
+        """Adds ELECTRA's schedule."""
         if self.lr_scheduler is None and self.args.lr_scheduler_type == ELECTRA_SCHEDULE:
             self.own_scheduler(
                 electra_schedule(optimizer or self.optimizer, self.args.warmup_steps, num_training_steps)
@@ -168,25 +172,29 @@ class ElectraTrainer(CompatibleTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def save_checkpoint(self, model, trial):
-        """A full disk costs this checkpoint and nothing else."""
+        """Write a checkpoint atomically. If writing fails, for example on a full disk, log the error and continue."""
         final = self.checkpoint_folder(trial)
         try:
             self._write_checkpoint(model, trial, final)
         except WriteError as error:
             shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
-            logger.error(f"{error}; the older ones are untouched, and training goes on")
+            logger.error(f"{error}; earlier checkpoints are unchanged, and training continues")
         else:
             if self.args.push_to_hub:
-                with tolerated(f"the push of {final}"):
+                with tolerated(f"pushing {final}"):
                     self.push_checkpoint(final)
             if self.args.should_save:
-                with tolerated(f"the removal of checkpoints beyond the last {self.args.save_total_limit}"):
+                with tolerated(f"deleting all checkpoints but the last {self.args.save_total_limit}"):
                     rotate_checkpoints(
                         str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
                     )
 
     def _write_checkpoint(self, model, trial, final: Path):
-        """Under another name, and renamed to `final` when every process has written its part."""
+        """Write to a temporary folder, and rename it to `final` when every process has written its part.
+
+        Raises:
+            WriteError: in every process, if any of them could not write its part.
+        """
         if self.args.should_save:
             shutil.rmtree(final.parent / INCOMPLETE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -208,14 +216,17 @@ class ElectraTrainer(CompatibleTrainer):
 
 
 class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
-    """[`~transformers.Trainer`] that runs the joint objective, schedules the exits and accounts for their cost.
+    """[`~transformers.Trainer`] for pre-training: runs the joint objective, schedules the exits and counts FLOPs.
 
-    Args: those of [`~transformers.Trainer`], and `generator`, a [`generators.StepGenerator`] that corrupts the batches
-    where neither the collator nor the model does. `processing_class` is the tokenizer (left out: the collator's), by
-    which the model's config learns the ids of the tokens that must not exit. `data_collator` and `generator`
-    default to what the model's `generator_type` names ([`collator.build_collator`]), for sequences of `max_seq_length`
-    tokens (left out: the longest of each batch), anew for each model of a `model_init`; and `compute_metrics` to
-    [`metrics.replaced_token_detection`].
+    Args: as in [`~transformers.Trainer`], with these differences:
+        processing_class: the tokenizer. If omitted, that of the collator. Sets the ids of the special tokens in the
+            model's config.
+        data_collator, generator: if omitted, created by [`collator.build_collator`] for the model's `generator_type`,
+            and again for each model of `model_init`. `generator` is a [`generators.StepGenerator`], which corrupts
+            batches if neither the collator nor the model does.
+        max_seq_length (`int`, *optional*): length of the sequences, for the default collator. If omitted, that of the
+            longest sequence in each batch.
+        compute_metrics: if omitted, [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; measured in every tenth step (or in each logged one, where these are
     more), `discriminator_auc`, the ROC-AUC of the final head on the training batches, and `generator_equal_rate`, the
@@ -231,7 +242,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     args: ElectraEarlyExitTrainingArguments
     model: torch.nn.Module
     arguments_class = ElectraEarlyExitTrainingArguments
-    # What a `train_time` is measured by, in seconds.
+    # Clock for `train_time`, in seconds.
     clock = staticmethod(time.monotonic)
 
     def __init__(self, model=None, args=None, data_collator=None, generator=None, max_seq_length=None, **kwargs):
@@ -253,26 +264,27 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self.add_callback(PaceCallback(self))
         if self.args.depth_schedule is not None:
             if self.optimizer is not None:
-                raise ValueError("`depth_schedule` makes an optimizer for every stage: leave out `optimizers`")
+                raise ValueError("`depth_schedule` creates an optimizer for every stage: omit `optimizers`")
             self.depths = check_depths(self.args, self.model_config)
             if isinstance(self.depths, FoundDepths) and self.eval_dataset is None:
-                raise ValueError("`depth_schedule` auto compares depths by held-out text: give an `eval_dataset`")
+                raise ValueError("`depth_schedule` auto compares depths on held-out text: pass an `eval_dataset`")
             self.add_callback(StageCallback(self))
         if self.args.profile_step is not None:
             self.add_callback(StepProfileCallback(self, self.args.profile_step))
         self.add_callback(DifficultyCallback(self.tokens_of_step))
 
     def adopt(self, model):
-        """Make what follows from the model, and tell its config the tokenizer's special tokens.
+        """Create everything that depends on the model, and set the ids of the special tokens in its config.
 
         Raises:
-            ValueError: if the tokenizer has ids that the model does not embed, or there must be one and is none.
+            ValueError: if the tokenizer has ids outside the model's vocabulary.
+            UsageError: if the generator cannot be created.
         """
         config = self.accelerator.unwrap_model(model).config
         if self.tokenizer is not None:
             needed = max(self.tokenizer.get_vocab().values()) + 1
             if needed > config.vocab_size:
-                raise ValueError(f"`vocab_size` is {config.vocab_size}, and the tokenizer's ids need {needed}")
+                raise ValueError(f"`vocab_size` must be at least {needed} for this tokenizer, got {config.vocab_size}")
             name_special_tokens(config, self.tokenizer)
         if self._builds_collator:
             text = self.train_dataset
@@ -291,8 +303,14 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     # ---- The course of a run ----
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """As [`ElectraTrainer.train`]; with a `train_time` until that is over, with a `depth_schedule` stage by stage:
-        `model` is that of the stage then, and at the end that of the last."""
+        """As [`ElectraTrainer.train`], with a time limit if `train_time` is set. With a `depth_schedule`, it trains
+        stage by stage; `model` is that of the current stage, and finally that of the last one.
+
+        Raises:
+            DivergenceError: if the loss or a gradient is NaN, infinite or too large.
+            WriteError: if the checkpoint at the end of a stage cannot be written.
+            Preempted, Interrupted, WorkerError: as [`ElectraTrainer.train`].
+        """
         if self.args.train_time is not None:
             self.pace = Pace(seconds_of(self.args.train_time), self.clock)
         if self.depths is None:
@@ -302,7 +320,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return train_in_stages(self, checkpoint, lambda start: run_stage(start, *args, **kwargs))
 
     def create_optimizer(self, *args, **kwargs):
-        """A fresh one with the `moments` of another, where that file is set."""
+        """Loads the file `moments` into the new optimizer, if it is set."""
         if self.optimizer is None:
             super().create_optimizer(*args, **kwargs)
             if self.moments is not None:
@@ -310,19 +328,19 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        """One that follows the clock, where the clock ends the run."""
+        """Uses a schedule over time for a run with a time limit."""
         if self.lr_scheduler is None and self.pace is not None:
             self.own_scheduler(paced_schedule(optimizer or self.optimizer, self.args, self.pace))
         return super().create_scheduler(num_training_steps, optimizer)
 
     def plan(self) -> None:
-        """Plan by the clock how many steps there will be, the same in every process."""
+        """Update `max_steps` from the elapsed time, with the same result in every process."""
         step, end, later = self.state.global_step, 1.0, 0.0
         if self.depths is not None:
             end = self.depths.ends[self.stage]
             ends, cost = self.depths.ends, self.cost_of
             shares = {n: ends[n] - ends[n - 1] for n in range(self.stage + 1, len(ends))}
-            if not isinstance(self.depths, FoundDepths):  # which may well stay as deep as it is
+            if not isinstance(self.depths, FoundDepths):  # with `auto`, the depth may stay the same
                 shares = {n: share * cost() / cost(self.depths.depths[n]) for n, share in shares.items()}
             later = sum(shares.values()) / max(1 - end, 1e-9)
 
@@ -334,12 +352,12 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self.state.max_steps = self.pace.max_steps
 
     def cost_of(self, depth: int | None = None) -> float:
-        """Operations of a sequence's step at full depth, of this model or of one with as many layers."""
+        """FLOPs per sequence of a full-depth step, with the current or the given number of layers."""
         config = self.model_config if depth is None else at_depth(self.model_config, depth)
         return step_flops(config, 1, self.sequence_length, False).total
 
     def stage_of(self, checkpoint: str | None) -> int:
-        """The number of the stage with which a run goes on from a checkpoint."""
+        """Index of the stage in which a run resumes from a checkpoint."""
         if checkpoint is None:
             return 0
         state = read_json(Path(checkpoint, TRAINER_STATE_NAME))
@@ -350,7 +368,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return self.depths.stage_at(pace.progress(state["global_step"]))
 
     def decides_at(self, checkpoint: Path) -> bool:
-        """Whether a stage begins at a checkpoint."""
+        """Whether a checkpoint is at the beginning of a stage other than the first."""
         if self.stage == 0:
             return False
         state = read_json(checkpoint / TRAINER_STATE_NAME)
@@ -361,7 +379,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return pace.progress(state["global_step"]) == self.depths.ends[self.stage - 1]
 
     def stage_end(self) -> int | None:
-        """After which step the model grows; `None` in the last stage."""
+        """The step after which the model grows; `None` in the last stage."""
         if self.depths is None or self.stage == len(self.depths.ends) - 1:
             return None
         if self.pace is None:
@@ -369,11 +387,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return self.pace.steps[1]
 
     def replace_model(self, model) -> None:
-        """Go on with another model of the same kind, and an optimizer and a schedule of its own."""
+        """Continue with another model of the same class, and a new optimizer and schedule."""
         model.set_attn_implementation(attention_of(self.accelerator.unwrap_model(self.model)))
         self.model = self.model_wrapped = model.to(self.args.device)
         self.optimizer = self.lr_scheduler = None
-        # Of steps that were logged, or of a fork; and what a step of the other model costs.
+        # Reset the state of steps that were logged or belong to a fork, and the cost of a step.
         self._guards.settle()
         self._means = Means()
         self._batches.clear()
@@ -381,7 +399,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         self.stopwatch.tokens = 0
 
     def optimizer_names(self, model) -> list[str]:
-        """The names of a model's parameters in the order in which its optimizer numbers them."""
+        """The names of a model's parameters in the order of its optimizer."""
         before, self.optimizer = self.optimizer, None
         try:
             groups = self.create_optimizer(model).param_groups
@@ -393,11 +411,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     # ---- Training ----
 
     def columns_beside_the_model(self):
-        """Those that the collator's generator reads."""
+        """Columns that the generator in the collator reads."""
         return list(getattr(getattr(self.data_collator, "replacements", None), "columns", ()))
 
     def get_train_dataloader(self):
-        """A stream has a loader of its own: accelerate would leave most of what a process reads to the others."""
+        """Uses a stream's own loader, because accelerate's would discard most sequences that a process reads."""
         if isinstance(self.train_dataset, PackedStream):
             return self.train_dataset.loader(self.train_batch_size, self.data_collator, self.args.mask_seed)
         return super().get_train_dataloader()
@@ -410,15 +428,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     @property
     def sequence_length(self) -> int:
-        """Tokens a sequence, of which the exits keep shares."""
+        """Number of tokens per sequence, padding included."""
         return getattr(self.data_collator, "max_seq_length", None) or self.model_config.max_position_embeddings
 
     def sequences_of_step(self) -> int:
-        """Sequences of an optimizer step, of all processes."""
+        """Number of sequences in an optimizer step, over all processes."""
         return self.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def tokens_of_step(self) -> int:
-        """Tokens of an optimizer step, of all processes; padding counts."""
+        """Number of tokens in an optimizer step, over all processes, padding included."""
         return self.sequences_of_step() * self.sequence_length
 
     @property
@@ -426,15 +444,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return self.accelerator.unwrap_model(self.model).config
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, with the exit policy of this step; evaluation is at full depth."""
+        """The model's loss, with the exit policy of this step. Evaluation runs at full depth."""
         exits_active = model.training and self.exits_active()
-        if "labels" in inputs and not inputs["labels"].numel():  # not made yet
+        if "labels" in inputs and not inputs["labels"].numel():  # not created yet
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
         masked = inputs
         if self.generator is not None and "labels" not in inputs:
             generator = self.generator if model.training else self.generator.for_evaluation(model, inputs)
             progress = self.state.global_step / self.state.max_steps if model.training else 1.0
-            with self.accelerator.autocast():  # which covers the model in training alone
+            with self.accelerator.autocast():  # accelerate applies it only to the model in training
                 inputs = generator.corrupt(inputs, progress)
         outputs = model(
             **inputs,
@@ -466,29 +484,37 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             state.update(outputs, outputs.rtd_labels, inputs.get("attention_mask"), steps=every)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Stop at a NaN or exploding loss: on a CPU before it reaches the weights, on any other device when it is
-        known there, and before it reaches a log line or a checkpoint."""
+        """Stop at a NaN or exploding loss: on a CPU before the weights are updated, on other devices when the loss
+        arrives on the host, but before the next log or checkpoint.
+
+        Raises:
+            DivergenceError: if the loss is NaN or too large.
+        """
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches.append(inputs)
         step, batches, parts = self.state.global_step + 1, self._batches, self.current_gradient_accumulation_steps
 
-        def look(value):
-            if not value * parts <= EXPLODED * self._uninformed_loss():  # so that NaN is caught
+        def check(value):
+            if not value * parts <= EXPLODED * self._uninformed_loss():  # `not ... <=` also catches NaN
                 self._stop(f"the loss is {value * parts:.4g}", step, batches)
 
-        self._guards.watch(loss, look)
+        self._guards.watch(loss, check)
         return loss
 
     def check_grad_norm(self, grad_norm):
-        """Stop, as at a loss, at a NaN or infinite gradient. With fp16, such steps are common, and skipped."""
+        """Stop at a NaN or infinite gradient, as at a loss. With fp16, such steps are normal and skipped.
+
+        Raises:
+            DivergenceError: if the norm is NaN or infinite.
+        """
         step, batches, self._batches = self.state.global_step + 1, self._batches, []
 
-        def look(value):
+        def check(value):
             if not math.isfinite(value):
                 self._stop(f"the gradient norm is {value}", step, batches)
 
         if not self.args.fp16:
-            self._guards.watch(grad_norm, look)
+            self._guards.watch(grad_norm, check)
 
     def _uninformed_loss(self) -> float:
         """The loss, in nats, of uniform predictions."""
@@ -501,31 +527,32 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         tensors = {
             f"{n}.{name}": value for n, batch in enumerate(batches) for name, value in batch.items() if value.numel()
         }
-        with tolerated(f"the writing of {path}"):
+        with tolerated(f"writing {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
         raise DivergenceError(
-            f"{reason} in step {step}; the batch is saved in {path}; the checkpoints are from before it. "
+            f"{reason} in step {step}; the batch is saved in {path}, and all checkpoints are from earlier steps. "
             "A lower learning rate, a longer warm-up or a lower max_grad_norm may help"
         )
 
     def _exit_loss_scale(self) -> torch.Tensor | None:
-        """Rises to 1 while the exit heads' loss warms up. A tensor always, so that nothing is compiled anew then."""
+        """Factor on the exit heads' loss, which increases to 1 in its warm-up. Always a tensor, so that
+        `torch.compile` does not recompile."""
         if not self.model_config.has_exit_heads:
             return None
         steps = round(self.args.exit_loss_warmup * self.state.max_steps)
         scale = min(1.0, (self.state.global_step + 1) / (steps + 1))
-        return torch.full((), scale, device=self.args.device)  # filled there: copied, it would be waited for
+        return torch.full((), scale, device=self.args.device)  # filled on the device, a copy would synchronize
 
     def floating_point_ops(self, inputs) -> float:
-        """Operations executed in one training step of this batch (the embeddings' look-ups are none)."""
+        """FLOPs executed in one training step on this batch."""
         case = *inputs["input_ids"].shape, self.exits_active()
         if case not in self._step_flops:
             self._step_flops[case] = step_flops(self.model_config, *case).total + self.flops_beside(*case[:2])
         return self._step_flops[case]
 
     def flops_beside(self, rows: int, length: int) -> float:
-        """Operations of the generator in a training step, where it is no part of the model."""
+        """FLOPs in a training step of a generator outside the model."""
         return 0.0 if self.generator is None else self.generator.flops(rows, length)
 
     def log(self, logs, start_time=None):
@@ -537,7 +564,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             logs |= self._exit_logs()
             if self.depths is not None:
                 logs["depth"] = self.model_config.num_hidden_layers
-        if self.pace is not None and "train_steps_per_second" in logs:  # by how many steps the library takes it to be
+        if self.pace is not None and "train_steps_per_second" in logs:  # the library uses the initial `max_steps`
             batch = self.get_total_train_batch_size(self.args)
             logs["train_samples_per_second"] = round(logs["train_steps_per_second"] * batch, 3)
         super().log(logs, start_time)
@@ -558,13 +585,13 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return {"exits_active": float(self._exits_were_active), **shares, **exits}
 
     def throughput(self) -> float:
-        """Tokens a second of this session's training, evaluation and saving left out. Padding counts."""
+        """Tokens per second since the process started, padding included, without evaluation and saving."""
         return self.stopwatch.total_tokens / max(self.stopwatch.total_seconds, 1e-9)
 
     # ---- Evaluation ----
 
     def evaluation_loop(self, *args, **kwargs):
-        """The same corruption at every evaluation, and no trace of it in the training run's random state."""
+        """Uses the same corruption in every evaluation, and does not change the random state of training."""
         self._guards.settle()
         self.stopwatch.lap()
         epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
@@ -586,11 +613,11 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
                 self.stopwatch.start()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Full depth for every token.
+        """Predictions at full depth.
 
         Returns:
-            The loss; the logits (batch, sequence, 1 + exits): the final head's, then each exit head's; and the labels
-            (batch, sequence): 1 replaced, 0 original, -100 padding.
+            The loss; the logits (batch, sequence, 1 + exits) of the final head and of each exit head; and the labels
+            (batch, sequence): 1 for replaced, 0 for original tokens, -100 for padding.
         """
         inputs = self.prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -606,7 +633,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     # ---- Saving ----
 
     def save_beside_optimizer(self, checkpoint):
-        """The state of a generator beside the model."""
+        """Adds the state of a generator outside the model, and that of a time limit."""
         if self.generator is not None and (state := self.generator.state_dict()):
             save_file(state, checkpoint / GENERATOR_FILE)
             share_weights(checkpoint)
@@ -620,7 +647,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             self.pace.load_state_dict(read_json(path))
 
     def save_checkpoint(self, model, trial):
-        """Not counted as training time."""
+        """Excludes saving from the training time."""
         self._guards.settle()
         self.stopwatch.lap()
         with self._pause():
@@ -632,18 +659,20 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
 
 def name_special_tokens(config, tokenizer) -> None:
-    """Set the ids of a model's [PAD], [CLS] and [SEP] to those of the tokenizer, where it has such a token."""
+    """Set the ids of [PAD], [CLS] and [SEP] in a model's config to those of the tokenizer, as far as it has them."""
     for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
         before, own = getattr(config, name), getattr(tokenizer, name, None)
         if own is None or before == own:
             continue
         if before is not None:
-            logger.warning(f"`{name}` of the model is {before}, and the tokenizer's is {own}, which is taken")
+            logger.warning(
+                f"`{name}` is {before} in the model and {own} in the tokenizer: using that of the tokenizer"
+            )
         setattr(config, name, own)
 
 
 def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What one training step says of its generator, without waiting for the device."""
+    """`discriminator_auc` and `generator_equal_rate` of a training step, without host-device synchronization."""
     labels, mask = outputs.rtd_labels, inputs.get("attention_mask")
     real = labels if mask is None else labels.masked_fill(mask == 0, -1)
     measured = {"discriminator_auc": roc_auc(outputs.logits.detach().reshape(-1), real.reshape(-1))}
@@ -682,7 +711,7 @@ class Means:
 
 
 class Stopwatch:
-    """Time and tokens of training alone."""
+    """Measures time and tokens of training, without evaluation and saving."""
 
     def __init__(self):
         self.tokens = 0
@@ -691,11 +720,11 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def start(self):
-        """Forget the time since the last lap: it was not training."""
+        """Discard the time since the last lap, which was not training."""
         self._started = time.perf_counter()
 
     def lap(self) -> float:
-        """Tokens a second since the last lap or start; time in which no token was trained on is not counted."""
+        """Tokens per second since the last lap or start. Time without any tokens is discarded."""
         seconds = time.perf_counter() - self._started if self.tokens else 0.0
         speed = self.tokens / max(seconds, 1e-9)
         self.total_tokens += self.tokens

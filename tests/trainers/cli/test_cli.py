@@ -84,7 +84,7 @@ def test_the_whole_path(recipe, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "4/4  loss" in printed
-    for fragment in ("ROC-AUC", "average precision", "recall on replaced", "tokens a second", "without exits",
+    for fragment in ("ROC-AUC", "average precision", "recall on replaced", "tokens per second", "without exits",
                      "share of tokens, by layer", "<- replaced", "trust_remote_code=True"):  # fmt: skip
         assert fragment in printed
     card = (folder / "README.md").read_text()
@@ -149,7 +149,7 @@ def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeyp
     monkeypatch.setattr(pretraining, "report", not_ascii)
     assert run(recipe(max_steps=2, report_to="none")) == 0
     assert (
-        "the model card, which `electra-exit card` writes again, failed; the run continues without it: [Errno 28]"
+        "writing the model card (repeat it with `electra-exit card`) failed; the run continues without it: [Errno 28]"
         in (caplog.text)
     )
     assert "the report failed; the run continues without it: 'ascii' codec" in caplog.text
@@ -260,12 +260,12 @@ MISTAKES = [
     ),
     ({}, ["--exit_layers", "3", "1"], "`exit_layers` must be strictly increasing"),
     ({}, ["--exit_warmup", "2"], "`exit_warmup` must be a share between 0 and 1, got 2.0"),
-    ({}, ["--max_seq_length", "33"], "--max_seq_length 33 exceeds the model's positions"),
-    ({}, ["--type_vocab_size", "1"], "`type_vocab_size` must be at least 2, got 1"),
+    ({}, ["--max_seq_length", "33"], "--max_seq_length must be at most --max_position_embeddings"),
+    ({}, ["--type_vocab_size", "1"], "`type_vocab_size` must be at least 2 for --segments two, got 1"),
     ({}, ["--segments", "three"], "--segments: invalid choice: 'three'"),
     ({}, ["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
     ({"train_files": None}, [], "give exactly one of --demo_corpus, --dataset_name, --train_files; got none"),
-    ({}, ["--tokenizer_name", "{tokenizer}", "--vocab_size", "20"], "--vocab_size 20 is smaller than the tokenizer's"),
+    ({}, ["--tokenizer_name", "{tokenizer}", "--vocab_size", "20"], "--vocab_size must be at least"),
     ({}, ["--num_attention_heads", "3"], "`num_attention_heads` must be a divisor of hidden_size (32), got 3"),
     ({}, ["--sample_by", "page"], "--sample_by: invalid choice: 'page'"),
     ({}, ["stray"], "unrecognized arguments: stray"),

@@ -165,9 +165,9 @@ def test_a_run_from_a_stream(recipe, tmp_path):
     ("changes", "reason"),
     [
         ({"validation_files": None}, "--streaming requires --validation_files"),
-        ({"max_steps": -1}, "--streaming needs --max_steps"),
-        ({"dataloader_num_workers": 1}, "--dataloader_num_workers must be 0, got 1"),
-        ({"generator_type": "cached", "generator_folder": "x"}, "leave out --streaming"),
+        ({"max_steps": -1}, "--max_steps must be positive with --streaming"),
+        ({"dataloader_num_workers": 1}, "--dataloader_num_workers must be 0 with --streaming"),
+        ({"generator_type": "cached", "generator_folder": "x"}, "omit --streaming"),
         ({"text_column": "body"}, "must have the column `body`, got text"),
     ],
 )

@@ -124,7 +124,7 @@ def test_the_whole_path(recipe, tmp_path, capsys):  # noqa: F811
     ("flags", "message"),
     [
         (["--draws", "0"], "--draws must be at least 1, got 0"),
-        (["--generator_type", "mlm"], "generator_type 'mlm' cannot be sampled beforehand"),
+        (["--generator_type", "mlm"], "generator_type 'mlm' cannot be sampled in advance"),
         (["--generator_tipe", "mlm"], "unknown field `generator_tipe`; did you mean `generator_type`?"),
     ],
 )

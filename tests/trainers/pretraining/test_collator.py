@@ -94,7 +94,7 @@ def test_padding_that_rows_come_with_changes_nothing(tokenizer, side, replacemen
 def test_padding_without_a_mask_is_refused(tokenizer):
     row = padded(tokenizer, rows(tokenizer, [20])[0], 32)
     del row["attention_mask"]
-    with pytest.raises(ValueError, match=r"holds padding \(id \d+\) and has no `attention_mask`"):
+    with pytest.raises(ValueError, match=r"has padding \(id \d+\) but no `attention_mask`"):
         DataCollatorForReplacedTokenDetection(tokenizer)([row])
 
 
@@ -145,11 +145,11 @@ def test_the_label_of_a_text_is_not_one_of_its_tokens(tokenizer):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"labels": [0, 1]}, r"`labels` must have an entry for each of 6 tokens, got \(2,\)"),
+        ({"labels": [0, 1]}, r"`labels` must have one entry for each of 6 tokens, got \(2,\)"),
         ({"labels": [2, 9, 9, 9, 9, 3]}, r"`labels` must be 0 or 1 for each token, got \[2, 3, 9\]"),
-        ({"token_type_ids": [0] * 5}, r"`token_type_ids` must have an entry for each of 6 tokens"),
-        ({"attention_mask": [1] * 7}, r"`attention_mask` must have an entry for each of 6 tokens"),
-        ({"attention_mask": [0] * 6}, "must hold a token that is no padding"),
+        ({"token_type_ids": [0] * 5}, r"`token_type_ids` must have one entry for each of 6 tokens"),
+        ({"attention_mask": [1] * 7}, r"`attention_mask` must have one entry for each of 6 tokens"),
+        ({"attention_mask": [0] * 6}, "must have at least one token that is not padding"),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(tokenizer, columns, message):
@@ -168,7 +168,7 @@ def test_what_a_generator_reads_of_a_padded_row_is_refused(tokenizer):
         columns = ("replacements",)
 
     row = padded(tokenizer, rows(tokenizer, [20])[0], 32) | {"replacements": [9] * 64}
-    with pytest.raises(ValueError, match="with replacements for its generator must have no padding"):
+    with pytest.raises(ValueError, match=r"with the generator.s column replacements must not have padding"):
         DataCollatorForReplacedTokenDetection(tokenizer, replacements=Stored())([row])
 
 
@@ -225,7 +225,7 @@ def test_loader_workers_give_the_batches_of_none(tokenizer, workers):
 
 
 def test_a_sequence_that_does_not_fit_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="41 tokens does not fit `max_seq_length` 40"):
+    with pytest.raises(ValueError, match="at most `max_seq_length` tokens, 40, got one of 41"):
         DataCollatorForReplacedTokenDetection(tokenizer, max_seq_length=40)(rows(tokenizer, [41]))
 
 

@@ -103,13 +103,13 @@ def test_what_cannot_go_on_is_said_in_one_sentence(first, tmp_path, tokenizer, c
     (tmp_path / "empty").mkdir()
     for folder, flags, message in (
         ("nowhere", [], "--continue_from {}: no such folder"),
-        ("empty", [], "{} holds no run; to start from a model without one, give --init_from"),
-        ("unfinished", [], "the run in {} is not finished: repeat its command, which continues it"),
-        ("swapped", [], "the tokenizer in {} is not the one that its run began with"),
-        ("run", ["--tokenizer_name", str(tmp_path / "other")], "is not that of the run in {}"),
-        ("run", ["--hidden_size", "64"], "`hidden_size` of {} is 32, and the recipe or flags say 64"),
-        ("run", ["--init_from", "x"], "leave out --init_from"),
-        ("run", ["--depth_schedule", "3:0.5,4"], "--depth_schedule grows a new model, and {} has its layers"),
+        ("empty", [], "{} does not hold a run; to start from a model alone, use --init_from"),
+        ("unfinished", [], "the run in {} is not finished: repeat its command to resume it"),
+        ("swapped", [], "the tokenizer in {} differs from the one that its run started with"),
+        ("run", ["--tokenizer_name", str(tmp_path / "other")], "differs from that of the run in {}"),
+        ("run", ["--hidden_size", "64"], "`hidden_size` must be that of {}, 32, got 64"),
+        ("run", ["--init_from", "x"], "--continue_from excludes --init_from"),
+        ("run", ["--depth_schedule", "3:0.5,4"], "--depth_schedule requires a new model, got {} to start from"),
         ("run", ["--output_dir", str(tmp_path / "run")], "already holds a finished run; choose another --output_dir"),
     ):
         assert first(*flags, folder=folder) == 2, message
@@ -118,10 +118,10 @@ def test_what_cannot_go_on_is_said_in_one_sentence(first, tmp_path, tokenizer, c
         assert not (tmp_path / "longer").exists()
     # Other exits have other heads, and so other parameters.
     assert first("--max_steps", "1", "--exit_layers", "1", "--exit_capacities", "0.5") == 0
-    assert "the optimizer starts from scratch: its state in the run that goes on is of other parameters" in caplog.text
+    assert "the optimizer starts from scratch: its state in the continued run has other parameters" in caplog.text
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     assert first("--max_steps", "1", output="longest") == 0
-    assert "the optimizer starts from scratch: its state at the end of" in caplog.text
+    assert "the optimizer starts from scratch: its final state in" in caplog.text
 
 
 def test_moments_come_without_the_learning_rate_they_were_made_with(tmp_path):

@@ -416,8 +416,11 @@ def test_a_model_grows_when_more_layers_lower_the_loss_faster(tokenizer, tmp_pat
     assert trainer.state.global_step == 20
     assert trainer.model.config.pretraining_depths == [[0, 2], [3, 4]]
     assert len(trainer.model.electra.encoder.layer) == 4
-    assert "lowers the held-out loss with 2 layers by 1, 4 layers by 2: the model has 4 from here on" in caplog.text
-    assert "more layers did not pay in this time: the model has 4 of 8" in caplog.text
+    assert (
+        "decrease of the held-out loss per second: 1 with 2 layers, 2 with 4 layers; continuing with 4 layers"
+        in caplog.text
+    )
+    assert "more layers did not lower the loss faster: the model ends with 4 of 8 layers" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -503,7 +506,7 @@ def test_depths_are_found_by_the_clock_too(tokenizer, tmp_path, forks, clock):
 
 def test_depths_are_found_in_one_process():
     args = SimpleNamespace(depth_schedule="auto", world_size=2, fp16=False)
-    with pytest.raises(ValueError, match="`depth_schedule` auto measures in one process, in fp32 or bf16"):
+    with pytest.raises(ValueError, match="`depth_schedule` must be depths and shares, not auto"):
         check_depths(args, plain_model().config)
 
 

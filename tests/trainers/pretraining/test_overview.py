@@ -31,15 +31,15 @@ def test_the_header_says_what_the_run_will_be(tokenizer, tmp_path, said):
     trainer.train()
     lines = said()
     assert lines["device"] == "1 CPU thread, fp32"
-    assert lines["model"] == f"{trainer.model.num_parameters():,} parameters, 6 layers of 32; replacements by mlm"
-    assert lines["text"] == "2,048 tokens in 32 sequences of 64"
-    assert lines["steps"] == "12 of 16 sequences: 12,288 tokens, 6.0 passes"
+    assert lines["model"] == f"{trainer.model.num_parameters():,} parameters, 6 layers of width 32, generator mlm"
+    assert lines["text"] == "2,048 tokens in 32 sequences of length 64"
+    assert lines["steps"] == "12 of 16 sequences each: 12,288 tokens, 6.0 epochs"
     # What it promised is what the run then counted.
     counted = flops_report(trainer)
     share = counted["total"] / counted["dense_total"]
     assert savings(trainer)[1] == pytest.approx(share)
-    assert lines["exits"].endswith(f"the run {share:.0%}")
-    form = r"about .* more at \S+ s a step, evaluations apart; \d+\.\d GB of memory"
+    assert lines["exits"].endswith(f", {share:.0%} in total")
+    form = r"about .* left at \S+ s per step, plus evaluations; \d+\.\d GB of memory"
     assert re.fullmatch(form, lines["time"])
     ours = ("device", "model", "text", "steps", "exits", "time")
     assert max(8 + len(lines[name]) for name in ours) <= 80
@@ -52,7 +52,7 @@ def test_without_exits_nothing_is_promised_of_them(tokenizer, tmp_path, said):
     lines = said()
     assert "exits" not in lines
     assert "text" not in lines, "a stream is not counted"
-    assert lines["steps"] == "6 of 8 sequences: 3,072 tokens"
+    assert lines["steps"] == "6 of 8 sequences each: 3,072 tokens"
 
 
 def test_steps_in_which_tokens_exit_are_expected_to_take_less(tokenizer, tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_steps_in_which_tokens_exit_are_expected_to_take_less(tokenizer, tmp_pat
     own = overview.step_costs(trainer)
     expected = 2.0 * (390 + 600 * own[True] / own[False])
     assert share == own[True] / dense
-    minutes = re.match(r"about (\d+) min (\d+) s more at 2 s a step", estimate(trainer))
+    minutes = re.match(r"about (\d+) min (\d+) s left at 2 s per step", estimate(trainer))
     assert 60 * int(minutes[1]) + int(minutes[2]) == round(expected)
     assert estimate(trainer).endswith("; 3.0 GB of memory")
 

@@ -61,12 +61,12 @@ def plain_electra(cls):
 # The model -> what the line about it says.
 STARTS = {
     "bert": (lambda: BertForMaskedLM(BertConfig(**SIZES)),
-             "new: the discriminator's head, the heads of the exits, the generator. It was never trained to tell"),
+             "new: the discriminator's head, the exit heads, the generator. It was not trained for"),
     "discriminator": (lambda: plain_electra(ElectraForPreTraining), "new: the generator"),
-    "masked language model": (lambda: plain_electra(ElectraForMaskedLM), "was never trained to tell replaced tokens"),
+    "masked language model": (lambda: plain_electra(ElectraForMaskedLM), "was not trained for"),
     "ours": (lambda: tiny_model(exit_policy="random"), "new: nothing"),
     "ours with a task": (lambda: ElectraEarlyExitForSequenceClassification(tiny_config(num_labels=3)),
-                         "new: the discriminator's head, the heads of the exits, the generator. It was never"),
+                         "new: the discriminator's head, the exit heads, the generator. It was not"),
 }  # fmt: skip
 
 
@@ -149,14 +149,22 @@ def test_what_contradicts_the_model_is_one_sentence(source, adapt, tmp_path, cap
     electra = source(plain_electra(ElectraForPreTraining), "electra")
     RobertaConfig(**SIZES).save_pretrained(tmp_path / "roberta")
     for model, flags, message in (
-        (bert, ["--hidden_size", "64"], "`hidden_size` of {} is 32, and the recipe or flags say 64: leave it out"),
-        (bert, ["--norm_position", "pre"], "`norm_position` of {} is 'post', and the recipe or flags say 'pre'"),
-        (bert, ["--corpus_init", "true"], "leave out `corpus_init`"),
-        (bert, ["--tokenizer_name", "other"], "leave out `tokenizer_name`"),
-        (bert, ["--generator_init_from", ours], "--generator_init_from needs an ELECTRA as --init_from, got 'bert'"),
-        (bert, ["--max_seq_length", "64"], "--max_seq_length 64 exceeds the model's positions"),
+        (
+            bert,
+            ["--hidden_size", "64"],
+            "`hidden_size` must be that of {}, 32, got 64 from the recipe or flags: omit it",
+        ),
+        (bert, ["--norm_position", "pre"], "`norm_position` must be that of {}, 'post', got 'pre'"),
+        (bert, ["--corpus_init", "true"], "omit `corpus_init`"),
+        (bert, ["--tokenizer_name", "other"], "omit `tokenizer_name`"),
+        (
+            bert,
+            ["--generator_init_from", ours],
+            "--generator_init_from requires an ELECTRA as --init_from, got 'bert'",
+        ),
+        (bert, ["--max_seq_length", "64"], "--max_seq_length must be at most --max_position_embeddings"),
         (bert, ["--exit_layers", "9"], "`exit_layers` must be strictly increasing"),
-        (ours, ["--generator_size", "0.25"], "`generator_size` of {} is 0.5, and the recipe or flags say 0.25"),
+        (ours, ["--generator_size", "0.25"], "`generator_size` must be that of {}, 0.5, got 0.25"),
         (electra, ["--generator_init_from", bert], "must be 'electra', got 'bert'"),
         (str(tmp_path / "roberta"), [], "must be 'electra_early_exit', 'electra' or 'bert', got 'roberta'"),
         (str(tmp_path / "nowhere"), [], "no model in `{}`"),
@@ -167,12 +175,12 @@ def test_what_contradicts_the_model_is_one_sentence(source, adapt, tmp_path, cap
         assert message.format(model) in error
         assert not (tmp_path / "run").exists()
     assert adapt(bert, "--corpus_init", "false", recipe="quickstart") == 2
-    assert "leave it out, as the recipe domain-adapt does" in capsys.readouterr().err
+    assert "omit it, as the recipe domain-adapt does" in capsys.readouterr().err
     assert (
         run("domain-adapt", "--generator_init_from", electra, "--demo_corpus", "--output_dir", str(tmp_path / "run"))
         == 2
     )
-    assert "--generator_init_from needs --init_from" in capsys.readouterr().err
+    assert "--generator_init_from requires --init_from" in capsys.readouterr().err
 
 
 def test_a_model_of_ours_that_was_calibrated_learns_on_with_other_heads(source, adapt, tmp_path):

@@ -494,7 +494,7 @@ def test_a_loss_is_judged_whole_under_gradient_accumulation(tokenizer, tmp_path,
 
 
 def test_a_vocabulary_that_the_model_does_not_embed_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match=f"`vocab_size` is 20, and the tokenizer's ids need {len(tokenizer)}"):
+    with pytest.raises(ValueError, match=f"`vocab_size` must be at least {len(tokenizer)} for this tokenizer, got 20"):
         make_trainer(tokenizer, tmp_path, tiny_model(vocab_size=20))
 
 

@@ -209,7 +209,7 @@ def test_tokens_that_the_tokenizer_names_otherwise_are_told(tokenizer, tmp_path,
             tiny_model(sep_token_id=9), args, train_dataset=sequences(tokenizer), processing_class=tokenizer
         )
     assert mine.model.config.sep_token_id == tokenizer.sep_token_id
-    assert f"`sep_token_id` of the model is 9, and the tokenizer's is {tokenizer.sep_token_id}" in caplog.text
+    assert f"`sep_token_id` is 9 in the model and {tokenizer.sep_token_id} in the tokenizer" in caplog.text
 
 
 @pytest.mark.parametrize("generator_type", ["mlm", "unigram"])

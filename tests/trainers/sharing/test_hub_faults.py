@@ -179,7 +179,7 @@ def test_a_run_that_may_not_push_is_complete_all_the_same(hub, tmp_path, corpus)
     assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2]
     refused, unknown = errors_of(done)
     assert "your token may not write to bob/his" in refused
-    assert "The run itself is complete in his; `electra-exit push` repeats this" in refused
+    assert "The run itself is complete in his; repeat the push with `electra-exit push`" in refused
     assert "your token may not write to bob/his" in done.stderr.split("Training continues; the next push")[0]
     assert {"model.safetensors", "metrics.json", "README.md", "checkpoint-2"} <= {
         path.name for path in (tmp_path / "his").iterdir()
