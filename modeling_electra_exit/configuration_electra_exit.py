@@ -466,8 +466,7 @@ _PER_EXIT = ("exit_capacities", "inference_exit_thresholds", "inference_exit_tem
 
 
 def _follow(fields: dict, changes: dict) -> dict:
-    """`fields` of a config with `changes` applied, less the values that no longer fit and were not changed
-    themselves."""
+    """`fields` of a config, which include `changes`, without values that no longer fit and are not in `changes`."""
     fields, depth = dict(fields), fields.get("num_hidden_layers")
     if "exit_layers" in changes:
         return {name: value for name, value in fields.items() if name not in _PER_EXIT or name in changes}

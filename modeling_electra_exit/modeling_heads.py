@@ -546,7 +546,9 @@ class ElectraEarlyExitForQuestionAnswering(ElectraEarlyExitTaskModel):
         **kwargs,
     ) -> tuple[torch.Tensor] | ElectraEarlyExitQuestionAnsweringModelOutput:
         r"""
-        Args: those of [`ElectraEarlyExitTaskModel.forward`], with these instead of `labels`:
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, exit_layer, kwargs: as in
+                [`ElectraEarlyExitTaskModel.forward`].
             start_positions, end_positions (`torch.LongTensor` of shape `(batch,)`, *optional*): first and last token
                 of the answer. Positions outside the sequence are ignored.
 

@@ -41,8 +41,8 @@ class ElectraEarlyExitForMaskedLM(ElectraEarlyExitPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """As in Transformers, from a checkpoint of this class or of a pre-training. The latter is loaded whole, and
-        its discriminator dropped, because the layers of both have the same names.
+        """As in Transformers, from a checkpoint of this class or of a pre-training model. The latter is loaded in
+        full, and its discriminator discarded, because the layers of both have the same names.
 
         Raises:
             ValueError: if the checkpoint is of this plugin but has no masked language model as generator; the message

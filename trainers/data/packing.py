@@ -100,7 +100,7 @@ def _cuts(text: np.ndarray, line_ends: list[int], length: int, seed: int) -> Ite
 
 
 def _middle(start: int, end: int, line_ends: list[int], later: bool) -> int:
-    """The first line boundary after the middle if `later`, else the last one before it. Without one, the middle."""
+    """The first line boundary after the middle if `later`, else the last one up to it. Without one, the middle."""
     middle = start + (end - start + 1) // 2
     at = bisect_right(line_ends, middle) - (not later)
     found = line_ends[at] if 0 <= at < len(line_ends) else end

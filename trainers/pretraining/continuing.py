@@ -73,7 +73,7 @@ def restart(args: ElectraEarlyExitTrainingArguments, given: Collection[str], ste
 
     Args:
         args: the arguments of the run.
-        given: names of the arguments that the user has set; their exit warm-ups are kept.
+        given: names of the arguments that the user has set; exit warm-ups among them are kept.
         steps: total steps so far.
     """
     by_steps = args.max_steps > 0 and args.train_time is None

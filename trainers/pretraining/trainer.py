@@ -218,15 +218,16 @@ class ElectraTrainer(CompatibleTrainer):
 class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
     """[`~transformers.Trainer`] for pre-training: runs the joint objective, schedules the exits and counts FLOPs.
 
-    Args: as in [`~transformers.Trainer`], with these differences:
-        processing_class: the tokenizer. If omitted, that of the collator. Sets the ids of the special tokens in the
-            model's config.
-        data_collator, generator: if omitted, created by [`collator.build_collator`] for the model's `generator_type`,
-            and again for each model of `model_init`. `generator` is a [`generators.StepGenerator`], which corrupts
-            batches if neither the collator nor the model does.
+    Args:
+        model, args, kwargs: as in [`~transformers.Trainer`]. `processing_class` is the tokenizer, by default that of
+            the collator; it sets the ids of the special tokens in the model's config. `compute_metrics` defaults to
+            [`metrics.replaced_token_detection`].
+        data_collator (*optional*): if omitted, created with the generator by [`collator.build_collator`] for the
+            model's `generator_type`, and again for each model of `model_init`.
+        generator ([`generators.StepGenerator`], *optional*): corrupts batches if neither the collator nor the model
+            does.
         max_seq_length (`int`, *optional*): length of the sequences, for the default collator. If omitted, that of the
             longest sequence in each batch.
-        compute_metrics: if omitted, [`metrics.replaced_token_detection`].
 
     Logged in addition to the loss: its parts; measured in every tenth step (or in each logged one, where these are
     more), `discriminator_auc`, the ROC-AUC of the final head on the training batches, and `generator_equal_rate`, the

@@ -19,7 +19,7 @@ ENDLESS = 10**9
 # A plan holds for this share of the time. The first plans are made after 2, 4, 8, ... steps.
 PLAN_SHARE = 0.02
 # A plan is logged after this many timed steps, and again when the number of steps changes by this share.
-TOLD_AFTER, TOLD_AGAIN = 8, 0.2
+LOG_AFTER, LOG_AGAIN = 8, 0.2
 # Resolution of the learning rate schedule.
 POINTS = 10**6
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -125,24 +125,24 @@ class Pace:
             self.next_plan = step + 1
             self.max_steps = step if elapsed >= self.budget else ENDLESS
             return
-        a_step = max(self.step_seconds, 1e-9) / max(1 - self.paused / max(elapsed, 1e-9), 0.05)
+        step_time = max(self.step_seconds, 1e-9) / max(1 - self.paused / max(elapsed, 1e-9), 0.05)
         left = end * self.budget - elapsed
-        count = max(0 if left <= 0 else 1, round(left / a_step))
+        count = max(0 if left <= 0 else 1, round(left / step_time))
         self.steps, self.shares = (step, step + count), (min(elapsed / self.budget, end), end)
-        self.max_steps = step + count + round((1 - end) * self.budget / a_step * later)
-        self.next_plan = step + max(1, min(step - self._began, round(PLAN_SHARE * self.budget / a_step)))
-        self._tell(step, a_step)
+        self.max_steps = step + count + round((1 - end) * self.budget / step_time * later)
+        self.next_plan = step + max(1, min(step - self._began, round(PLAN_SHARE * self.budget / step_time)))
+        self._log_plan(step, step_time)
 
-    def _tell(self, step: int, a_step: float) -> None:
+    def _log_plan(self, step: int, step_time: float) -> None:
         if (
-            step < min(self._began + TOLD_AFTER, self.max_steps)
-            or abs(self.max_steps - self.told) <= TOLD_AGAIN * self.told
+            step < min(self._began + LOG_AFTER, self.max_steps)
+            or abs(self.max_steps - self.told) <= LOG_AGAIN * self.told
         ):
             return
         left = in_words(max(0.0, self.budget - self.elapsed))
         logger.info(
             f"{'new plan' if self.told else 'plan'}: {self.max_steps:,} steps in {in_words(self.budget)}, at "
-            f"{a_step:.3g} s per step; {left} left"
+            f"{step_time:.3g} s per step; {left} left"
         )
         self.told = self.max_steps
 
