@@ -881,8 +881,8 @@ class ElectraEarlyExitModelOutput(ModelOutput):
 @dataclass
 class ElectraEarlyExitForPreTrainingOutput(ModelOutput):
     r"""
-    Output of [`ElectraEarlyExitForPreTraining`]. Has the exit fields, `hidden_states` and `attentions` of
-    [`ElectraEarlyExitModelOutput`], and:
+    Output of [`ElectraEarlyExitForPreTraining`]. Has `hidden_states`, `attentions` and the exit fields, except
+    `exit_answers`, of [`ElectraEarlyExitModelOutput`], and:
 
     loss (`torch.FloatTensor` of shape `()`): the training loss.
     logits (`torch.FloatTensor` of shape `(batch, sequence)`): logits of "this token was replaced".

@@ -325,10 +325,10 @@ MUTANTS = [
     Mutant(
         "a checkpoint is written before the guards have looked",
         TRAINER,
-        '''        """Not counted as training time."""
+        '''        """Excludes saving from the training time."""
         self._guards.settle()
 ''',
-        '''        """Not counted as training time."""
+        '''        """Excludes saving from the training time."""
 ''',
         "tests/trainers/pretraining/test_trainer.py::test_on_a_device_a_loss_that_is_no_number_stops_the_run_later",
     ),

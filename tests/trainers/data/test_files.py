@@ -40,7 +40,10 @@ def test_folders_and_patterns_are_all_of_their_files_in_order(tree, monkeypatch)
     [
         ("texts/**/*.parquet", "no file matches texts/**/*.parquet"),
         ("nowhere.txt", "no such file: nowhere.txt"),
-        ("empty", "ends in .txt, .jsonl, .json, .csv, .tsv, .parquet, optionally followed by .gz or .xz"),
+        (
+            "empty",
+            "no file in empty ends in .txt, .jsonl, .json, .csv, .tsv, .parquet, optionally followed by .gz or .xz",
+        ),
         ("-", "no such file: -"),  # without a run, whose folder keeps it
     ],
 )
