@@ -35,22 +35,22 @@ def binary_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def row_noise(seeds: torch.Tensor, length: int, streams: int) -> torch.Tensor:
-    """Uniform noise that is a function of the row's seed and of nothing else.
+    """Uniform noise that depends only on the seed of each row.
 
     A sequence therefore gets the same noise in every batch, process and device. The numbers are the outputs of
-    SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at `length` consecutive counters.
+    SplitMix64 (Steele, Lea and Flood, 2014, doi 10.1145/2714064.2660195) at `length` consecutive counters per stream.
 
     Args:
-        seeds (`torch.LongTensor` of shape `(batch,)`).
-        length (`int`): a shorter row is the beginning of a longer one.
-        streams (`int`): how many independent streams of one seed.
+        seeds (`torch.LongTensor` of shape `(batch,)`): one seed per row.
+        length (`int`): numbers per stream. A shorter row is a prefix of a longer one.
+        streams (`int`): number of independent streams per seed.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, length, streams)`, fp32, in (0, 1).
     """
     places = torch.arange(1, length + 1, device=seeds.device).unsqueeze(1)
     counters = places + torch.arange(0, streams << 32, 1 << 32, device=seeds.device)
-    # Multiplications wrap around, as they should. Right shifts drag the sign along, which the masks take off.
+    # Multiplications wrap around, as intended. Right shifts are arithmetic; the masks clear the sign bits.
     state = seeds[:, None, None] + counters * -0x61C8864680B583EB
     state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
@@ -289,7 +289,7 @@ def draw(
 
 
 def _order(scores, num_kept, protected, padding) -> torch.Tensor:
-    """The `order` of a [`Selection`]: protected tokens continue first, then the highest `scores`, and padding last."""
+    """The `order` of a [`Selection`] with protected tokens first, then the highest `scores`, and padding last."""
     tokens = scores.shape[1]
     if not 1 <= num_kept <= tokens:
         raise ValueError(f"num_kept must be between 1 and the number of tokens ({tokens}), got {num_kept}")
@@ -297,27 +297,27 @@ def _order(scores, num_kept, protected, padding) -> torch.Tensor:
     if protected is not None:
         scores = scores.masked_fill(protected, torch.inf)
     if padding is not None:
-        scores = scores.masked_fill(padding, -torch.inf)  # whatever is protected
+        scores = scores.masked_fill(padding, -torch.inf)  # takes precedence over `protected`
     exits = torch.ones_like(scores, dtype=torch.uint8).scatter(1, _ranked(scores)[:, :num_kept], 0)
-    # A stable sort puts those that continue first and leaves both groups in the order of the text.
+    # A stable sort puts continuing tokens first and keeps both groups in the order of the text.
     return exits.argsort(dim=1, stable=True)
 
 
 def _settled(protected: torch.Tensor | None, padding: torch.Tensor | None) -> torch.Tensor | None:
-    """The tokens that are no candidates, (batch, tokens): protected ones and padding. `None` where there are none."""
+    """Mask (batch, tokens) of the tokens that are not candidates: protected ones and padding. `None` if both are."""
     if protected is None or padding is None:
         return padding if protected is None else protected
     return protected | padding
 
 
 def _explored(scores, num_kept, protected, padding, exploration, noise) -> torch.Tensor:
-    """The exploration sample of [`select`], a mask (batch, tokens)."""
+    """Mask (batch, tokens) of the exploration sample of [`select`]."""
     noise = torch.rand_like(scores) if noise is None else noise
     size = round(exploration * num_kept)
     if (settled := _settled(protected, padding)) is not None:
         noise = noise.masked_fill(settled, -1.0)
     if protected is not None:
-        # Never more exploration tokens than protected ones leave places for: which of them fits would not be chance.
+        # At most as many exploration tokens as fit beside the protected ones; dropping some would bias the sample.
         certain = protected if padding is None else protected & ~padding
         size = (num_kept - certain.sum(dim=1, keepdim=True)).clamp(0, size)
     places = torch.arange(scores.shape[1], device=scores.device) < size
@@ -327,7 +327,7 @@ def _explored(scores, num_kept, protected, padding, exploration, noise) -> torch
 
 
 def _ranked(scores: torch.Tensor) -> torch.Tensor:
-    """The positions (batch, tokens) of the largest scores first.
+    """Positions (batch, tokens) in descending order of their scores.
 
     Uses a stable sort, which breaks ties by position on every device. `torch.topk` does not define the order of ties.
     """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .configuration_electra_exit import ElectraEarlyExitConfig
 
 
-# Running means forget by this factor a step: they look back about a hundred steps.
+# Decay of the running means per step: they average over about a hundred steps.
 DECAY = 0.99
 
 
@@ -102,16 +102,16 @@ class ElectraEarlyExitState(nn.Module):
 
     @torch.no_grad()
     def update(self, outputs, labels: torch.Tensor, token_mask: torch.Tensor | None, steps: int = 1):
-        """Take in one training step, after its tokens were routed.
+        """Update the statistics by one training step, after its tokens were routed.
 
-        The model calls this in each step of the `"topk"` policy, which reads the result. With any other policy it is
-        for logs alone, and left to whoever wants it: the trainer does it in every tenth step.
+        The model calls this in each step of the `"topk"` policy, which reads the statistics. With other policies they
+        are only logged, and the trainer calls this in every tenth step.
 
         Args:
             outputs ([`ElectraEarlyExitModelOutput`]): with `exit_logits`, `exit_positions` and `exit_selections`.
             labels (`torch.LongTensor` of shape `(batch, sequence)`): 1 where a token was replaced, else 0.
             token_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
-            steps (`int`): how many steps this one stands for.
+            steps (`int`): number of steps that this one represents, for the decay.
         """
         decay = DECAY**steps
         labels = labels if token_mask is None else labels.masked_fill(token_mask == 0, -1)

@@ -58,8 +58,8 @@ logger = logging.get_logger(__name__)
 
 
 class PermuteTokens(torch.autograd.Function):
-    """Reorder the tokens (batch, tokens, width) of every row by a [`Permutation`], given as its two fields; the
-    gradient is reordered back.
+    """Permute the tokens (batch, tokens, width) of every row by a [`Permutation`], passed as its two fields. The
+    backward pass applies the inverse permutation.
 
     The backward pass of `torch.gather` must support repeated indices. A permutation has none, so both passes copy
     whole rows: several times faster on a CPU, and deterministic on a GPU.
@@ -77,9 +77,9 @@ class PermuteTokens(torch.autograd.Function):
 
 
 class Permutation(NamedTuple):
-    """An order of the tokens of every row, and the way back, as [`PermuteTokens`] takes them.
+    """A permutation of the tokens of every row, and its inverse, for [`PermuteTokens`].
 
-    rows, inverse (`torch.LongTensor` of shape `(batch * tokens,)`): indices among the tokens of all rows.
+    rows, inverse (`torch.LongTensor` of shape `(batch * tokens,)`): indices into the flattened batch.
     """
 
     rows: torch.Tensor
@@ -87,7 +87,7 @@ class Permutation(NamedTuple):
 
     @classmethod
     def of(cls, order: torch.Tensor) -> "Permutation":
-        """The one that takes the tokens of each row in the given `order` (batch, tokens)."""
+        """The permutation that arranges the tokens of each row in `order` (batch, tokens)."""
         places = torch.arange(order.numel(), device=order.device)
         rows = (order + places.view_as(order)[:, :1]).flatten()
         return cls(rows, torch.empty_like(places).scatter_(0, rows, places))
@@ -202,8 +202,8 @@ class ElectraEarlyExitSelfAttention(ElectraSelfAttention):
 
 
 class ElectraEarlyExitLayer(ElectraLayer):
-    """ELECTRA's layer. `frozen_states` (batch, frozen tokens, hidden) are attended to and not updated; with
-    `few_tokens`, none of its memory is worth the time that computing it again takes."""
+    """ELECTRA's layer. `frozen_states` (batch, frozen tokens, hidden) are attended to, but not updated. With
+    `few_tokens`, no activation is recomputed, because the memory saved would not justify the time."""
 
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx=layer_idx)
@@ -218,7 +218,8 @@ class ElectraEarlyExitLayer(ElectraLayer):
         few_tokens: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        # `frozen_states` is positional so that reentrant gradient checkpointing sees that it needs gradients.
+        # `frozen_states` is positional, because reentrant gradient checkpointing detects only positional inputs that
+        # require gradients.
         if self.norm_position == "post" and few_tokens:
             attended, _ = self.attention(hidden_states, attention_mask, frozen_states=frozen_states, **kwargs)
             return self.output(self.intermediate(attended), attended)
@@ -243,9 +244,11 @@ class ElectraEarlyExitLayer(ElectraLayer):
     def _activated(
         self, hidden_states: torch.Tensor, second_half: Callable[[torch.Tensor], torch.Tensor], kept: bool = False
     ) -> torch.Tensor:
-        """What `second_half` makes of the feed-forward block's activation. Unless it is `kept`, a fifth of a layer's
-        memory is freed until the gradients are computed: the activation's input is kept anyhow, and gives it again
-        then."""
+        """Apply `second_half` to the activation of the feed-forward block's first linear layer.
+
+        Unless it is `kept`, the activation's output is recomputed in the backward pass from its input, which is saved
+        in any case. This saves about a fifth of a layer's activation memory.
+        """
         before, activation = self.intermediate.dense(hidden_states), self.intermediate.intermediate_act_fn
         after = activation(before)
         if kept or not after.requires_grad or self.gradient_checkpointing or torch.compiler.is_compiling():
@@ -276,10 +279,10 @@ class Exits:
         of the items that exit.
     rows_per_item (`int`): rows of the batch that exit together, such as the choices of a question.
     noise (`torch.FloatTensor` of shape `(batch, sequence, 2 + 2 * exits)`, *optional*): uniform in (0, 1); see
-        [`stream`]. Left out: policy and exploration sample draw from torch's generator.
-    original_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the text before corruption, by which
-        special tokens are told from samples of them. Left out: the encoder's own `input_ids`.
-    full_depth_share (`float`): share of a sequence's tokens that the heads read in a pass at full depth.
+        [`stream`]. If omitted, policy and exploration sample use torch's generator.
+    original_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the text before corruption, in which
+        special tokens are identified. If omitted, the encoder's `input_ids`.
+    full_depth_share (`float`): share of a sequence's tokens that the heads read in a full-depth pass.
     """
 
     heads: Sequence[Callable[..., torch.Tensor] | None]
@@ -296,8 +299,8 @@ class Exits:
         return [layer for layer, head in zip(config.exit_layers, self.heads, strict=True) if head is not None]
 
     def stream(self, number: int, length: int, exploration: bool = False) -> torch.Tensor | None:
-        """The noise (batch, length) for the policy, or for the exploration sample, at exit `number`: the first two
-        streams are the generator's."""
+        """Noise (batch, length) for the policy, or for the exploration sample, at exit `number`; `None` without noise.
+        The first two streams belong to the generator."""
         return None if self.noise is None else self.noise[:, :length, 2 + 2 * number + exploration]
 
     def full_depth_sample(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -382,7 +385,7 @@ class ActiveTokens:
         return self.active.shape[1] == 0
 
     def of_active(self, values: torch.Tensor) -> torch.Tensor:
-        """The values (batch, active tokens) that belong to the active ones, of those of all (batch, sequence)."""
+        """The `values` (batch, sequence) at the active tokens, (batch, active tokens)."""
         return values if self.complete else values.gather(1, self.items)
 
     def real(self) -> torch.Tensor | None:
@@ -393,7 +396,7 @@ class ActiveTokens:
         """Freeze all but the first `num_kept` of the active tokens, taken in `order` (batch, active tokens)."""
         permutation = Permutation.of(order)
         tokens = PermuteTokens.apply(self.active, *permutation)
-        # Not sliced twice: the gradients of two slices are two tensors of this size, and their sum is a third.
+        # One split, not two slices: their gradients would be two tensors of this size, and the sum a third one.
         active, frozen = tokens.split([num_kept, order.shape[1] - num_kept], dim=1)
         if self.complete:
             self.order, self._permutation = order, permutation
@@ -843,7 +846,7 @@ def mean_over_real(values: torch.Tensor, token_mask: torch.Tensor | None) -> tor
 
 
 def mean_over_exits(losses: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of the losses `()` of the exits, of which there is mostly one."""
+    """Mean of the exits' losses, each of shape `()`. For the usual single exit, no kernel is launched."""
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
@@ -1233,7 +1236,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
             losses = self._losses(outputs, logits, labels, attention_mask, generator_loss, exit_loss_scale)
             if not self.training and self.config.has_exit_heads:
                 warn_of_evaluation_mode(losses["loss"])
-            if self.training and exit_policy == "topk":  # which reads it in the steps that follow
+            if self.training and exit_policy == "topk":  # only this policy reads the statistics
                 self.exit_state.update(outputs, labels, attention_mask)
         return ElectraEarlyExitForPreTrainingOutput(
             **losses,
@@ -1245,7 +1248,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         )
 
     def _noise(self, seeds: torch.Tensor | None, inputs: torch.Tensor | None) -> torch.Tensor | None:
-        """All that a step of these `inputs` (batch, sequence, ...) draws by the seeds of its sequences, at once, as of
+        """The noise of a whole step for `inputs` (batch, sequence, ...), from the seeds of its sequences; see
         [`Exits`]."""
         if seeds is None or inputs is None:
             return None
@@ -1297,12 +1300,12 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         """Replace the masked tokens by samples from the generator.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): with masked positions.
-            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): the original token at masked positions, else
-                -100.
-            noise (`torch.FloatTensor` of shape `(batch, sequence, 2 or more)`, *optional*): uniform in (0, 1), of
-                which the samples take the first two. Left out: from torch's generator.
-            masked_positions: as in [`forward`].
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): the masked text.
+            mlm_labels (`torch.LongTensor` of shape `(batch, sequence)`): original tokens at masked positions, -100
+                elsewhere.
+            attention_mask, token_type_ids, position_ids, masked_positions: as in [`forward`].
+            noise (`torch.FloatTensor` of shape `(batch, sequence, 2 or more)`, *optional*): uniform in (0, 1); the
+                samples use the first two streams. If omitted, drawn from torch's generator.
 
         Returns:
             The corrupted ids and the labels, as in [`replace_tokens`], and the generator's loss: the mean
@@ -1317,7 +1320,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 "`input_ids` with `labels` instead"
             )
         if input_ids is None:
-            raise ValueError("`mlm_labels` needs `input_ids`")
+            raise ValueError("`mlm_labels` requires `input_ids`")
         chosen = chosen_tokens(mlm_labels, masked_positions)
         noise = None if noise is None else chosen.take(noise)[:, :2]
         states = self._generator_states(input_ids, chosen.places, attention_mask, token_type_ids, position_ids)

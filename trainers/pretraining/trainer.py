@@ -58,8 +58,8 @@ logger = logging.getLogger(__name__)
 EXPLODED = 100
 GENERATOR_FILE, PACE_FILE = "generator.safetensors", "pace.json"
 LOSSES = ("discriminator_loss", "exit_loss", "gain_loss", "generator_loss")
-# What is no loss is measured in every tenth step, or in those that are logged where there are more of them: it takes
-# as many kernels as several layers.
+# Metrics other than losses are measured every this many steps, or in each logged step if those are more frequent: they
+# launch as many kernels as several layers.
 MEASURED_EVERY = 10
 
 
@@ -229,15 +229,24 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         max_seq_length (`int`, *optional*): length of the sequences, for the default collator. If omitted, that of the
             longest sequence in each batch.
 
-    Logged in addition to the loss: its parts; measured in every tenth step (or in each logged one, where these are
-    more), `discriminator_auc`, the ROC-AUC of the final head on the training batches, and `generator_equal_rate`, the
-    share of the chosen tokens whose replacement was the original;
-    `tokens_per_second` of training (evaluation and saving left out); `exits_active`; `kept_layer_<n>`, the share of
-    tokens computed by layer n; and as running means over the last hundred or so steps, for each exit layer n:
-    `exit_auc_layer_<n>`, the ROC-AUC of its head, and `exit_recall_left_layer_<n>`, the share of the replaced tokens
-    that exited which its head told as such (at the base rate). Evaluation adds what [`difficulty.Difficulty`] measures
-    of the generator.
-    `total_flos` in `trainer_state.json` counts the operations really executed.
+    Logs in addition to the loss:
+
+    - its parts;
+    - `discriminator_auc`: ROC-AUC of the final head on training batches, measured in every tenth step (or in each
+      logged step, if those are more frequent);
+    - `generator_equal_rate`: share of the chosen tokens whose replacement equals the original, in the same steps;
+    - `tokens_per_second`: training speed, without evaluation and saving;
+    - `exits_active`: whether exits are active;
+    - `kept_layer_<n>`: share of the tokens that layer n computes;
+    - `exit_auc_layer_<n>` and `exit_recall_left_layer_<n>`, running means over about a hundred steps: ROC-AUC of the
+      head at exit layer n, and its recall on the replaced tokens that exited there (at the base rate).
+
+    Evaluation adds the measures of [`difficulty.Difficulty`]. `total_flos` in `trainer_state.json` counts the FLOPs
+    that were actually executed.
+
+    Raises:
+        ValueError: if the tokenizer does not fit the model, or for arguments that `depth_schedule` does not support.
+        UsageError: if the generator cannot be created.
     """
 
     args: ElectraEarlyExitTrainingArguments
@@ -475,7 +484,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _measure(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
-        """In the steps of [`MEASURED_EVERY`], take in what a log line has beside the losses."""
+        """In every [`MEASURED_EVERY`]-th step, add the metrics other than losses to the means for the log."""
         every = min(MEASURED_EVERY, self.state.logging_steps)
         if (self.state.global_step + 1) % every or outputs.rtd_labels is None:
             return
@@ -684,7 +693,7 @@ def step_difficulty(outputs, inputs: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 class Means:
-    """Means, over the micro-steps since the last log line, of numbers on a device, which is not waited for."""
+    """Means of numbers over the micro-steps since the last log line, without host-device synchronization."""
 
     def __init__(self):
         self._restart()
@@ -697,14 +706,14 @@ class Means:
         return bool(self._sums)
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Take in what one micro-step has of each name, a tensor `()`."""
+        """Add the numbers of one micro-step, tensors of shape `()`, by name."""
         for name, value in values.items():
-            # Added to 0 at first, and so a copy: a captured step writes its next outputs into the same memory.
+            # The first sum, 0 + value, is a copy: a captured step writes its next outputs to the same memory.
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._counts.update(values.keys())
 
     def take(self, processes: int) -> dict[str, float]:
-        """The means over as many processes, of which each took in the same names; and forget them."""
+        """Return the means over all `processes`, which must have added the same names, and reset them."""
         sums, counts = all_reduce(torch.stack(list(self._sums.values()))), self._counts
         means = {name: total / counts[name] / processes for name, total in zip(self._sums, sums.tolist(), strict=True)}
         self._restart()
