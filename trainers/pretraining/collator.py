@@ -62,8 +62,8 @@ class DataCollatorForReplacedTokenDetection:
     def __post_init__(self):
         for name in ("mask_token", "pad_token"):
             if getattr(self.tokenizer, f"{name}_id") is None:
-                raise ValueError(f"replaced-token detection needs a tokenizer with a `{name}`, and this one has none")
-        self._mask = self.tokenizer.mask_token_id  # asking a tokenizer takes as long as masking a sequence
+                raise ValueError(f"replaced-token detection requires a tokenizer with a `{name}`, got none")
+        self._mask = self.tokenizer.mask_token_id  # looking it up takes as long as masking a sequence
         special, pad = self.tokenizer.all_special_ids, self.tokenizer.pad_token_id
         # Looked up with `mode="clip"`, so that ids above the last special one count as ordinary.
         self._ordinary = np.ones(max(special) + 2, dtype=bool)
@@ -101,7 +101,7 @@ class DataCollatorForReplacedTokenDetection:
             - `attention_mask`, only if there is padding.
         """
         texts = [self._without_padding(**feature) for feature in features]
-        # A sequence is known by its ids.
+        # Sequences are identified by their ids.
         checksums = np.array([zlib.crc32(text["input_ids"].tobytes()) for text in texts], dtype=np.uint32)
         epoch = int(self._epoch)
         own = row_generators(self.seed, epoch, checksums)
@@ -161,8 +161,8 @@ class DataCollatorForReplacedTokenDetection:
     def _corrupted(
         self, generator, later, /, input_ids, labels=None, token_type_ids=None, **columns
     ) -> dict[str, np.ndarray]:
-        """What one sequence (tokens,) becomes; all arrays of its shape. `generator` is its own in this epoch, and
-        `later`, to look ahead, in the next."""
+        """Mask or corrupt one sequence (tokens,). All arrays in the result have its shape. `generator` is the random
+        generator of the sequence in this epoch, `later` that of the next one, for `look_ahead`."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         if labels is not None:
             if labels.min() < 0 or labels.max() > 1:
@@ -184,7 +184,7 @@ class DataCollatorForReplacedTokenDetection:
         return {"input_ids": corrupted, **types, "mlm_labels": mlm_labels, "labels": labels}
 
     def _choose(self, row: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The positions to corrupt, never a special token's."""
+        """The positions to corrupt, never of special tokens."""
         candidates = self._ordinary.take(row, mode="clip").nonzero()[0]
         count = min(len(candidates), self._num_chosen(len(row)))
         return candidates[generator.choice(len(candidates), count, replace=False)] if count else candidates

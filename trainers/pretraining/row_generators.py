@@ -1,8 +1,8 @@
-"""Random generators of many sequences at once: those that `np.random.default_rng` makes one by one, bit for bit.
+"""Random generators for many sequences at once, bit-identical to those of `np.random.default_rng`.
 
-Making one takes as long as ten draws from it, mostly for spreading its seed over the state. That is a hash of a few
-words (`numpy.random.SeedSequence`, after O'Neill's `seed_seq_fe`), which NumPy promises not to change. Here it is
-computed for all sequences together.
+Creating a generator takes as long as ten draws, mostly for hashing its seed (`numpy.random.SeedSequence`, after
+O'Neill's `seed_seq_fe`), an algorithm that NumPy guarantees not to change. Here the hash is vectorized over all
+sequences.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 
-# Of `SeedSequence` and of PCG64, as in NumPy's `bit_generator.pyx` and `pcg64.h`.
+# Constants of `SeedSequence` and PCG64, as in NumPy's `bit_generator.pyx` and `pcg64.h`.
 POOL = 4
 INIT_A, MULT_A, INIT_B, MULT_B = 0x43B0D7E5, 0x931E8875, 0x8B51F9DD, 0x58F38DED
 MIX_LEFT, MIX_RIGHT, SHIFT = np.uint32(0xCA01F9DD), np.uint32(0x4973F715), np.uint32(16)
@@ -18,12 +18,13 @@ PCG_MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 
 
 def row_generators(*entropy: int | np.ndarray) -> Iterator[np.random.Generator]:
-    """For each row what `np.random.default_rng(entropy of that row)` is.
+    """Yield for each row a generator equal to `np.random.default_rng(entropy of that row)`.
 
-    It is one generator, set to another state for each row: use it before the next is taken.
+    All rows share one object, whose state is set anew for each row: use it before you advance the iterator.
 
     Args:
-        *entropy: integers of at least 0, the same for all rows, and `uint32` arrays of shape `(rows,)`.
+        *entropy: integers of at least 0, shared by all rows, and `uint32` arrays of shape `(rows,)`; at least one
+            array.
     """
     bits = np.random.PCG64(0)
     generator, state = np.random.Generator(bits), bits.state
@@ -36,7 +37,7 @@ def row_generators(*entropy: int | np.ndarray) -> Iterator[np.random.Generator]:
 
 
 def _words(entropy) -> list[int | np.ndarray]:
-    """The entropy as words of 32 bits, an integer's lowest first."""
+    """The entropy as 32-bit words, the lowest word of an integer first."""
     words: list[int | np.ndarray] = []
     for value in entropy:
         if isinstance(value, np.ndarray):
@@ -49,7 +50,7 @@ def _words(entropy) -> list[int | np.ndarray]:
 
 
 class _Hash:
-    """A hash of words in which each call has a constant of its own."""
+    """A hash of 32-bit words whose constant changes with every call."""
 
     def __init__(self, constant: int, multiplier: int):
         self.constant, self.multiplier = constant, multiplier
@@ -62,7 +63,7 @@ class _Hash:
 
 
 def _spread(words: list[int | np.ndarray]) -> np.ndarray:
-    """What `SeedSequence(words).generate_state(4, np.uint64)` is for each row, `uint64` of shape `(rows, 4)`."""
+    """`SeedSequence(words).generate_state(4, np.uint64)` for each row, `uint64` of shape `(rows, 4)`."""
     rows = next(len(word) for word in words if isinstance(word, np.ndarray))
     given = [np.broadcast_to(np.asarray(word, dtype=np.uint32), rows) for word in words]
     given += [np.zeros(rows, dtype=np.uint32)] * (POOL - len(given))
