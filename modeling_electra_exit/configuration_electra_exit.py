@@ -65,8 +65,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Position of each block's LayerNorm: `"post"`, after the residual sum, as in ELECTRA; or `"pre"`, before the
             block, with an extra one after the last layer. Small models learn faster with `"pre"`.
         exit_policy (`str`, defaults to `"random"`):
-            Which tokens continue past an exit layer in pre-training: `"random"` (`exit_capacities` tokens, drawn anew
-            in each step; no ranking did better in our studies), `"topk"` (`exit_capacities` tokens, ranked by
+            Which tokens continue past an exit layer in pre-training: `"random"` (a share of `exit_capacities`, drawn
+            anew in each step; no ranking did better in our studies), `"topk"` (the same share, ranked by
             `exit_signal`), `"threshold"` (all tokens whose entropy exceeds `exit_entropy_threshold`) or `"none"` (no
             exits and no exit heads: plain ELECTRA). In evaluation mode the encoder runs at full depth unless a policy
             is passed.
@@ -74,14 +74,14 @@ class ElectraEarlyExitConfig(ElectraConfig):
             In fine-tuning the policy only enables exits: any policy but `"none"` adds a task head at each exit layer.
             All heads are trained jointly, with every token at full depth. Inference also runs at full depth unless
             `inference_exit_thresholds` are set. `from_pretrained(folder, exit_policy="none")` disables exits.
-        exit_signal (`str`, *optional*, `"expected_gain"` for the `"topk"` policy):
+        exit_signal (`str`, *optional*):
             Score by which the `"topk"` policy ranks tokens: `"entropy"` of the exit head's prediction;
             `"sampled_entropy"`, sampling in proportion to that entropy; or `"expected_gain"`, the reduction of the
             loss by deeper layers, predicted by a small regressor that is trained on exploration tokens. Only for
-            `"topk"`.
-        exit_auc_floor (`float`, *optional*, 0.6 where it is read):
+            `"topk"`; if unset, `"expected_gain"`.
+        exit_auc_floor (`float`, *optional*):
             ROC-AUC below which the `"topk"` policy draws at random instead of ranking, for each exit head by its
-            running mean. 0 ranks from the first step.
+            running mean. 0 ranks from the first step. Only for `"topk"`; if unset, 0.6.
         exit_entropy_threshold (`float` or `list[float]`, *optional*):
             Entropy in nats above which a token continues under the `"threshold"` policy. Two numbers apply to tokens
             that the exit head predicts to be original and replaced, respectively. Only for `"threshold"`.
@@ -101,16 +101,18 @@ class ElectraEarlyExitConfig(ElectraConfig):
         exit_full_depth_share (`float`, defaults to 0.25):
             Share of a sequence's tokens on which exit heads and regressors are trained in full-depth steps, so that
             such a step costs little more than one without exits.
-        exit_gain_loss_weight (`float`, *optional*, 0.05 where it is read):
-            Weight of the regressors' loss, for `exit_signal="expected_gain"`. The regressors share no parameters with
-            the encoder, and Adam's step size does not depend on the weight. Gradients are clipped jointly, however: if
-            the regressors' gradients dominate the norm, the encoder's effective learning rate drops.
+        exit_gain_loss_weight (`float`, *optional*):
+            Weight of the regressors' loss. The regressors share no parameters with the encoder, and Adam's step size
+            does not depend on the weight. Gradients are clipped jointly, however: if the regressors' gradients
+            dominate the norm, the encoder's effective learning rate drops. Only for `exit_signal="expected_gain"`; if
+            unset, 0.05.
         exit_distillation_weight (`float`, defaults to 0.0):
             Weight of distillation from the final head into the exit heads, relative to the exit heads' loss. The loss
             is the cross-entropy with the final head's detached prediction (the squared difference for regression): on
             exploration tokens in pre-training, on all labelled items in fine-tuning.
-        exit_exploration (`float`, *optional*, 0.2 for the `"topk"` policy):
-            Share of a `"topk"` exit's capacity that goes to tokens drawn uniformly at random.
+        exit_exploration (`float`, *optional*):
+            Share of an exit's capacity that goes to tokens drawn uniformly at random. Only for `"topk"`; if unset,
+            0.2.
         classifier_pooling (`str`, defaults to `"first"`):
             Input of sequence-level heads, at the exits and at the end: the hidden state of the `"first"` token, as in
             ELECTRA, or the `"mean"` over all tokens except padding. In early layers the first token carries little
@@ -155,7 +157,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         discriminator_weight (`float`, defaults to 50.0):
             Weight of the discriminator's loss.
         mlm_probability (`float`, defaults to 0.15):
-            Share of a sequence's tokens, special tokens excluded, that is masked for the generator.
+            Share of a sequence's tokens that is masked for the generator. Special tokens count, but are never masked.
         cls_token_id, sep_token_id (`int`, *optional*):
             Ids of the special tokens, which never exit. Position 0 never exits in any case.
         pretraining_depths (`list[list[int]]`, *optional*):

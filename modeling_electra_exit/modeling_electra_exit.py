@@ -1308,7 +1308,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
                 samples use the first two streams. If omitted, drawn from torch's generator.
 
         Returns:
-            The corrupted ids and the labels, as in [`replace_tokens`], and the generator's loss: the mean
+            The corrupted ids and the labels, as in [`replace_tokens`], and the generator's loss, the mean
             cross-entropy over masked positions, fp32 of shape `()`. Only the loss has a gradient.
 
         Raises:

@@ -180,7 +180,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
     dataloader_drop_last: bool = field(
         default=True,
         metadata={
-            "help": "Drop the last incomplete batch of an epoch. It has other sequences in each epoch. Otherwise, a "
+            "help": "Drop the last incomplete batch of an epoch (different sequences in each epoch). Otherwise, a "
             "single process trains on the smaller batch, and several processes repeat sequences to fill it. "
             "Evaluation never drops sequences."
         },
@@ -216,7 +216,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         default=False,
         metadata={
             "help": "Initialize embeddings and attention from statistics of the training text instead of at random "
-            "(`trainers/pretraining/initialization.py`). Small models need millions of tokens less."
+            "(`trainers/pretraining/initialization.py`). Small models then learn from millions fewer tokens."
         },
     )
     train_time: str | None = field(
@@ -241,7 +241,7 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
         metadata={
             "help": "How a --depth_schedule initializes added layers: `stack`, as copies of the existing layers, on "
             "top of them; `interleave`, each as a copy of the layer below; `identity`, as `stack`, but with output "
-            "projections of attention and feed-forward at 0, so that the deeper model starts as the same function.",
+            "projections of attention and feed-forward at 0, so that the function is unchanged at first.",
             "choices": ["stack", "interleave", "identity"],
         },
     )
