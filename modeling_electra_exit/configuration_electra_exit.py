@@ -109,7 +109,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         exit_distillation_weight (`float`, defaults to 0.0):
             Weight of distillation from the final head into the exit heads, relative to the exit heads' loss. The loss
             is the cross-entropy with the final head's detached prediction (the squared difference for regression): on
-            exploration tokens in pre-training, on all labelled items in fine-tuning.
+            exploration tokens in pre-training, on all labeled items in fine-tuning.
         exit_exploration (`float`, *optional*):
             Share of an exit's capacity that goes to tokens drawn uniformly at random. Only for `"topk"`; if unset,
             0.2.
@@ -134,7 +134,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             probability; `"unigram"`, by frequency in the training text; `"bigram"`, by frequency after the token to
             the left; `"shuffle"`, the chosen tokens of a sequence are permuted; `"cached"`, sampled in advance and
             stored with the data. `"frozen"`: a pre-trained masked language model that is not part of this checkpoint.
-            `"self"`: a masked-language-modelling head on an early layer of the discriminator proposes the replacements
+            `"self"`: a masked-language-modeling head on an early layer of the discriminator proposes the replacements
             for the next epoch; the first epoch uses `"unigram"`. `"none"`: a discriminator alone, trained on batches
             of corrupted `input_ids` and `labels`. `"module:attribute"`: a generator of your own, imported when
             training starts, not when a checkpoint is loaded.
@@ -153,7 +153,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             Number of discriminator layers below the generator's head, only for `"self"`. If unset, the first exit
             layer, or a third of the depth without exits.
         generator_weight (`float`, defaults to 1.0):
-            Weight of the generator's masked-language-modelling loss.
+            Weight of the generator's masked-language-modeling loss.
         discriminator_weight (`float`, defaults to 50.0):
             Weight of the discriminator's loss.
         mlm_probability (`float`, defaults to 0.15):

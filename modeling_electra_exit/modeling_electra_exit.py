@@ -734,7 +734,7 @@ class ElectraEarlyExitGenerator(nn.Module):
 
 
 class ElectraEarlyExitSelfGenerator(nn.Module):
-    """The generator `"self"`: a masked-language-modelling head on an early layer of the discriminator, with an output
+    """The generator `"self"`: a masked-language-modeling head on an early layer of the discriminator, with an output
     layer tied to the word embeddings (after Xu et al., "SAS: Self-Augmentation Strategy", 2021)."""
 
     def __init__(self, config: ElectraEarlyExitConfig):

@@ -470,7 +470,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             exit_loss_scale=self._exit_loss_scale() if model.training else None,
         )
         if model.training:
-            self._exits_were_active = exits_active  # logging comes after the step is counted
+            self._exits_were_active = exits_active  # the log is written after `global_step` has increased
             self.stopwatch.tokens += inputs["input_ids"].numel() * self.args.world_size
             self._means.add({name: value for name, value in outputs.items() if name in LOSSES})
             self._measure(outputs, inputs)

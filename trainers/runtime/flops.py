@@ -185,7 +185,7 @@ def step_flops_as_published(
 def _published_layer(config, queries: int, keys: int) -> float:
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     product = 2 * hidden * hidden + hidden  # with bias
-    after = _DROPOUT * hidden + hidden + _LAYER_NORM * hidden  # dropout, residual and normalisation
+    after = _DROPOUT * hidden + hidden + _LAYER_NORM * hidden  # dropout, residual and normalization
     attention = 2 * 2 * hidden * keys + (_SOFTMAX + _DROPOUT + 1) * keys * heads
     feed_forward = 2 * 2 * hidden * inner + (_ACTIVATION + 1) * inner + hidden
     return queries * (2 * product + attention + after + feed_forward + after) + keys * 2 * product
