@@ -88,7 +88,7 @@ def measure(folder: Path, only: list[str] | None = None) -> Iterator[dict]:
 
 def reasons(said: str) -> list[str]:
     """The sentences in which a run says what could not be written."""
-    return [line for line in said.splitlines() if re.search("could not be written|goes on|nothing more|cannot", line)]
+    return [line for line in said.splitlines() if re.search("could not be written|training continues|disabled after|cannot", line)]
 
 
 def main():
