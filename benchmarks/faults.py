@@ -292,7 +292,7 @@ def two_processes(folder: Path, straight: Case, tries: int) -> Iterator[bool]:
         assert sorted(statuses.values()) == [0, 2], (statuses, [case.output_text() for case in both.values()])
         winner = min(statuses, key=statuses.get)
         loser = both[42 if winner == 7 else 7].output_text()
-        assert "is at work in" in loser or "holds a finished run" in loser, loser
+        assert "another process is using" in loser or "holds a finished run" in loser, loser
         both[winner].output = Path(output)
         assert json.loads((Path(output) / "run.json").read_text())["arguments"].get("seed", 42) == winner
         yield not both[winner].differences(seeds[winner])

@@ -88,7 +88,8 @@ def measure(folder: Path, only: list[str] | None = None) -> Iterator[dict]:
 
 def reasons(said: str) -> list[str]:
     """The sentences in which a run says what could not be written."""
-    return [line for line in said.splitlines() if re.search("could not be written|training continues|disabled after|cannot", line)]
+    signs = "could not be written|training continues|disabled after|cannot"
+    return [line for line in said.splitlines() if re.search(signs, line)]
 
 
 def main():
