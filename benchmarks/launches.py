@@ -103,10 +103,12 @@ def batch_of(config: ElectraEarlyExitConfig, batch_size: int, length: int, devic
     """As from the collator, for the model's own generator or corrupted already."""
     ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     batch = {"input_ids": ids, "noise_seeds": ids[:, 0].clone(), "mlm_labels": ids.clone()}
-    if config.generator_type == "mlm":
+    if config.generator_type in ("mlm", "self"):
         places = max(1, round(config.mlm_probability * length))
         batch["masked_positions"] = torch.zeros(batch_size, places, dtype=torch.long, device=device)
-    else:
+    if config.generator_type == "self":
+        batch["proposal_mask"] = torch.zeros_like(ids, dtype=torch.bool)
+    if config.generator_type != "mlm":
         batch["labels"] = ids.clone()
     return batch | ({"attention_mask": torch.ones_like(ids)} if padding else {})
 

@@ -788,6 +788,11 @@ class ChosenTokens(NamedTuple):
         flat = torch.cat([text.flatten(), text.new_zeros(1)])
         return flat.scatter(0, places, replacements)[:-1].view_as(text)
 
+    def corrupt(self, text: torch.Tensor, replacements: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`replace_tokens`], of the text (batch, sequence) with `replacements` (tokens,)."""
+        corrupted = self.put(text, replacements)
+        return corrupted, (corrupted != text).long()
+
 
 def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | None = None) -> ChosenTokens:
     """The tokens at `mlm_labels != -100` (batch, sequence).
@@ -811,6 +816,16 @@ def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | Non
     starts = length * torch.arange(batch, device=mlm_labels.device).unsqueeze(1)
     places = (masked_positions.clamp_min(0) + starts).flatten()
     return ChosenTokens(places, flat.index_select(0, places).masked_fill((masked_positions < 0).flatten(), -100))
+
+
+def tokens_in(mask: torch.Tensor, places: int | None = None) -> ChosenTokens:
+    """Those at a `mask` (batch, sequence), of which no row has more than `places`; their targets say nothing. By that
+    number, nothing waits for the device, as by the positions of [`chosen_tokens`]."""
+    positions = None
+    if places is not None:
+        first, positions = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True)
+        positions = positions[:, :places].masked_fill(first[:, :places] == 0, -1)
+    return chosen_tokens(torch.where(mask, 0, -100), positions)
 
 
 def replace_tokens(
@@ -1228,7 +1243,9 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         outputs, early_states = self._encode(proposes, **inputs, **exits, **kwargs)
         if proposes:
             chosen = None if mlm_labels is None else chosen_tokens(mlm_labels, masked_positions)
-            generator_loss, proposals = self.predict_originals(early_states, chosen, proposal_mask)
+            places = None if masked_positions is None else masked_positions.shape[1]  # as many in every epoch
+            proposed = None if proposal_mask is None else tokens_in(proposal_mask, places)
+            generator_loss, proposals = self.predict_originals(early_states, chosen, proposed)
 
         logits = self.discriminator_predictions(outputs.last_hidden_state)
         losses = {}
@@ -1325,12 +1342,10 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         noise = None if noise is None else chosen.take(noise)[:, :2]
         states = self._generator_states(input_ids, chosen.places, attention_mask, token_type_ids, position_ids)
         generator_loss, samples = self._predict_tokens(states, chosen.targets, noise)
-        text = originals(input_ids, mlm_labels)
-        corrupted = chosen.put(text, samples)
-        return corrupted, (corrupted != text).long(), generator_loss
+        return *chosen.corrupt(originals(input_ids, mlm_labels), samples), generator_loss
 
     def predict_originals(
-        self, hidden_states: torch.Tensor, chosen: ChosenTokens | None, proposal_mask: torch.Tensor | None
+        self, hidden_states: torch.Tensor, chosen: ChosenTokens | None, proposed: ChosenTokens | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Loss and proposals of the generator `"self"`.
 
@@ -1340,18 +1355,17 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         Args:
             hidden_states (`torch.FloatTensor` of shape `(batch, sequence, hidden)`): states of the generator's layer.
             chosen ([`ChosenTokens`], *optional*): tokens to predict.
-            proposal_mask (`torch.BoolTensor` of shape `(batch, sequence)`, *optional*): where to sample proposals.
+            proposed ([`ChosenTokens`], *optional*): tokens to sample proposals for.
 
         Returns:
-            The mean cross-entropy at the `chosen` tokens, and samples (batch, sequence) at `proposal_mask`, -100
-            elsewhere. Each is `None` if its argument is.
+            The mean cross-entropy at the `chosen` tokens, and samples (batch, sequence) at the `proposed` tokens,
+            -100 elsewhere. Each is `None` if its argument is.
         """
         hidden_states, loss, proposals = self.electra.encoder.norm(hidden_states), None, None
-        if proposal_mask is not None:
+        if proposed is not None:
             with torch.no_grad():
-                samples = sample_tokens(self.generator.lm_head(self.generator(hidden_states[proposal_mask])))
-            proposals = torch.full(proposal_mask.shape, -100, device=samples.device)
-            proposals = proposals.masked_scatter(proposal_mask, samples)
+                samples = sample_tokens(self.generator.lm_head(self.generator(proposed.take(hidden_states))))
+            proposals = proposed.put(torch.full(hidden_states.shape[:2], -100, device=samples.device), samples)
         if chosen is not None:
             loss, _ = self._predict_tokens(self.generator(chosen.take(hidden_states)), chosen.targets)
         return loss, proposals

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from modeling_electra_exit import modeling_electra_exit
+from modeling_electra_exit.exit_policy import POLICIES, Ranking, entropy_excess
+from modeling_electra_exit.trainers.generators.neural import Frozen
 from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
 from tests.modeling.test_heads import ANSWER, CHOICE, SEQUENCE, TOKEN, batch_of, examples, head_model
+from tests.trainers.generators.test_generators import frozen_context, saved_masked_lm
 
 
 DEVICES = [
@@ -25,7 +28,9 @@ STEPS = {
     "random": {"exit_policy": "random"},
     "topk": {"exit_signal": "expected_gain", "exit_auc_floor": 0.6, "exit_context": "first"},
     "distilled": {"exit_distillation_weight": 1.0, "exit_context": "none", "norm_position": "pre"},
-    "unigram": {"generator_type": "unigram"},
+    "unigram": {"generator_type": "unigram"},  # and whatever else corrupts batches before the step
+    "self": {"generator_type": "self"},
+    "none": {"generator_type": "none"},
 }
 
 
@@ -50,6 +55,71 @@ def test_a_training_step_waits_for_no_device(launches, device, fields, padding):
     calls = launches.follow_step(tiny_config(**fields), device, 4, 64, padding=padding)
     assert calls.waits == []
     assert calls.launches.total() > 300
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_threshold_waits_for_its_number_of_tokens_alone(launches, monkeypatch, padding):
+    """What the device would say is made up."""
+    asked = []
+
+    def threshold(evidence, num_kept, config):
+        asked.append(num_kept)
+        return Ranking(entropy_excess(evidence, config), 16)
+
+    monkeypatch.setitem(POLICIES, "threshold", threshold)
+    config = tiny_config(exit_policy="threshold", exit_entropy_threshold=0.5)
+    assert launches.follow_step(config, "meta", 4, 64, padding=padding).waits == []
+    assert len(asked) == len(config.exit_layers) == 2
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_frozen_generator_waits_for_no_device(launches, tokenizer, tmp_path, padding):
+    saved_masked_lm(tmp_path, tokenizer)
+    generator = Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path)))
+    generator.model._model.to("meta")
+    config = tiny_config(vocab_size=len(tokenizer))
+    batch = launches.batch_of(config, 4, 64, "meta", padding=padding)
+    with launches.DeviceCalls() as calls:
+        corrupted = generator.corrupt(batch, 0.5)
+    assert calls.waits == []
+    assert corrupted["labels"].shape == (4, 64)
+    del batch["masked_positions"]
+    with launches.DeviceCalls() as calls, pytest.raises(NotImplementedError, match="nonzero"):
+        generator.corrupt(batch, 0.5)
+
+
+def test_places_give_what_a_frozen_generator_gives_without(tokenizer, tmp_path, monkeypatch):
+    """As many entries as places are drawn for, and those that only fill up go nowhere."""
+    saved_masked_lm(tmp_path, tokenizer)
+    generator = Frozen(frozen_context(tokenizer, tmp_path, generator_folder=str(tmp_path)))
+    with torch.no_grad():  # one and the same token everywhere
+        generator.model._model.generator_lm_head.bias[9] = 1e4
+    batch = {name: value.clamp_max(len(tokenizer) - 1) for name, value in masked_batch(padding=8).items()}
+    batch["mlm_labels"][2, 5:] = -100
+    batch = with_positions(batch)
+    expected = generator.corrupt(batch, 0.5)
+    monkeypatch.setattr(modeling_electra_exit, "in_graph", lambda: True)
+    found = generator.corrupt(batch, 0.5)
+    for name in ("input_ids", "labels"):
+        assert torch.equal(found[name], expected[name])
+    assert (found["input_ids"][batch["mlm_labels"] != -100] == 9).all()
+
+
+def test_places_give_the_proposals_that_the_mask_alone_gives(monkeypatch):
+    model = tiny_model(generator_type="self").train()
+    with torch.no_grad():
+        model.generator.lm_head.bias[9] = 1e4
+    batch = with_positions(masked_batch(padding=8))
+    mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    for row, columns in enumerate([[3, 40], [], [1, 2, 30], list(range(12))]):
+        mask[row, columns] = True
+    batch |= {"proposal_mask": mask, "labels": batch["input_ids"] % 2}
+    found = []
+    for in_graph in (False, True):
+        monkeypatch.setattr(modeling_electra_exit, "in_graph", lambda value=in_graph: value)
+        found.append(model(**batch).proposals)
+    assert torch.equal(found[0], torch.where(mask, 9, -100))
+    assert torch.equal(*found)
 
 
 def test_without_the_places_a_step_looks_for_them_and_waits(launches):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from transformers import TrainerCallback
 
+from modeling_electra_exit.modeling_electra_exit import chosen_tokens
+
 from .masked_lm import MaskedLanguageModel
 
 
@@ -53,7 +55,8 @@ class Difficulty:
         found = [chosen.sum(), (~replaced).sum(), replaced.sum()]
         if self.reference is not None:
             shown = corrupted_ids.masked_fill(chosen, self.mask_token_id)
-            logs = self.reference.logits(shown, chosen, attention_mask, token_type_ids).log_softmax(dim=-1)
+            logs = self.reference.logits(shown, chosen_tokens(mlm_labels), attention_mask, token_type_ids)
+            logs = logs.log_softmax(dim=-1)
             found += [logs.gather(1, ids[:, None])[:, 0][replaced].sum() for ids in (after, before)]
         self.sums[: len(found)] += torch.stack([value.double().cpu() for value in found])
 

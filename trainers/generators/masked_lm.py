@@ -7,6 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from modeling_electra_exit.modeling_electra_exit import ChosenTokens
+
 from ..errors import UsageError
 from ..runtime.cpu_kernels import suit_attention
 
@@ -42,36 +44,36 @@ class MaskedLanguageModel:
     def logits(
         self,
         input_ids: torch.Tensor,
-        masked: torch.Tensor,
+        chosen: ChosenTokens,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits at the masked positions.
+        """Logits of the chosen tokens.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): the masked text.
-            masked (`torch.BoolTensor` of shape `(batch, sequence)`): the masked positions.
+            chosen ([`ChosenTokens`]): the tokens of `input_ids` to predict.
             attention_mask (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
             token_type_ids (`torch.LongTensor` of shape `(batch, sequence)`, *optional*): the segments; ignored by
                 models with a single token type.
 
         Returns:
-            `torch.FloatTensor` of shape `(masked tokens, vocab_size)`, fp32.
+            `torch.FloatTensor` of shape `(chosen tokens, vocab_size)`, fp32.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and getattr(self._model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = token_type_ids
         if not hasattr(self._model, "generator_lm_head"):
-            return self._model(**inputs).logits[masked].float()
+            return chosen.take(self._model(**inputs).logits).float()
         # ELECTRA's generator and that of this package: skip the output layer for all other tokens.
-        states = self._model.electra(**inputs).last_hidden_state[masked]
+        states = chosen.take(self._model.electra(**inputs).last_hidden_state)
         return self._model.generator_lm_head(self._model.generator_predictions(states)).float()
 
     @lru_cache  # noqa: B019  there is one of these a run
     def flops(self, length: int, num_masked: int) -> int:
         """Operations of one forward pass of one sequence, as `torch.utils.flop_counter` counts them."""
         ids = torch.zeros(1, length, dtype=torch.long, device=self._model.device)
-        masked = torch.arange(length, device=ids.device)[None] < num_masked
+        chosen = ChosenTokens(torch.arange(num_masked, device=ids.device), ids[0, :num_masked])
         with FlopCounterMode(display=False) as counter:
-            self.logits(ids, masked)
+            self.logits(ids, chosen)
         return counter.get_total_flops()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from modeling_electra_exit.generator_head import sample_tokens
-from modeling_electra_exit.modeling_electra_exit import originals
+from modeling_electra_exit.modeling_electra_exit import chosen_tokens, originals
 
 from ..data.sequences import id_dtype
 from ..errors import UsageError
@@ -34,13 +34,25 @@ class Frozen(StepGenerator):
             )
         self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
 
+    def corrupt(self, inputs, progress):
+        """As of any generator; with `masked_positions`, nothing waits for the device."""
+        input_ids, mlm_labels = inputs["input_ids"], inputs["mlm_labels"]
+        chosen = chosen_tokens(mlm_labels, inputs.get("masked_positions"))
+        beside = (inputs.get(name) for name in ("attention_mask", "token_type_ids"))
+        samples = self._samples(input_ids, chosen, *beside, progress)
+        corrupted, labels = chosen.corrupt(originals(input_ids, mlm_labels), samples)
+        return {**inputs, "input_ids": corrupted, "labels": labels}
+
     def propose(self, input_ids, mlm_labels, attention_mask, progress, token_type_ids=None):
+        return self._samples(input_ids, chosen_tokens(mlm_labels), attention_mask, token_type_ids, progress)
+
+    def _samples(self, input_ids, chosen, attention_mask, token_type_ids, progress) -> torch.Tensor:
         first, last = self.args.generator_temperature
-        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
+        logits = self.model.logits(input_ids, chosen, attention_mask, token_type_ids)
         return sample_tokens(logits / (first + (last - first) * progress))
 
     def propose_several(self, input_ids, mlm_labels, attention_mask, draws, token_type_ids=None):
-        logits = self.model.logits(input_ids, mlm_labels != -100, attention_mask, token_type_ids)
+        logits = self.model.logits(input_ids, chosen_tokens(mlm_labels), attention_mask, token_type_ids)
         return sample_tokens(logits / self.args.generator_temperature[1], draws)
 
     def flops(self, batch_size, sequence_length):
