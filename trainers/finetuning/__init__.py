@@ -1,1 +1,1 @@
-"""What is done with a pre-trained checkpoint: fine-tuning, calibration, evaluation, scoring."""
+"""Fine-tuning, calibration, evaluation and scoring of pre-trained checkpoints."""

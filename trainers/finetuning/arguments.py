@@ -1,4 +1,4 @@
-"""Arguments of a fine-tuning."""
+"""Arguments of a fine-tuning run."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +8,12 @@ from .tasks import KINDS, TASKS
 
 @dataclass
 class FineTuningArguments(ElectraTrainingArguments):
-    """Arguments of a fine-tuning: [`ElectraTrainingArguments`], a learning rate a layer, and seeds.
+    """Arguments of a fine-tuning run: [`ElectraTrainingArguments`] with layer-wise learning rates and seeds.
 
-    Defaults that differ are those of google-research/electra (`configure_finetuning.py`).
+    The changed defaults are those of google-research/electra (`configure_finetuning.py`).
 
     Raises:
-        ValueError: if `layerwise_lr_decay` is not in (0, 1], or a seed is given twice.
+        ValueError: if `layerwise_lr_decay` is not in (0, 1], a seed is given twice, or `push_to_hub` is set.
     """
 
     learning_rate: float = field(default=1e-4, metadata=INHERITED["learning_rate"])
@@ -24,7 +24,8 @@ class FineTuningArguments(ElectraTrainingArguments):
     num_train_epochs: float | None = field(
         default=None,
         metadata={
-            "help": "Passes over the data. Default: 10 for rte, stsb and own tasks below 6,000 examples; else 3."
+            "help": "Passes over the data. Default: 10 for rte, stsb and own tasks with fewer than 6,000 examples; "
+            "else 3."
         },
     )
     per_device_train_batch_size: int = field(default=32, metadata=INHERITED["per_device_train_batch_size"])
@@ -34,7 +35,7 @@ class FineTuningArguments(ElectraTrainingArguments):
     layerwise_lr_decay: float = field(
         default=0.8,
         metadata={
-            "help": "Learning rate of a layer relative to the layer above it. At 1, all layers have the same rate."
+            "help": "Ratio of a layer's learning rate to that of the layer above. At 1, all layers have the same rate."
         },
     )
     seeds: list[int] | None = field(
@@ -47,72 +48,74 @@ class FineTuningArguments(ElectraTrainingArguments):
         if not 0 < self.layerwise_lr_decay <= 1:
             raise ValueError(f"`layerwise_lr_decay` must be in (0, 1], got {self.layerwise_lr_decay}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must differ from each other, got {self.seeds}")
+            raise ValueError(f"`seeds` must be distinct, got {self.seeds}")
         if self.push_to_hub:
-            raise ValueError("`push_to_hub` must be False here; upload the folder of the seed of your choice instead")
+            raise ValueError("`push_to_hub` must be False for fine-tuning; push the folder of one seed instead")
 
 
 @dataclass
 class FineTuningDataArguments:
-    """What is fine-tuned on which task, and where its examples come from: files, `data_dir`, or else the Hub."""
+    """The checkpoint, the task, and the source of its examples: files, `data_dir`, or else the Hub."""
 
     _argument_group_name = "data"
 
     model: str | None = field(
-        default=None, metadata={"help": "The checkpoint to start from, folder or Hub id: ours, an ELECTRA or a BERT."}
+        default=None,
+        metadata={"help": "The checkpoint to start from (folder or Hub id): electra-exit, ELECTRA or BERT."},
     )
     train_file: str | None = field(
         default=None,
         metadata={
             "help": "Your examples: .csv or .tsv with a header, .jsonl, .json or .parquet; or CoNLL (.conll, .conllu, "
-            ".iob, .bio, .txt), a word a line; plain or .gz or .xz."
+            ".iob, .bio, .txt), one word per line; plain or .gz or .xz."
         },
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "The same, to evaluate on. Left out: a share of the examples is held out."}
+        default=None,
+        metadata={"help": "Evaluation examples, in the same formats. Default: hold out a share of the training ones."},
     )
     text_column: str | None = field(
-        default=None, metadata={"help": "The column of the text, or of lists of words. Left out: the only candidate."}
+        default=None, metadata={"help": "Column of the text, or of lists of words. Default: the only candidate."}
     )
     text_pair_column: str | None = field(
-        default=None, metadata={"help": "The second text of a pair, if there is one."}
+        default=None, metadata={"help": "Column of the second text of a pair, if there is one."}
     )
     label_column: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The column of the labels, or several of zeros and ones, a label each. Left out: the only "
-            "candidate."
+            "help": "Column of the labels; several 0/1 columns are one label each. Default: the only candidate."
         },
     )
     task_type: str | None = field(
         default=None,
         metadata={
-            "help": "What is learned. Left out: numbers with fractions are a regression, lists of labels multi_label, "
-            "lists of words tagging, all else classification.",
+            "help": "Kind of task. Default: regression for fractions, multi_label for lists of labels, tagging for "
+            "lists of words, classification otherwise.",
             "choices": list(KINDS),
         },
     )
     validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the examples that is held out, of each label alike."}
+        default=0.1, metadata={"help": "Share of the examples of each label that is held out."}
     )
-    data_split_seed: int = field(default=0, metadata={"help": "Seed of the examples held out."})
+    data_split_seed: int = field(default=0, metadata={"help": "Seed that selects the held-out examples."})
     task: str | None = field(
-        default=None, metadata={"help": f"A task of GLUE instead of your own: one of {', '.join(TASKS)}."}
+        default=None, metadata={"help": f"A GLUE task instead of your own: one of {', '.join(TASKS)}."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "For a GLUE task: folder with <task>/train.jsonl and <task>/validation.jsonl."}
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "A data set on the Hub instead of files. Left out, for a GLUE task: nyu-mll/glue."},
+        metadata={"help": "A dataset on the Hub instead of files. Default for a GLUE task: nyu-mll/glue."},
     )
     max_seq_length: int = field(
-        default=128, metadata={"help": "Tokens an example is cut to; never more than the model has positions."}
+        default=128,
+        metadata={"help": "Maximum tokens per example, limited to the model's positions; longer ones are truncated."},
     )
     max_train_examples: int | None = field(
-        default=None, metadata={"help": "Train on this many examples, drawn with the seed."}
+        default=None, metadata={"help": "Train on this many examples, sampled with the seed."}
     )
     both_orders: bool = field(
         default=True,
-        metadata={"help": "Train on both orders of a pair where order does not matter (mrpc and stsb), as ELECTRA."},
+        metadata={"help": "Train on both orders of a pair if order does not matter (mrpc and stsb), as ELECTRA does."},
     )

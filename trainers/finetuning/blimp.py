@@ -1,4 +1,4 @@
-"""BLiMP: minimal pairs of sentences, judged by the discriminator without any training."""
+"""BLiMP: minimal pairs of sentences, scored zero-shot by the discriminator."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,18 +10,20 @@ from .scoring import Scorer
 
 
 def judge_blimp(folder: Path | str, path: Path, pairs_per_paradigm: int | None = None) -> dict:
-    """BLiMP (Warstadt et al., 2020), zero-shot: in how many minimal pairs does the acceptable sentence get the higher
-    log-probability that none of its tokens was replaced?
+    """Score BLiMP (Warstadt et al., 2020) zero-shot: the share of minimal pairs in which the acceptable sentence has
+    the higher log-probability that none of its tokens was replaced.
 
     Args:
+        folder (`Path` or `str`): a pre-trained checkpoint, folder or Hub id.
         path (`Path`): JSON Lines, plain or .gz or .xz, with `sentence_good`, `sentence_bad` and `UID`.
-        pairs_per_paradigm (`int`, *optional*): only the first of each paradigm.
+        pairs_per_paradigm (`int`, *optional*): use only this many pairs of each paradigm, the first ones.
 
     Returns:
-        `accuracy` over all pairs, and `pairs`, their number. Ties count half.
+        `accuracy` over all pairs, where ties count half, and `pairs`, their number.
 
     Raises:
         DataError: if the file cannot be read, or lacks a column.
+        UsageError: if the checkpoint has no discriminator.
     """
     columns = ("sentence_good", "sentence_bad", "UID")
     rows = read_files([str(path)], text_columns=columns)

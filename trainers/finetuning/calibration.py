@@ -1,10 +1,10 @@
-"""How certain must an exit head be? Temperatures and thresholds of a fine-tuned model, picked on held-out examples.
+"""Choose the temperatures and thresholds of a fine-tuned model's exits on held-out examples.
 
-    from modeling_electra_exit.trainers.calibration import calibrate_exits
+    from modeling_electra_exit.trainers.finetuning.calibration import calibrate_exits
     calibrate_exits(model, held_out, max_accuracy_drop=0.005)
     model.save_pretrained(folder)  # or push_to_hub: the thresholds are in the config
 
-and, for classification of texts and of their words on the command line, `electra-exit calibrate`.
+`electra-exit calibrate` does this on the command line, for text and token classifiers.
 """
 
 import math
@@ -39,20 +39,20 @@ from .examples import read_examples_of
 from .tasks import Columns, task_of
 
 
-CONFIDENCE = 0.95  # with which the drop in accuracy is bounded
-CUTS = 20  # quantiles of an exit's certainty that are tried as its threshold
+CONFIDENCE = 0.95  # confidence level of the bound on the drop in accuracy
+CUTS = 20  # quantiles of an exit's certainty to try as its threshold
 TIMED_PASSES = 3
 TIMED_BATCHES = 32
 
 
 @dataclass
 class Point:
-    """What thresholds do on the examples.
+    """The effect of a set of thresholds on the calibration examples.
 
-    thresholds (`list[float]`): one an exit.
-    accuracy (`float`): share of right predictions.
-    drop_bound (`float`): upper bound of the drop from the full depth's accuracy, see [`drop_bound`].
-    depth (`float`): layers that an item takes, the mean, as a share of all.
+    thresholds (`list[float]`): one per exit.
+    accuracy (`float`): share of correct predictions.
+    drop_bound (`float`): upper bound of the drop from full-depth accuracy, see [`drop_bound`].
+    depth (`float`): mean number of layers that an item uses, as a share of all layers.
     """
 
     thresholds: list[float]
@@ -63,18 +63,19 @@ class Point:
 
 @dataclass
 class Calibration:
-    """What [`calibrate_exits`] found; the first five fields are in the model's config too.
+    """The result of [`calibrate_exits`]. The model's config also holds the first five fields.
 
     criterion, exit_layers, num_hidden_layers, thresholds, temperatures: see [`ElectraEarlyExitConfig`].
     calibration_error_before, calibration_error_after (`list[float]`): expected calibration error of each exit head,
         over 15 bins, without and with its temperature.
-    exit_accuracy (`list[float]`): of each exit head, had everybody left there.
-    full_accuracy, accuracy (`float`): of the full depth and of the exits, as run.
-    drop_bound (`float`): upper bound of their difference on other examples of the kind, see [`drop_bound`].
-    depth (`float`): layers that an item takes, the mean, as a share of all.
-    full_examples_per_second, examples_per_second (`float`): medians of passes over the first batches, in turn.
-    curve (`list[Point]`): from full depth to all items exiting at the first exit, predicted from the full depth's
-        logits. For tokens that is an approximation, since those that stay see frozen neighbours; `accuracy` is not.
+    exit_accuracy (`list[float]`): accuracy of each exit head if all items exit there.
+    full_accuracy, accuracy (`float`): measured accuracy at full depth and with exits.
+    drop_bound (`float`): upper bound of their difference on new examples of the same kind, see [`drop_bound`].
+    depth (`float`): mean number of layers that an item uses, as a share of all layers.
+    full_examples_per_second, examples_per_second (`float`): medians of alternating passes over the first batches.
+    curve (`list[Point]`): from full depth to all items exiting at the first exit, predicted from the full-depth
+        logits. For tokens this is approximate, since tokens that continue see frozen neighbours; `accuracy` is
+        measured.
     """
 
     criterion: str
@@ -103,25 +104,26 @@ def calibrate_exits(
     batch_size: int = 32,
     one_for_all: bool = False,
 ) -> Calibration:
-    """Pick temperatures and thresholds for a fine-tuned model's exits and set them in its config.
+    """Choose temperatures and thresholds for a fine-tuned model's exits and set them in its config.
 
     Each exit head gets the temperature with the lowest cross-entropy (Guo et al., 2017, arXiv 1706.04599). Thresholds
-    start where nothing exits, and step by step that one falls which saves most layers for the accuracy it costs. The
-    last point on the way is taken before the first whose drop might be above `max_accuracy_drop`, by an upper bound
-    with 95 % confidence ([`drop_bound`]): examples that all agree prove no more than their number can.
+    start where no item exits. Each step lowers the threshold that saves the most layers per loss of accuracy. The
+    result is the last step before the drop might exceed `max_accuracy_drop`, by an upper bound with 95 % confidence
+    ([`drop_bound`]).
 
     Args:
         model: for sequence classification (one label or several), token classification or multiple choice, with exits.
-        dataset (`Dataset`): held-out examples as `Trainer` takes them, with `labels`. Never those trained on.
-        max_accuracy_drop (`float`): how much accuracy, absolute, the exits may cost, by that bound. For several labels
-            and for tokens, the accuracy of the single labels.
+        dataset (`Dataset`): held-out examples in the format of `Trainer`, with `labels`; not used for training.
+        max_accuracy_drop (`float`): largest absolute drop in accuracy, by that bound. For multi-label classification
+            and token classification, the accuracy of single labels.
         criterion (`str`): a key of `CRITERIA`.
-        data_collator (*optional*): left out, pads with the tokenizer of the folder that the model came from.
-        one_for_all (`bool`): one threshold for all exits, as DeeBERT has; with patience it is always so.
+        data_collator (*optional*): default: pads with the tokenizer from the folder that the model was loaded from.
+        batch_size (`int`): examples per batch, also in the timed passes.
+        one_for_all (`bool`): use one threshold for all exits, as DeeBERT does. Patience always has one.
 
     Raises:
-        ValueError: for a model without exits or with untrained exit heads, a regression, a task without `labels`, an
-            unknown criterion, or fewer examples than can bound the drop that low.
+        ValueError: if the model has no exits or untrained exit heads, the task is regression, the examples have no
+            `labels` or are too few to bound the drop, or the criterion is unknown.
     """
     config = model.config
     if not config.has_exit_heads:
@@ -176,13 +178,17 @@ def calibrate_exits(
 
 @torch.inference_mode()
 def answers_of(model, batches: list[dict]) -> list:
-    """Of everything that has a label: logits of each exit head and of the final head, (items, predictions, classes);
-    labels, (items, predictions); and the number of its example, an array (items,)."""
+    """Logits, labels and example numbers of all items that have a label.
+
+    Returns:
+        The logits of each exit head and of the final head, (items, predictions, classes); the labels, (items,
+        predictions); and the index of each item's example, an array (items,).
+    """
     found, examples, start = [], [], 0
     for batch in batches:
         batch = {name: value.to(model.device) for name, value in batch.items()}
         if "labels" not in batch:
-            raise ValueError("calibration needs examples with `labels`")
+            raise ValueError("calibration requires examples with `labels`")
         outputs = model(**batch)
         heads = [model.predictions(logits.float()) for logits in (*outputs.exit_logits, outputs.logits)]
         labels, labelled = labels_like(heads[0], batch["labels"])
@@ -200,12 +206,12 @@ def labels_like(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[torch.
 
 
 def is_right(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Share of an item's predictions that are right, (items,)."""
+    """Share of each item's predictions that are correct, (items,)."""
     return (logits.argmax(dim=-1) == labels).float().mean(dim=-1).numpy()
 
 
 def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """What the logits are to be divided by for the lowest cross-entropy, between e^-3 and e^3."""
+    """The temperature, between e^-3 and e^3, that minimizes the cross-entropy."""
 
     def loss(log_temperature):
         scaled = logits.flatten(0, 1) / np.exp(log_temperature)
@@ -215,7 +221,8 @@ def best_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Over 15 bins of the largest probability: "is the prediction right?" is a question with two answers, too."""
+    """Expected calibration error over 15 bins of the largest probability, from the metric for binary predictions:
+    whether the prediction is correct is a binary label."""
     probabilities, predictions = logits.softmax(dim=-1).max(dim=-1)
     metric = metrics.load("replaced_token_detection")
     right = (predictions == labels).long()
@@ -224,7 +231,7 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def certainties(criterion: str, exits: list[torch.Tensor]) -> np.ndarray:
-    """How certain each exit is of each item, larger is surer, (exits, items): an item exits above the exit's cut."""
+    """Certainty of each exit about each item, (exits, items). An item exits where it exceeds the exit's cut."""
     if criterion == "confidence":
         return torch.stack([confidence(logits) for logits in exits]).numpy()
     if criterion == "entropy":
@@ -237,12 +244,12 @@ def certainties(criterion: str, exits: list[torch.Tensor]) -> np.ndarray:
 
 
 def threshold_of(criterion: str, cut: float) -> float:
-    """The config's threshold at which items exit whose certainty is above `cut`."""
+    """The value in the config that makes items exit whose certainty is above `cut`."""
     return {"confidence": cut, "entropy": abs(cut), "patience": cut + 1}[criterion]
 
 
 def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
-    """The cuts worth trying, from where no item exits to where all exit that can."""
+    """Candidate cuts, from one where no item exits to one where all items exit that can."""
     if criterion == "patience":
         return np.arange(certainty.max() + 1, -1, -1)
     never = {"confidence": 1.0, "entropy": 0.0}[criterion]
@@ -251,23 +258,24 @@ def cuts_of(criterion: str, certainty: np.ndarray) -> np.ndarray:
 
 
 def outcome(certainty: np.ndarray, right: np.ndarray, depths: np.ndarray, cuts: Sequence[float]):
-    """The answers (items,), and the mean depth, where items exit at the first exit that is certain above its cut."""
+    """The correctness (items,) and the mean depth if each item exits at the first exit whose certainty exceeds its
+    cut."""
     exits = np.concatenate([certainty > np.asarray(cuts)[:, None], np.ones((1, certainty.shape[1]), bool)])
     exit_taken = exits.argmax(axis=0)
     return right[exit_taken, np.arange(right.shape[1])], float(depths[exit_taken].mean())
 
 
 def drop_bound(answers: np.ndarray, full: np.ndarray, examples: np.ndarray) -> float:
-    """Upper bound, with 95 % confidence, of how much more often the full depth is right on examples of this kind.
+    """Upper bound, with 95 % confidence, of the drop in accuracy from full depth on new examples of the same kind.
 
-    For n examples whose drops have the mean d and the mean square s, it is d + x with n x^2 = z^2 s + L x. Without a
-    disagreement, that is L / n for L = -ln 0.05, the rule of three; with many, it is the normal distribution's
-    quantile z; where answers are only lost, it is Clopper and Pearson's exact bound within 1 %. Tokens of one text
-    are no independent evidence, so that its drop counts once, as a whole; a text with more tokens weighs more.
+    For n examples whose drops have mean d and mean square s, the bound is d + x with n x^2 = z^2 s + L x, where z is
+    the normal quantile and L = -ln 0.05. If no answer differs, this is the rule of three, L / n. With many differences
+    it approaches the normal bound. If answers are only lost, it is within 1 % of Clopper and Pearson's exact bound.
+    The tokens of a text are not independent, so a text counts as one example, weighted by its number of tokens.
 
     Args:
-        answers, full: how right the exits and the full depth are, (items,).
-        examples: the number of each item's example, (items,).
+        answers, full: correctness with exits and at full depth, (items,).
+        examples: the index of each item's example, (items,).
     """
     lost = np.bincount(examples, full - answers)
     sizes = np.bincount(examples)
@@ -278,19 +286,18 @@ def drop_bound(answers: np.ndarray, full: np.ndarray, examples: np.ndarray) -> f
 
 
 def unseen_drop(sizes: np.ndarray) -> float:
-    """How large a drop, with 95 % confidence, may hide in examples of which none shows any. `sizes` (examples,): how
-    many items each example has."""
+    """The bound on the drop, with 95 % confidence, if no example shows any. `sizes` (examples,): items per example."""
     sizes = sizes[sizes > 0]
     return float(-math.log(1 - CONFIDENCE) * np.square(sizes).sum() / sizes.sum() ** 2)
 
 
 def check_size(sizes: np.ndarray, max_drop: float):
-    """Raises: ValueError if so few examples can bound no drop as low as `max_drop`."""
+    """Raises: ValueError if there are too few examples to bound the drop by `max_drop`."""
     if (unseen := unseen_drop(sizes)) > max_drop:
         needed = "" if max_drop <= 0 else f"give about {math.ceil(len(sizes) * unseen / max_drop)} examples, or "
         raise ValueError(
-            f"`max_accuracy_drop` must be at least {unseen:.4f} for {len(sizes)} examples, which cannot bound a drop "
-            f"below that with {CONFIDENCE:.0%} confidence, got {max_drop}: {needed}allow a larger drop"
+            f"`max_accuracy_drop` must be at least {unseen:.4f} for {len(sizes)} examples, the lowest bound that "
+            f"they allow with {CONFIDENCE:.0%} confidence, got {max_drop}: {needed}allow a larger drop"
         )
 
 
@@ -302,8 +309,14 @@ def speed_accuracy_curve(
     depths: np.ndarray,
     one_for_all: bool,
 ) -> list:
-    """(cuts, accuracy, bound of its drop, depth) from full depth down. Arguments (exits, items), (exits + 1, items),
-    (items,), (exits + 1,)."""
+    """The points (cuts, accuracy, bound of the drop, depth), starting from full depth.
+
+    Args:
+        certainty: (exits, items).
+        right: correctness of each exit head and the final head, (exits + 1, items).
+        examples: the index of each item's example, (items,).
+        depths: depth of each exit as a share of all layers, (exits + 1,).
+    """
 
     def point(cuts):
         answers, depth = outcome(certainty, right, depths, cuts)
@@ -321,7 +334,7 @@ def speed_accuracy_curve(
             for cut in row[row < cuts[number]]:
                 moved = [*cuts[:number], float(cut), *cuts[number + 1 :]]
                 answers, new_depth = outcome(certainty, right, depths, moved)
-                # One item wrong is the least that an error can cost; what costs nothing goes by what it saves.
+                # Assume a cost of at least one wrong item, so that free steps are ranked by the layers they save.
                 rate = (depth - new_depth) / max(accuracy - answers.mean(), 1 / right.shape[1])
                 if rate > best_rate:
                     best, best_rate = moved, rate
@@ -334,11 +347,11 @@ def speed_accuracy_curve(
 def choose(
     model, batches, points: list[Point], full: np.ndarray, examples: np.ndarray, max_drop: float
 ) -> tuple[Point, np.ndarray]:
-    """The last point, on the way down from full depth, before the first that might cost more than `max_drop`; and how
-    right it was when run and not only predicted, (items,).
+    """The last point, starting from full depth, before the first whose drop might exceed `max_drop`; and its measured
+    correctness, (items,).
 
-    To look on behind the first that fails would be to try again until chance helps. `full` (items,) is how right the
-    full depth is.
+    The search does not continue past the first failure, because a later success could be due to chance. `full`
+    (items,) is the correctness at full depth.
     """
     allowed = list(takewhile(lambda point: point.drop_bound <= max_drop + 1e-9, points[1:]))
     for point in reversed(allowed):
@@ -350,7 +363,7 @@ def choose(
 
 @torch.inference_mode()
 def run(model, batches, thresholds: list[float] | None) -> np.ndarray:
-    """Share of each item's predictions that are right with these thresholds, as run, (items,)."""
+    """Measured share of each item's predictions that are correct with these thresholds, (items,)."""
     model.config.inference_exit_thresholds = thresholds
     right = []
     for batch in batches:
@@ -362,7 +375,7 @@ def run(model, batches, thresholds: list[float] | None) -> np.ndarray:
 
 
 def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
-    """Seconds of a pass at full depth and of one with exits, the medians of passes in turn."""
+    """Seconds of a pass at full depth and with exits: medians of alternating passes."""
     seconds: dict[tuple[float, ...] | None, list[float]] = {None: [], tuple(thresholds): []}
     for _ in range(TIMED_PASSES):
         for each, times in seconds.items():
@@ -373,15 +386,15 @@ def time_in_turn(model, batches, thresholds: list[float]) -> list[float]:
 
 
 def load_classifier(folder: Path):
-    """A fine-tuned classifier of texts or of words, and its tokenizer.
+    """Load a fine-tuned text or token classifier and its tokenizer.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if the folder does not hold one.
     """
     if lack := lacks_model(folder):
         raise UsageError(lack)
     config = read_config(str(folder))
-    kind = (config.architectures or ["a model of no known class"])[0]
+    kind = (config.architectures or ["a model of unknown class"])[0]
     auto_class = {
         "ElectraEarlyExitForSequenceClassification": AutoModelForSequenceClassification,
         "ElectraEarlyExitForTokenClassification": AutoModelForTokenClassification,
@@ -396,20 +409,20 @@ def load_classifier(folder: Path):
 
 
 def load_examples(path: Path, tokenizer, config, columns: Columns) -> Dataset:
-    """Labelled examples of a file as the model takes them.
+    """Read and encode the labelled examples of a file.
 
     Args:
-        columns: those that are named; what is left out is guessed.
+        columns: the columns named by the user; the others are inferred.
 
     Raises:
-        DataError: for a file that cannot be read, a column that is not there, or a label that the model has not.
+        DataError: if the file cannot be read, a column is missing, or a label is not one of the model's.
     """
     task, rows = read_examples_of(task_of(config), str(path), columns)
     return encode(rows, task, tokenizer, config.max_position_embeddings)
 
 
 def summary(found: Calibration) -> str:
-    """The calibration as a table and two lines."""
+    """The calibration as a Markdown table and two lines."""
     lines = [
         "| exit after layer | threshold | temperature | calibration error before | after | accuracy of the head |",
         "|---|---|---|---|---|---|",
@@ -425,14 +438,14 @@ def summary(found: Calibration) -> str:
         "",
         f"full depth: accuracy {found.full_accuracy:.4f}, {found.full_examples_per_second:.1f} examples/s",
         f"with exits: accuracy {found.accuracy:.4f} (drop {found.full_accuracy - found.accuracy:.4f}, "
-        f"with {CONFIDENCE:.0%} confidence at most {found.drop_bound:.4f}), "
+        f"at most {found.drop_bound:.4f} with {CONFIDENCE:.0%} confidence), "
         f"{found.examples_per_second:.1f} examples/s ({speed:.2f} times), "
         f"{found.depth:.0%} of the layers",
     ])  # fmt: skip
 
 
 def draw_curve(found: Calibration, path: Path) -> None:
-    """Accuracy against depth: the thresholds' curve, every exit head alone, and the point chosen."""
+    """Plot accuracy against depth: the curve of the thresholds, each exit head alone, and the chosen point."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the text and the labels: those that are named, or else the only ones that can."""
+"""Find the columns of a table that hold the text and the labels: those that are named, or else the only candidates."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ from ..errors import DataError
 from .tasks import Columns
 
 
-# Names that say what a column is.
+# Column names with a known meaning.
 TEXTS = ("text", "sentence", "tokens", "words")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
          ("text", "text_pair"), ("text1", "text2"))  # fmt: skip
@@ -21,13 +21,14 @@ def find_columns(rows: Dataset, where: str, asked: Columns, defaults: Columns, k
     """The columns of a task.
 
     Args:
-        rows: the table, which messages call `where`.
-        asked: those that are named; what is left out is guessed.
-        defaults: those that the format of the file prescribes.
-        kind: of the task, where it is known; a key of `KINDS`.
+        rows: the table.
+        where: name of the table in messages.
+        asked: the columns named by the user; the others are inferred.
+        defaults: the columns that the file format prescribes.
+        kind: the kind of task if known, a key of `KINDS`.
 
     Raises:
-        DataError: if one that is named is not there, or not exactly one can be meant.
+        DataError: if a named column is missing, or there is not exactly one candidate for another.
     """
     for column in (*filter(None, asked.texts), *asked.labels):
         if column not in rows.column_names:
@@ -39,17 +40,17 @@ def find_columns(rows: Dataset, where: str, asked: Columns, defaults: Columns, k
         of_words = kind == "tagging" if kind else all(is_list(rows.features[name]) for name in labels)
         text, pair = table.texts(labels, pair, of_words)
     if reused := sorted({text, pair} & set(labels)) or ([text] if text == pair else []):
-        raise DataError(f"the column `{reused[0]}` of {where} cannot be two of text, second text and label")
+        raise DataError(f"the column `{reused[0]}` of {where} must be only one of text, second text and label")
     if len(labels) == 1 and not is_list(rows.features[labels[0]]) and labels[0] in table.distinct(labels[0]):
         raise DataError(
-            f"{where} must begin with a line that names its columns, and its first seems to be a row: "
-            f"`{labels[0]}` is a label, too"
+            f"{where} must begin with a header, but its first line seems to be an example: `{labels[0]}` is also a "
+            "label"
         )
     return Columns(text, pair, labels)
 
 
 def find_texts(rows: Dataset, where: str, asked: Columns, defaults: Columns, of_words: bool) -> Columns:
-    """The columns of texts without labels, or with some that are not read. Args, Raises: as [`find_columns`]."""
+    """The columns of texts to predict, whose labels, if any, are ignored. Args, Raises: as [`find_columns`]."""
     for column in filter(None, asked.texts):
         if column not in rows.column_names:
             raise DataError(f"{where} must have the column `{column}`, got {column_names(rows)}")
@@ -68,22 +69,22 @@ def is_list(feature) -> bool:
 
 
 def number_in(value) -> float | None:
-    """The number that a value is, or that a text says, with a decimal point or comma; `None` if it is none."""
+    """A value or text as a number, with a decimal point or comma; `None` if it is not a number."""
     if isinstance(value, str):
         return float(value.replace(",", ".")) if NUMBER.fullmatch(value) else None
     return None if value is None else float(value)
 
 
 class _Table:
-    """What its columns can be, by their names and by what they hold."""
+    """A table whose columns are classified by their names and contents."""
 
     def __init__(self, rows: Dataset, where: str):
         self.rows, self.where = rows, where
         self.distinct = functools.cache(rows.unique)
 
     def label(self, asked: Columns) -> str:
-        """The column of the labels: by its name; or the only one beside the text; or the only one that repeats its
-        values, has numbers with fractions, or lists."""
+        """The column of the labels: by its name; or the only one besides the text; or the only one with repeated
+        values, fractional numbers or lists."""
         free = [name for name in self.rows.column_names if name not in asked.texts]
         fitting = [name for name in free if name.lower() in LABELS]
         if not fitting and len(free) == 2:
@@ -93,7 +94,7 @@ class _Table:
         return self._only(fitting, "label", "--label_column")
 
     def texts(self, labels: tuple[str, ...], pair: str | None, of_words: bool) -> tuple[str, str | None]:
-        """The columns of the text and of its pair. Where `of_words`, lists of words come first."""
+        """The columns of the text and of its pair. If `of_words`, columns with lists of words take precedence."""
         free = [name for name in self.rows.column_names if name not in (*labels, pair) and self._holds_text(name)]
         lists = [name for name in free if is_list(self.rows.features[name])]
         free = lists if of_words and lists else [name for name in free if name not in lists]
@@ -117,7 +118,7 @@ class _Table:
         return fractions or 1 <= len(values) <= len(self.rows) / 2
 
     def _holds_text(self, name: str) -> bool:
-        """Text that is not only numbers, or lists of text."""
+        """Whether a column holds lists of text, or text that is not all numbers."""
         feature = self.rows.features[name]
         if "string" not in str(getattr(getattr(feature, "feature", feature), "dtype", "")):
             return False
@@ -130,8 +131,7 @@ class _Table:
     def _only(self, fitting: list[str], what: str, flag: str) -> str:
         if len(fitting) == 1:
             return fitting[0]
-        among = f"; {', '.join(fitting)} may be meant" if fitting else ""
+        among = f"; candidates: {', '.join(fitting)}" if fitting else ""
         raise DataError(
-            f"name the column of {self.where} that holds the {what} with {flag}: it has "
-            f"{column_names(self.rows)}{among}"
+            f"name the {what} column of {self.where} with {flag}: it has the columns {column_names(self.rows)}{among}"
         )

@@ -1,4 +1,4 @@
-"""Words and their tags in columns: CoNLL files."""
+"""Read CoNLL files, which hold words and their tags in columns."""
 
 import itertools
 import lzma
@@ -15,16 +15,16 @@ from .tasks import Columns
 
 
 ENDINGS = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt")
-# The columns of Universal Dependencies, https://universaldependencies.org/format.html; elsewhere they are numbered.
+# The columns of Universal Dependencies, https://universaldependencies.org/format.html; other files have numbers.
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-BLANK = " \t\r\n"  # and none of the other spaces of Unicode, which may be part of a word
+BLANK = " \t\r\n"  # other Unicode spaces may be part of a word
 
 
 def is_conll(path: str) -> bool:
-    """Whether a file holds a word a line. A .tsv file does where an empty line is between others.
+    """Whether a file holds one word per line. A .tsv file does if it has an empty line between others.
 
     Raises:
-        DataError: if it must be read to tell, and cannot be.
+        DataError: if a .tsv file cannot be read.
     """
     ending = _ending(path)
     return ending in ENDINGS or (ending == ".tsv" and _has_gaps(path))
@@ -44,7 +44,7 @@ def _has_gaps(path: str) -> bool:
 
 @contextmanager
 def _naming_failures(path: str):
-    """What reading a damaged file raises becomes a [`DataError`]."""
+    """Raise the errors of reading a damaged file as [`DataError`]."""
     try:
         yield
     except DataError:
@@ -54,26 +54,30 @@ def _naming_failures(path: str):
 
 
 def read_conll(path: str) -> tuple[Dataset, Columns]:
-    """The sentences of a file, a row each and for every column a list, and where the words and the tags are.
+    """The sentences of a file, and the columns of the words and the tags.
 
-    A word a line, its columns between tabs or else between spaces, and an empty line after each sentence. Words are
-    the first column, or the second after one that counts them; tags are the last, in .conllu files `upos`.
+    A file has one word per line, with columns separated by tabs or else by spaces, and an empty line after each
+    sentence. Words are in the first column, or in the second if the first counts them. Tags are in the last column, or
+    in `upos` of .conllu files.
+
+    Returns:
+        A dataset with one row per sentence and, for each column, a list with one entry per word; and the columns.
 
     Raises:
-        DataError: if the file cannot be read, has lines of different numbers of columns, or no sentence.
+        DataError: if the file cannot be read, has no sentence, or its lines differ in their number of columns.
     """
     with _naming_failures(path), opened_text(path) as file:
         sentences = list(_sentences(file, path))
     if not sentences:
-        raise DataError(f"there is no sentence in {path}")
+        raise DataError(f"{path} holds no sentences")
     width = len(sentences[0][0])
     universal = width == len(CONLLU) and _ending(path) == ".conllu"
     names = CONLLU if universal else [str(number) for number in range(1, width + 1)]
-    if universal:  # without the words that are written as one, and those that are not written
+    if universal:  # drop the lines of multiword tokens (such as 1-2) and empty nodes (such as 1.1)
         sentences = [[word for word in sentence if word[0].isdigit()] for sentence in sentences]
     if len(sentences) == 1 and len(sentences[0]) > 512:
-        raise DataError(f"{path} has {len(sentences[0]):,} lines and no empty one between two sentences; put one "
-                        "after each sentence, or name a table with a header .csv or .tsv")  # fmt: skip
+        raise DataError(f"{path} has {len(sentences[0]):,} lines and no empty line between sentences; put one after "
+                        "each sentence, or name a table with a header .csv or .tsv")  # fmt: skip
     rows = [dict(zip(names, map(list, zip(*words, strict=True)), strict=True)) for words in sentences if words]
     counts = not universal and width > 2 and all(
         row[names[0]] == [str(number) for number in range(1, len(row[names[0]]) + 1)] for row in rows
@@ -91,11 +95,11 @@ def _sentences(lines: Iterable[str], path: str) -> Iterator[list[list[str]]]:
             if sentence:
                 yield sentence
             sentence = []
-        elif not (line.startswith("#") and len(columns) != width and not sentence):  # else a comment
+        elif not (line.startswith("#") and len(columns) != width and not sentence):  # not a comment
             width = width or len(columns)
             if len(columns) != width or width < 2:
                 raise DataError(
-                    f"line {number} of {path} must have {max(2, width)} columns, as the first, got {len(columns)}"
+                    f"line {number} of {path} must have {max(2, width)} columns, as the first line, got {len(columns)}"
                 )
             sentence.append(columns)
     if sentence:

@@ -1,4 +1,4 @@
-"""Labelled examples as a model reads them."""
+"""Turn labelled examples into model inputs."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,17 @@ logger = logging.getLogger(__name__)
 
 @naming_cache_errors()
 def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Examples as a model reads them, and `labels` as it learns them: a regression's shifted and scaled, a word's at
-    its first token and -100 at all others.
+    """Tokenize examples and convert `labels` to training targets: regression values are shifted and scaled; a word's
+    label is at its first token, with -100 at all others.
 
     Args:
-        rows: as [`examples.prepare`] gives them.
-        max_length: in tokens; longer examples are cut.
+        rows: output of [`labels.prepare`].
+        task: the task of the examples.
+        tokenizer: the model's tokenizer.
+        max_length: in tokens; longer examples are truncated.
+
+    Returns:
+        A dataset with the tokenizer's columns and `labels`.
     """
     texts = [name for name in rows.column_names if name != "labels"]
 
@@ -38,13 +43,13 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
         words = sum(map(len, rows["labels"]))
         if lost := words - sum(label != -100 for row in found["labels"] for label in row):
             logger.warning(
-                f"{lost:,} of {words:,} words are left out: they are beyond {max_length} tokens, or have no token"
+                f"dropped {lost:,} of {words:,} words: they are beyond {max_length} tokens, or have no tokens"
             )
     return found
 
 
 def encode_words(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict:
-    """Lists of `words` as tokens, and where there are `labels` of words, these at the first token of each."""
+    """Tokenize lists of `words`. If the batch has `labels` of words, put each at the first token of its word."""
     found = tokenizer(batch["words"], is_split_into_words=True, truncation=True, max_length=max_length)
     if "labels" not in batch:
         return {**found}
@@ -56,18 +61,18 @@ def encode_words(batch: dict, tokenizer: PreTrainedTokenizerBase, max_length: in
 
 
 def word_numbers(tokenizer: PreTrainedTokenizerBase, encoded, row: int, words: list[str]) -> list[int | None]:
-    """Of which word each token of a row is, `None` for special tokens. Tokenizers that are written in Python, such as
-    those with a Japanese analyser, do not say; they take the words one by one."""
+    """The index of each token's word, `None` for special tokens. Python tokenizers, such as the Japanese ones, do not
+    report it, so it is derived by tokenizing each word on its own, as they do."""
     if tokenizer.is_fast:
         return encoded.word_ids(row)
     numbers = [number for number, word in enumerate(words) for _ in tokenizer.tokenize(word)]
     kept = len(encoded["input_ids"][row]) - tokenizer.num_special_tokens_to_add()
     numbers = numbers[:kept] if tokenizer.truncation_side == "right" else numbers[len(numbers) - kept :]
-    # Numbers in the place of ids, of which those of special tokens are no list's own.
+    # Pass negative numbers as ids, so that they differ from the ids of the special tokens that are added.
     places = tokenizer.build_inputs_with_special_tokens([-1 - number for number in numbers])
     return [-1 - place if place < 0 else None for place in places]
 
 
 def collator_for(task: Task, tokenizer: PreTrainedTokenizerBase) -> Callable:
-    """Pads a batch of what [`encode`] gives."""
+    """The collator that pads batches of the output of [`encode`]."""
     return (DataCollatorForTokenClassification if task.tags_words else DataCollatorWithPadding)(tokenizer)

@@ -1,4 +1,4 @@
-"""`electra-exit evaluate`: one checkpoint, several tasks, one table."""
+"""Evaluate one checkpoint on several tasks: `electra-exit evaluate`."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,24 +21,24 @@ RESULT_FILE = "evaluation.json"
 
 
 def evaluate_own_task(arguments: tuple) -> dict[str, dict]:
-    """A fine-tuned checkpoint on the task that it was fine-tuned on.
+    """Evaluate a fine-tuned checkpoint on its own task.
 
     Args:
-        arguments: those of [`run.finetune`], of which `validation_file` names the examples.
+        arguments: the arguments of [`run.finetune`]; `validation_file` names the examples.
 
     Returns:
-        What [`evaluate_tasks`] returns, for the one task.
+        The result of [`evaluate_tasks`] for this task.
 
     Raises:
-        UsageError, DataError: if the checkpoint is not fine-tuned, or the examples are not of its task.
+        UsageError, DataError: if the checkpoint is not fine-tuned, or the examples do not fit its task.
     """
     config_fields, data_args, args, _ = arguments
     model = data_args.model
     config = read_config(model)
     if not any(has_head_for(config, tags_words) for tags_words in (True, False)):
-        raise UsageError(f"{model} is not fine-tuned, it holds {architecture(config)}: name --tasks to measure it on")
+        raise UsageError(f"{model} must be fine-tuned, got {architecture(config)}; or name tasks with --tasks")
     if not data_args.validation_file:
-        raise UsageError("`validation_file` must name examples of the task of the model, got None; or name --tasks")
+        raise UsageError("`validation_file` must name examples of the model's task, got None; or name --tasks")
     task, rows = read_examples_of(task_of(config), data_args.validation_file, asked_columns(data_args))
     start, tokenizer = Start(model, task, config_fields), read_tokenizer(model)
     encoded = {"validation": encode(rows, task, tokenizer, encoded_length(start.model, data_args))}
@@ -48,23 +48,25 @@ def evaluate_own_task(arguments: tuple) -> dict[str, dict]:
 def evaluate_tasks(
     model: str, tasks: Sequence[str], blimp: Path | None, arguments_of: Callable[[str], tuple]
 ) -> dict[str, dict]:
-    """Every task in turn.
+    """Evaluate a checkpoint on each task.
 
     Args:
+        model: the checkpoint, folder or Hub id.
+        tasks: keys of `TASKS`, or "blimp".
         blimp: the file of minimal pairs, for the task `blimp`.
-        arguments_of: the arguments of [`finetuning.run.finetune`] for a task.
+        arguments_of: returns the arguments of [`run.finetune`] for a task.
 
     Returns:
-        For each task `how` it was measured ("fine-tuned", "as it is" or "zero-shot"), and `evaluation`: for each
-        metric what [`finetuning.summarize`] says.
+        For each task, `how` it was evaluated ("fine-tuned", "as it is" or "zero-shot"), and `evaluation`: for each
+        metric the result of [`run.summarize`].
 
     Raises:
-        UsageError, DataError: before any task is begun, for whatever the user can put right.
+        UsageError, DataError: for a mistake in the arguments or examples, before the first task starts.
     """
     arguments = {}
     for task in tasks:
         if task not in (*TASKS, "blimp"):
-            raise UsageError(f"--tasks must be of {', '.join(TASKS)} and blimp, got {task!r}")
+            raise UsageError(f"--tasks must be among {', '.join(TASKS)} and blimp, got {task!r}")
         if task == "blimp":
             check_blimp(model, blimp)
             continue
@@ -85,16 +87,18 @@ def evaluate_tasks(
 
 def check_blimp(model: str, blimp: Path | None) -> None:
     if blimp is None:
-        raise UsageError("the task blimp needs its file: --blimp FILE")
+        raise UsageError("the task blimp requires --blimp FILE")
     if not blimp.is_file():
         raise UsageError(f"no such file: {blimp}")
     saved_as = architecture(read_config(model))
     if saved_as not in DISCRIMINATORS:
-        raise UsageError(f"the task blimp needs a discriminator: one of {', '.join(DISCRIMINATORS)}, got {saved_as}")
+        raise UsageError(
+            f"the task blimp requires a discriminator: one of {', '.join(DISCRIMINATORS)}, got {saved_as}"
+        )
 
 
 def check(arguments: tuple) -> None:
-    """Raises: UsageError, DataError where the task, the model or the examples do not go together."""
+    """Raises: UsageError, DataError if the task, the model and the examples do not fit together."""
     _, data_args, _, _ = arguments
     check_task(data_args)
     check_head(data_args.model, TASKS[data_args.task])
@@ -102,12 +106,12 @@ def check(arguments: tuple) -> None:
     config = read_config(data_args.model)
     learned = getattr(config, "finetuning_task", None)
     if has_head_for(config, tags_words=False) and learned not in (None, data_args.task):
-        raise UsageError(f"`finetuning_task` of {data_args.model} is {learned!r}; it cannot do {data_args.task}")
+        raise UsageError(f"`finetuning_task` of {data_args.model} must be {data_args.task!r}, got {learned!r}")
     read_examples(data_args, wanted(config))
 
 
 def wanted(config) -> tuple[str, ...]:
-    """The splits of a GLUE task that are read for a checkpoint."""
+    """The splits of a GLUE task to read for a checkpoint."""
     return ("validation",) if has_head_for(config, tags_words=False) else ("train", "validation")
 
 
@@ -120,17 +124,17 @@ def evaluate_as_it_is(arguments: tuple) -> dict[str, dict]:
 
 
 def measure(start: Start, task: Task, tokenizer, args, encoded: dict) -> dict[str, dict]:
-    """What each metric says of the checkpoint."""
-    with tempfile.TemporaryDirectory() as args.output_dir:  # a Trainer must have one, and this one leaves nothing
+    """The summary of each metric for the checkpoint."""
+    with tempfile.TemporaryDirectory() as args.output_dir:  # a Trainer requires a folder; this one is removed
         trainer = build_trainer(start.model, task, tokenizer, args, encoded)
         return {name: summarize([score]) for name, score in evaluate(trainer, task).items()}
 
 
 def fine_tune_or_read(arguments: tuple) -> dict:
-    """Fine-tune, unless the same has been done there with the same model and examples.
+    """Fine-tune, or read the result if the output folder holds one for the same arguments, model and examples.
 
     Raises:
-        UsageError: if what has been done there was something else.
+        UsageError: if it holds the result of another run.
     """
     _, data_args, args, given = arguments
     folder = Path(args.output_dir)

@@ -1,4 +1,4 @@
-"""Labelled examples: where they are read from, what task they set, and which are held out."""
+"""Read labelled examples, infer their task, and hold out a validation split."""
 
 import math
 import os
@@ -22,9 +22,9 @@ from .tasks import TASKS, Columns, Task, metrics_of
 GLUE_ON_THE_HUB = "nyu-mll/glue"
 # ELECTRA fine-tunes for 10 epochs on RTE (2,490 examples) and STS-B (5,749), for 3 on larger tasks.
 FEW_EXAMPLES, EPOCHS_OF_FEW = 6000, 10.0
-# Different values of a label that may be classes in however few rows.
+# This many different labels are accepted as classes, however few the rows.
 MANY_CLASSES = 20
-# Names of files, labels and folders that say nothing of a task.
+# Names of files, labels and folders that do not describe a task.
 SAYS_LITTLE = re.compile(
     rf"(train|training|data|datasets?|examples?|split|upos|xpos|{'|'.join(LABELS)}|\d+)([-_ ]?\d+)?", re.IGNORECASE
 )
@@ -34,9 +34,10 @@ SAYS_LITTLE = re.compile(
 class Examples:
     """The examples of a task.
 
-    task: what they set.
-    splits: `train` and `validation`, or what was wanted of them: columns `text` and perhaps `text_pair`, or `words`;
-        and `labels`: a number of a class, a 0 or 1 for each label, a value, or a number of a class for each word.
+    task: the task.
+    splits: `train` and `validation`, or those that were requested. Their columns are `text` and optionally
+        `text_pair`, or `words`; and `labels`: the class index, a 0 or 1 per label, a value, or the class index of each
+        word.
     held_out: whether `validation` was held out from the training data.
     """
 
@@ -51,14 +52,16 @@ def read_examples(
     wanted: Sequence[str] = ("train", "validation"),
     labels: Sequence[str] | None = None,
 ) -> Examples:
-    """The examples of a GLUE task, or of a task that they set themselves.
+    """Read the examples of a GLUE task, or of a task that is inferred from them.
 
     Args:
-        labels: those of a model that goes on learning. Their order is kept where they are the data's, too.
+        data_args: names the task or the files.
+        wanted: the splits to read.
+        labels: the labels of the checkpoint. If the data has the same set, their order is kept.
 
     Raises:
-        UsageError: if no task and no data are named.
-        DataError: if the examples cannot be read or set no task that can be learned.
+        UsageError: if neither a task nor data is named.
+        DataError: if the examples cannot be read, or no trainable task can be inferred from them.
     """
     tables = _read_tables(data_args, wanted)
     asked = asked_columns(data_args)
@@ -84,8 +87,8 @@ def read_examples(
     if task.is_regression and data_args.task is None:
         values = np.array(splits["train"]["labels"][:])
         if not np.ptp(values):
-            raise DataError(f"the column `{task.columns.labels[0]}` of {tables['train'][0]} must hold different "
-                            f"numbers, got only {values[0]:g}")  # fmt: skip
+            raise DataError(f"the column `{task.columns.labels[0]}` of {tables['train'][0]} must hold at least two "
+                            f"different numbers, got only {values[0]:g}")  # fmt: skip
         task = replace(task, shift=float(values.mean()), scale=float(values.std()))
     return Examples(task, splits, holds_out)
 
@@ -102,15 +105,13 @@ def _zip(ours: Columns, theirs: Columns):
 
 
 def _read_tables(data_args: FineTuningDataArguments, wanted: Sequence[str]) -> dict[str, tuple[str, Dataset, Columns]]:
-    """For each split that there is: what messages call it, its rows, and where its format has words and tags."""
+    """For each split: its name in messages, its rows, and the columns that its file format prescribes."""
     of_task = "" if data_args.task is None else f"the {{}} data of {data_args.task}"
     if files := example_files(data_args, wanted):
         return {split: (of_task.format(split) or path, *read_table(path)) for split, path in files.items()}
     name = data_args.dataset_name or GLUE_ON_THE_HUB
     if data_args.dataset_name is None and data_args.task is None:
-        raise UsageError(
-            f"`train_file` or `dataset_name` must be given, or a `task` of GLUE ({', '.join(TASKS)}), got none"
-        )
+        raise UsageError(f"`train_file`, `dataset_name` or a GLUE `task` ({', '.join(TASKS)}) must be given, got none")
     validation = TASKS[data_args.task].validation if data_args.task else "validation"
     splits = load_from_hub(name, data_args.task, validation)
     if data_args.task and "validation" not in splits:
@@ -125,27 +126,35 @@ def _read_tables(data_args: FineTuningDataArguments, wanted: Sequence[str]) -> d
 def example_files(
     data_args: FineTuningDataArguments, wanted: Sequence[str] = ("train", "validation")
 ) -> dict[str, str]:
-    """The files of the `wanted` splits; none where the examples come from the Hub.
+    """The files of the `wanted` splits; none if the examples come from the Hub.
 
     Raises:
-        DataError: if those are missing that cannot be made from the others.
+        DataError: if `train_file` is missing, or `data_dir` is given without a GLUE task.
     """
     files = {split: path for split in wanted if (path := getattr(data_args, f"{split}_file"))}
     if files and "train" in wanted and "train" not in files:
-        raise DataError("`train_file` must be given beside `validation_file`, got None")
+        raise DataError("`train_file` must be given with `validation_file`, got None")
     if not files and data_args.data_dir:
         if data_args.task is None:
-            raise DataError(f"`data_dir` must be given with a `task` of GLUE ({', '.join(TASKS)}), got no task; name "
-                            "a file of your own with --train_file")  # fmt: skip
+            raise DataError(f"`data_dir` requires a GLUE `task` ({', '.join(TASKS)}), got None; for your own task, "
+                            "name a file with --train_file")  # fmt: skip
         return {split: str(Path(data_args.data_dir) / data_args.task / f"{split}.jsonl") for split in wanted}
     return files
 
 
 def read_examples_of(task: Task, path: str, asked: Columns) -> tuple[Task, Dataset]:
-    """Examples of a fine-tuned model's task, as [`Examples.splits`] has them, and the task with their columns.
+    """Read examples of a fine-tuned model's task.
+
+    Args:
+        task: the task of the model.
+        path: file of the examples.
+        asked: the columns named by the user; the others are inferred.
+
+    Returns:
+        The task with the columns of the file, and the examples in the format of [`Examples.splits`].
 
     Raises:
-        DataError: if they cannot be read, or are of another task.
+        DataError: if the examples cannot be read, or do not fit the task.
     """
     rows, defaults = read_table(path)
     task = replace(task, columns=find_columns(rows, path, asked, defaults, task.kind))
@@ -153,22 +162,22 @@ def read_examples_of(task: Task, path: str, asked: Columns) -> tuple[Task, Datas
 
 
 def read_table(path: str) -> tuple[Dataset, Columns]:
-    """A file of examples, and where its format has words and tags; nowhere, if it has names for its columns.
+    """A file of examples, and the columns of words and tags if its format prescribes them (CoNLL).
 
     Raises:
-        DataError: if it is not there or cannot be read.
+        DataError: if the file does not exist or cannot be read.
     """
     if not os.path.isfile(path):
         raise DataError(f"no such file: {path}")
     if is_conll(path):
         return read_conll(path)
     header = csv_header(path)[1] if re.search(r"\.[ct]sv(\.[a-z]+)?$", path, re.IGNORECASE) else ()
-    rows = read_files([path], text_columns=header)  # of a .csv file, all as it is written
+    rows = read_files([path], text_columns=header)  # keeps all values of a .csv file as text
     bare = {name: name.strip() for name in rows.column_names}
     return (rows.rename_columns(bare) if len(set(bare.values())) == len(bare) else rows), Columns()
 
 
-# ---- The task that examples set ----
+# ---- The task ----
 
 
 def _infer_task(rows: Dataset, columns: Columns, where: str, data_args: FineTuningDataArguments) -> Task:
@@ -179,11 +188,11 @@ def _infer_task(rows: Dataset, columns: Columns, where: str, data_args: FineTuni
 
 
 def _task_name(columns: Columns, data_args: FineTuningDataArguments) -> str:
-    """What tells the task from others: the name of its file, else of its label, else of its folder."""
+    """A descriptive name: that of the file, else of the label column, else of the folder."""
     if not data_args.train_file:
         return data_args.dataset_name or "task"
     file = Path(data_args.train_file).resolve()
-    folder = "" if file.parent == Path.home() else file.parent.name  # named for its owner
+    folder = "" if file.parent == Path.home() else file.parent.name  # a home folder has the user's name
     names = (file.name.split(".")[0], columns.labels[0], folder)
     return next((name for name in names if name and not SAYS_LITTLE.fullmatch(name)), "task")
 
@@ -200,10 +209,10 @@ def _kind(rows: Dataset, columns: Columns) -> str:
 
 
 def _label_names(rows: Dataset, columns: Columns, kind: str, where: str) -> tuple[str, ...]:
-    """The names of the labels: sorted, as numbers where they are such, and for tags after `O`.
+    """The names of the labels, sorted: numerically if all are numbers, and for tags with `O` first.
 
     Raises:
-        DataError: if there are too few to learn anything, or as many as if they were no labels.
+        DataError: if there are too few labels, or so many that the column is unlikely to hold classes.
     """
     column = columns.labels[0]
     if len(columns.labels) > 1:
@@ -219,11 +228,11 @@ def _label_names(rows: Dataset, columns: Columns, kind: str, where: str) -> tupl
     names = {name_of(value) for value in values} - {None}
     if len(names) < (1 if kind == "multi_label" else 2):
         only = f"only {next(iter(names))!r}" if names else "none"
-        raise DataError(f"the column `{column}` of {where} must hold two labels or more, got {only}")
+        raise DataError(f"the column `{column}` of {where} must hold at least two labels, got {only}")
     if len(names) > max(MANY_CLASSES, len(rows) / 2) and kind == "classification":
         raise DataError(
-            f"the column `{column}` of {where} has {len(names):,} different values in {len(rows):,} rows, which are "
-            "no classes; choose another with --label_column, or --task_type regression for numbers"
+            f"the column `{column}` of {where} has {len(names):,} different values in {len(rows):,} rows, too many "
+            "for classes; choose another column with --label_column, or --task_type regression for numbers"
         )
     numbers = [number_in(name) for name in names]
     if None not in numbers:
@@ -231,15 +240,25 @@ def _label_names(rows: Dataset, columns: Columns, kind: str, where: str) -> tupl
     return tuple(sorted(names, key=lambda name: (name != "O", name)))
 
 
-# ---- A split of one's own ----
+# ---- The held-out split ----
 
 
 def hold_out(labels: Sequence, task: Task, fraction: float, seed: int, where: str) -> tuple[list[int], list[int]]:
-    """Numbers of the examples to train on, and of those to hold out: of each label, each set of labels and each range
-    of values about the same share. What has a label that no other example has is trained on.
+    """Split examples into training and held-out ones, stratified by label, set of labels or range of values. An
+    example with a label that no training example has is not held out.
+
+    Args:
+        labels: one entry per example, in the format of [`Examples.splits`].
+        task: the task of the examples.
+        fraction: share to hold out.
+        seed: seed of the split.
+        where: name of the examples in messages.
+
+    Returns:
+        The indices of the training examples and of the held-out ones.
 
     Raises:
-        DataError: if no example can be held out.
+        DataError: if `fraction` is not in (0, 1), or no example can be held out.
     """
     if not 0 < fraction < 1:
         raise DataError(f"`validation_fraction` must be strictly between 0 and 1, got {fraction}")
@@ -250,12 +269,12 @@ def hold_out(labels: Sequence, task: Task, fraction: float, seed: int, where: st
     seen = set().union(*(each for n, each in enumerate(sets) if n not in held))
     held = {n for n in held if sets[n] <= seen}
     if not held:
-        raise DataError(f"{where} has {len(labels)} rows, of which none can be held out; give --validation_file")
+        raise DataError(f"{where} has {len(labels)} rows, too few to hold out any; give --validation_file")
     return [n for n in range(len(labels)) if n not in held], sorted(held)
 
 
 def _label_set(label, task: Task) -> set[int]:
-    """The numbers of the labels that an example has."""
+    """The indices of an example's labels."""
     if task.is_regression:
         return set()
     if task.kind == "multi_label":

@@ -1,4 +1,4 @@
-"""Texts that are there, and labels as numbers."""
+"""Drop incomplete examples, and convert labels to numbers."""
 
 import logging
 import math
@@ -14,12 +14,12 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-# Labels that are named in a message.
+# The most labels listed in a message.
 NAMED = 20
 
 
 def name_of(value) -> str | None:
-    """The name of a class that is written as text, a number or a truth value; `None` for none."""
+    """The name of a class that is given as text, a number or a boolean; `None` if it is blank."""
     if _is_blank(value):
         return None
     if isinstance(value, bool):
@@ -28,7 +28,7 @@ def name_of(value) -> str | None:
 
 
 def values_of(rows: Dataset, column: str, unique: bool = False) -> list:
-    """A column, with the names of classes in the place of their numbers where it knows them."""
+    """The values of a column. A `ClassLabel` column gives the names of its classes instead of their indices."""
     values = rows.unique(column) if unique else rows[column][:]
     feature = rows.features[column]
     inner = getattr(feature, "feature", feature)
@@ -42,21 +42,24 @@ def values_of(rows: Dataset, column: str, unique: bool = False) -> list:
 
 
 def prepare(rows: Dataset, task: Task, where: str, whose: str = "") -> Dataset:
-    """Rows as [`examples.Examples.splits`] has them, without those that lack a text or a label.
+    """Convert rows to the format of [`examples.Examples.splits`], without those that lack a text or a label.
 
     Args:
-        where: what messages call the rows.
-        whose: what they call the labels, such as " of the model".
+        rows: rows with the columns of the task.
+        task: the task.
+        where: name of the rows in messages.
+        whose: origin of the labels in messages, such as " of the model".
 
     Raises:
-        DataError: if a column is missing, half of the rows lack a text or label, or a label is not one of the task's.
+        DataError: if a column is missing, half of the rows or more lack a text or label, or a label is not one of the
+            task's.
     """
     columns = task.columns
     for column in (*columns.texts, *columns.labels):
         if column not in rows.column_names:
             raise DataError(f"{where} must have the column `{column}`, got {column_names(rows)}")
     if len(rows) == 0:
-        raise DataError(f"{where} must have a row, got none")
+        raise DataError(f"{where} must have rows, got none")
     for column in columns.texts:
         (_check_words if task.tags_words else check_text)(rows.features, column, where)
     rows = _complete_rows(rows, task, where)
@@ -80,10 +83,10 @@ def _check_words(features: Features, column: str, where: str):
 
 
 def _complete_rows(rows: Dataset, task: Task, where: str) -> Dataset:
-    """The rows that have a text and a label. How many have none is logged.
+    """The rows that have a text and a label. The number of dropped rows is logged.
 
     Raises:
-        DataError: if these are half of the rows or more: the column is not the one that is meant.
+        DataError: if half of the rows or more would be dropped, since the column is then probably the wrong one.
     """
     lacking: dict[int, str] = {}
     for column in (*task.columns.texts, *task.columns.labels):
@@ -96,7 +99,7 @@ def _complete_rows(rows: Dataset, task: Task, where: str) -> Dataset:
     count, first = f"{len(lacking):,} of {len(rows):,} rows of {where} lack a text or a label", min(lacking)
     if 2 * len(lacking) >= len(rows):
         raise DataError(f"{count}: row {first + 1} lacks `{lacking[first]}`")
-    logger.warning(f"{count} and are left out: row {first + 1} lacks `{lacking[first]}`")
+    logger.warning(f"{count} and are dropped: row {first + 1} lacks `{lacking[first]}`")
     return rows.select([number for number in range(len(rows)) if number not in lacking])
 
 
@@ -121,8 +124,9 @@ def _numbers(rows: Dataset, task: Task, where: str, whose: str) -> list:
     if task.tags_words:
         for words, tags in zip(rows[task.columns.text], values, strict=True):
             if len(words) != len(tags):
-                raise DataError(f"{len(words)} words in {task.columns.text}, and {len(tags)} labels in {column} of "
-                                f"{where}: {' '.join(words[:8])}")  # fmt: skip
+                raise DataError(f"{where} must have a label per word, got {len(words)} words in "
+                                f"`{task.columns.text}` and {len(tags)} labels in `{column}`: "
+                                f"{' '.join(words[:8])}")  # fmt: skip
         return [[number(tag) for tag in tags] for tags in values]
     if task.kind == "multi_label":
         return [_several(row, task, what) for row in values]
@@ -130,7 +134,8 @@ def _numbers(rows: Dataset, task: Task, where: str, whose: str) -> list:
 
 
 def numbering(labels: Sequence[str], unknown: Callable) -> Callable[[object], int]:
-    """From a label, by name or, where no name is a number, by number, to its number; `unknown` answers for others."""
+    """A function from a label to its index. A label is given by name or, if no name is a number, by index. Any other
+    label is passed to `unknown`."""
     by_name = {name: number for number, name in enumerate(labels)}
     by_number = all(number_in(name) is None for name in labels)
     known: dict[object, int] = {}
@@ -161,20 +166,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _several(row: list, task: Task, what: str) -> list[float]:
-    """A 0 or 1 for each label, from the same or from a list of their names."""
+    """A 0 or 1 per label, from a row of zeros and ones or a list of label names."""
     if len(row) == len(task.labels) and not any(isinstance(value, str) for value in row) and set(row) <= {0, 1}:
         return [float(value) for value in row]
     names = {name_of(value) for value in row}
     if not names <= set(task.labels):
         raise DataError(
-            f"{what} must hold lists of names of {_listed(task.labels)}, or of a 0 or 1 for each of the "
+            f"{what} must hold lists of names among {_listed(task.labels)}, or lists with a 0 or 1 for each of the "
             f"{len(task.labels)} labels, got {row[:8]}"
         )
     return [float(label in names) for label in task.labels]
 
 
 def _switches(rows: Dataset, task: Task, where: str) -> list[list[float]]:
-    """A 0 or 1 for each label, from a column a label."""
+    """A 0 or 1 per label, from one column per label."""
     if set(task.columns.labels) != set(task.labels):
         got = ", ".join(task.columns.labels)
         raise DataError(f"the label columns of {where} must be {', '.join(task.labels)}, got {got}")
@@ -197,7 +202,7 @@ def _amount(value, task: Task, what: str) -> float:
 
 
 def readable(rows: Dataset, task: Task) -> Iterator[dict]:
-    """What [`prepare`] gives, with the names of the labels, and in columns that [`columns.find_columns`] finds."""
+    """The output of [`prepare`] with label names, in columns that [`columns.find_columns`] recognizes."""
     named = {"tagging": "tags", "multi_label": "labels"}.get(task.kind, "label")
     for row in rows:
         labels = row.pop("labels")

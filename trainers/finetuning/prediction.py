@@ -1,4 +1,4 @@
-"""What a checkpoint says of text: labels, values or tags, or which tokens seem replaced."""
+"""Predict labels, values or tags of texts, or which of their tokens were replaced."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -20,10 +20,10 @@ from .tasks import Columns, task_of
 
 
 class Predictor:
-    """A fine-tuned checkpoint, with its calibrated exits.
+    """Predicts with a fine-tuned checkpoint, using its calibrated exits.
 
     Args:
-        checkpoint (`str`): a folder or Hub id; ours, or an ELECTRA with a head for sequences or tokens.
+        checkpoint (`str`): folder or Hub id of an electra-exit or ELECTRA model with a head for sequences or tokens.
 
     Raises:
         UsageError: if there is no such checkpoint.
@@ -39,16 +39,17 @@ class Predictor:
         cpu_kernels.suit_attention(self.model, self.device)
 
     def __call__(self, rows: Iterable[dict]) -> Iterator[tuple[dict, int]]:
-        """What the model predicts of each row, in their order, and how many tokens it has read of it.
+        """Predict each row, in order.
 
         Args:
-            rows: with `text`, and `text_pair` for a pair; or for tagging with `words`.
+            rows: dictionaries with `text`, and `text_pair` for a pair; for tagging with `words`.
 
         Returns:
-            For each: `label` and `probabilities` by name; `labels`, those with a probability of at least a half, and
-            `probabilities`; `value`; or `words`, `tags` and the `probabilities` of these, where `None` stands for a
-            word beyond the model's positions. With thresholds, `exit_layer`: the layers that were computed; for
-            tagging `exit_layers`, one a word.
+            For each row, the prediction and the number of tokens read. A prediction holds `label` and `probabilities`
+            by name; or `labels` (those with a probability of at least 0.5) and `probabilities`; or `value`; or
+            `words`, `tags` and their `probabilities`, with `None` for words beyond the model's positions. With
+            thresholds, it also holds `exit_layer`, the number of layers computed, or for tagging `exit_layers`, one
+            per word.
         """
         with cpu_kernels.use(self.device.type == "cpu"):
             remaining = iter(rows)
@@ -77,7 +78,7 @@ class Predictor:
         return found
 
     def _encode(self, rows: list[dict]) -> dict:
-        """As the model reads them; for tagging with the numbers of words in the place of `labels`."""
+        """The tokenized rows; for tagging, `labels` holds the index of each word at its first token."""
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         length = self.model.config.max_position_embeddings
         if self.task.tags_words:
@@ -86,7 +87,7 @@ class Predictor:
         return self.tokenizer(*columns.values(), truncation=True, max_length=length)
 
     def _prediction(self, logits: torch.Tensor, layer: torch.Tensor | None) -> dict:
-        """Of one text, from its logits (labels,)."""
+        """The prediction for one text from its logits (labels,)."""
         labels, exits = self.task.labels, {} if layer is None else {"exit_layer": layer.item()}
         if self.task.is_regression:
             return {"value": logits.item(), **exits}
@@ -100,7 +101,8 @@ class Predictor:
         return {**answer, "probabilities": by_name, **exits}
 
     def _tags(self, words: list[str], numbers: list[int], logits: torch.Tensor, layers: torch.Tensor | None) -> dict:
-        """Of the words of one text, from logits (tokens, labels); `numbers` says which token is the first of which."""
+        """The prediction for the words of one text from logits (tokens, labels). `numbers` (tokens,) has the index of
+        each word at its first token, and -100 elsewhere."""
         places = {number: token for token, number in enumerate(numbers) if number != -100}
         best, tags = logits.softmax(dim=-1).max(dim=-1)
         kept = [places.get(number) for number in range(len(words))]
@@ -124,10 +126,20 @@ def replacements(
     text_pair_column: str | None,
     threshold: float | None,
 ) -> Iterator[tuple[dict, int]]:
-    """What the discriminator says of each text of a file, and how many tokens that has.
+    """Score each text of a file with the discriminator.
+
+    Args:
+        checkpoint: pre-trained checkpoint, folder or Hub id.
+        file: the texts.
+        text_column: column of the text (default: `text`).
+        text_pair_column: must be `None`.
+        threshold: entropy, in nats, at which tokens exit; `None` for full depth.
+
+    Returns:
+        For each text, the fields of its [`scoring.Score`] and its number of tokens.
 
     Raises:
-        UsageError, DataError: at once, for what the user can put right.
+        UsageError, DataError: for a mistake in the arguments or the file, before the first text is scored.
     """
     column = text_column or "text"
     if text_pair_column:
@@ -149,23 +161,32 @@ def predictions(
     text_pair_column: str | None,
     threshold: float | None,
 ) -> Iterator[tuple[dict, int]]:
-    """What a fine-tuned checkpoint predicts of each text of a file, and how many tokens it has read of it.
+    """Predict each text of a file with a fine-tuned checkpoint.
+
+    Args:
+        checkpoint: fine-tuned checkpoint, folder or Hub id.
+        file: the texts.
+        text_column, text_pair_column: columns of the texts; inferred if `None`.
+        threshold: must be `None`, since the checkpoint has its own thresholds.
+
+    Returns:
+        For each text, its prediction (see [`Predictor`]) and the number of tokens read.
 
     Raises:
-        UsageError, DataError: at once, for what the user can put right.
+        UsageError, DataError: for a mistake in the arguments or the file, before the first text is predicted.
     """
     if threshold is not None:
         raise UsageError(
-            f"--exit_entropy_threshold must be left out for {checkpoint}, which is fine-tuned: `electra-exit "
-            "calibrate` gives it thresholds"
+            f"--exit_entropy_threshold must be left out for {checkpoint}, which is fine-tuned: set its thresholds "
+            "with `electra-exit calibrate`"
         )
     predictor = Predictor(checkpoint)
     return predictor(read_texts(file, Columns(text_column, text_pair_column), predictor.task.tags_words))
 
 
 def read_texts(file: str, asked: Columns, tags_words: bool) -> Iterator[dict]:
-    """The rows of a file as [`Predictor`] takes them. What is missing is empty."""
-    if file.removesuffix(".gz").removesuffix(".xz").endswith(".txt"):  # a text a line, and no columns of words
+    """The rows of a file in the format of [`Predictor`], with missing texts as empty ones."""
+    if file.removesuffix(".gz").removesuffix(".xz").endswith(".txt"):  # one text per line, unlike in CoNLL
         rows, columns = read_files([file], "line"), Columns("text")
     else:
         rows, defaults = read_table(file)

@@ -1,4 +1,4 @@
-"""Fine-tuning on a task of one's own or of GLUE, as ELECTRA does: `electra-exit finetune`."""
+"""Fine-tune on a custom or GLUE task with ELECTRA's settings: `electra-exit finetune`."""
 
 import copy
 import json
@@ -34,17 +34,17 @@ from .tasks import TASKS, Task, labels_of
 
 logger = logging.getLogger(__name__)
 
-# In the output folder: the examples that were held out, with columns that `electra-exit calibrate` finds.
+# In the output folder: the held-out examples, in columns that `electra-exit calibrate` recognizes.
 HELD_OUT_FILE = "held_out.jsonl"
 
 
 class FineTuningTrainer(ElectraTrainer):
-    """[`~transformers.Trainer`] with ELECTRA's optimizer and a learning rate a layer."""
+    """[`~transformers.Trainer`] with ELECTRA's optimizer and layer-wise learning rates."""
 
     args: FineTuningArguments
 
     def create_optimizer(self, model=None):
-        """Whatever `--optim` makes, its groups split by depth."""
+        """The optimizer of `--optim`, with its parameter groups split by depth."""
         if self.optimizer is None:
             super().create_optimizer(model)
             decay_by_layer(self.optimizer, self.model, self.args.layerwise_lr_decay)
@@ -52,7 +52,7 @@ class FineTuningTrainer(ElectraTrainer):
 
 
 def spread(measured: dict) -> str:
-    """A mean, and what the seeds differ by."""
+    """The mean over the seeds; with several seeds also the standard deviation and each score."""
     if measured["standard_deviation"] is None:
         return f"{measured['mean']:.4f}"
     each = " ".join(f"{score:.4f}" for score in measured["scores"])
@@ -62,18 +62,22 @@ def spread(measured: dict) -> str:
 def finetune(
     config_fields: dict, data_args: FineTuningDataArguments, training_args: FineTuningArguments, given: dict
 ) -> dict:
-    """Fine-tune once a seed, each in a folder of its own, and summarise. Seeds that are done are not done again.
+    """Fine-tune once per seed, each in a separate folder, and summarize. Finished seeds are not repeated.
 
-    Args: what the parser of the command line returns; `given` is all that was given, by name.
+    Args:
+        config_fields: fields of the model's config to change.
+        data_args: the checkpoint, the task and the examples.
+        training_args: training arguments, with the seeds.
+        given: all fields that the user gave, by name.
 
     Returns:
-        What `metrics.json` in the output folder says: `task`, `model`, `seeds`, in `evaluation` for each metric
+        The content of `metrics.json` in the output folder: `task`, `model` and `seeds`; `evaluation`, for each metric
         the `scores` of the seeds, their `mean`, their `standard_deviation` (with n - 1; `None` for one seed) and their
         `median`, which ELECTRA reports; `baselines`, see [`scores.baselines`]; and `best`, the folder of the seed
         with the largest score in the first metric.
 
     Raises:
-        UsageError, DataError: before anything is written, for whatever the user can put right.
+        UsageError, DataError: for a mistake in the arguments or examples, before anything is written.
     """
     folder = Path(training_args.output_dir)
     with opened(training_args, given, lambda: inputs(data_args)) as (record, before, _):
@@ -103,7 +107,7 @@ def finetune(
             "baselines": found,
             "best": f"seed-{training_args.seeds[best]}",
         }
-        # At the very end: its presence says that the run is finished.
+        # Written last: its presence marks the run as finished.
         run_on_main_and_broadcast(lambda: write_json(folder / METRICS_FILE, summary))
         run_on_main_and_broadcast(lambda: _write_report(folder))
     return summary
@@ -122,14 +126,14 @@ def _write_held_out(examples: Examples, folder: Path) -> None:
 
 
 def describe(examples: Examples) -> str:
-    """What is learned from which columns, in one line, so that a wrong guess is seen."""
+    """The task and its columns in one line, so that a wrong inference is visible."""
     task, columns = examples.task, examples.task.columns
     texts = " and ".join(f"`{name}`" for name in columns.texts)
     labels = ", ".join(f"`{name}`" for name in columns.labels)
     of = "" if task.is_regression else f", {len(task.labels)} labels: {_few(task.labels)}"
     train, validation = (f"{len(rows):,}" for rows in examples.splits.values())
-    held_out = "held out" if examples.held_out else "to evaluate on"
-    return f"{task.name}: {task.kind}, {texts} -> {labels}{of}; {train} examples to train on, {validation} {held_out}"
+    held_out = "held out" if examples.held_out else "for validation"
+    return f"{task.name}: {task.kind}, {texts} -> {labels}{of}; {train} examples for training, {validation} {held_out}"
 
 
 def _few(names: Sequence[str]) -> str:
@@ -137,7 +141,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _facts(examples: Examples, data_args: FineTuningDataArguments) -> dict:
-    """What the model card says of the examples: names of files and columns, and no place on this machine."""
+    """The facts about the examples for the model card: names of files and columns, but no local paths."""
     task, files = examples.task, example_files(data_args)
     return {
         "kind": task.kind,
@@ -162,7 +166,7 @@ def finetune_seed(
     training_args: FineTuningArguments,
     facts: dict,
 ) -> dict:
-    """What `metrics.json` in the folder of one seed says, after fine-tuning with it unless that is done."""
+    """Fine-tune with one seed, unless that is done. Returns the content of `metrics.json` in the seed's folder."""
     path = Path(training_args.output_dir) / f"seed-{seed}" / METRICS_FILE
     if (
         result := run_on_main_and_broadcast(lambda: read_json(path, "evaluation") if path.exists() else None)
@@ -189,12 +193,12 @@ def finetune_seed(
     measured = "  ".join(f"{name} {score:.4f}" for name, score in evaluation.items())
     logger.info(f"seed {seed}: {measured}  ({trainer.state.global_step:,} steps in {seconds:.0f} s)")
     run_on_main_and_broadcast(lambda: draw_figures(path.parent, result))
-    run_on_main_and_broadcast(lambda: write_json(path, result))  # last: its presence says that this seed is done
+    run_on_main_and_broadcast(lambda: write_json(path, result))  # last: its presence marks this seed as finished
     return result
 
 
 def _settings(trainer: FineTuningTrainer, model: str, seconds: float) -> dict:
-    """What the model card says of the training."""
+    """The facts about the training for the model card."""
     args = trainer.args
     return {
         **named(model),
@@ -207,7 +211,11 @@ def _settings(trainer: FineTuningTrainer, model: str, seconds: float) -> dict:
 
 
 def inputs(data_args: FineTuningDataArguments) -> dict[str, str]:
-    """Fingerprints of all that a fine-tuning reads. Raises: UsageError if a task is unknown, or no model is named."""
+    """Fingerprints of all inputs of a fine-tuning run.
+
+    Raises:
+        UsageError: if a task is unknown, or no model is named.
+    """
     check_task(data_args)
     files = example_files(data_args)
     dataset = None
@@ -217,7 +225,7 @@ def inputs(data_args: FineTuningDataArguments) -> dict[str, str]:
 
 
 def check_task(data_args: FineTuningDataArguments) -> None:
-    """Raises: UsageError for a task that is unknown or has its own kind, or if no model is named."""
+    """Raises: UsageError if a task is unknown, is given with a `task_type`, or no model is named."""
     if data_args.task is not None and data_args.task not in TASKS:
         raise UsageError(f"`task` must be one of {', '.join(TASKS)}, got {data_args.task!r}")
     if data_args.task is not None and data_args.task_type is not None:
@@ -235,7 +243,7 @@ def summarize(scores: list[float]) -> dict:
     }
 
 
-# ---- One run ----
+# ---- One seed ----
 
 
 def encode_splits(
@@ -244,8 +252,8 @@ def encode_splits(
     model: PreTrainedModel,
     data_args: FineTuningDataArguments,
 ) -> dict[str, Dataset]:
-    """The splits as a model reads them, but for training data of which each seed draws its own; and as `swapped`,
-    where the order of a pair does not matter and is to be learned both ways, the same with the second text first."""
+    """Encode the splits. Training data that each seed samples from stays as it is, to be encoded after sampling. If
+    the order of a pair does not matter and both orders are to be trained on, `swapped` holds the other order."""
     task, splits = examples.task, dict(examples.splits)
     if task.symmetric and data_args.both_orders and "train" in splits:
         other = splits["train"].rename_columns({"text": "text_pair", "text_pair": "text"})
@@ -259,12 +267,12 @@ def encode_splits(
 
 
 def encoded_length(model: PreTrainedModel, data_args: FineTuningDataArguments) -> int:
-    """In tokens; what is longer is cut."""
+    """Maximum length in tokens; longer examples are truncated."""
     return min(data_args.max_seq_length, model.config.max_position_embeddings)
 
 
 def _draws(data_args: FineTuningDataArguments, splits: dict[str, Dataset]) -> bool:
-    """Whether each seed trains on examples of its own, which are encoded when they are drawn."""
+    """Whether each seed trains on its own sample of the examples, encoded after sampling."""
     most = data_args.max_train_examples
     return most is not None and len(splits.get("train", ())) > most
 
@@ -277,7 +285,7 @@ def train(
     data_args: FineTuningDataArguments,
     args: FineTuningArguments,
 ) -> FineTuningTrainer:
-    """Fine-tune with `args.seed` alone: the new head, the order of the examples and dropout follow from it."""
+    """Fine-tune once. `args.seed` determines the new head, the order of the examples and dropout."""
     parts = [encoded[split] for split in ("train", "swapped") if split in encoded]
     if _draws(data_args, encoded):
         drawn = [part.shuffle(seed=args.seed).select(range(data_args.max_train_examples)) for part in parts]
@@ -297,7 +305,7 @@ def build_trainer(
     args: FineTuningArguments,
     encoded: dict[str, Dataset],
 ) -> FineTuningTrainer:
-    """A Trainer that learns and measures a task."""
+    """A Trainer for fine-tuning on a task and evaluating it."""
     suit_attention(model, args.device)
     trainer = FineTuningTrainer(
         model,

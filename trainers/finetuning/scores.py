@@ -1,4 +1,4 @@
-"""How good answers to a task are, and how good answers are that need no model."""
+"""The metrics of a task, and baselines that need no model."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +13,20 @@ from .tasks import ENDS, INSIDE, WHOLE, Task
 
 
 def answers(task: Task, logits: torch.Tensor) -> torch.Tensor:
-    """What a model answers: numbers of classes (examples,), or (examples, tokens) for tags; a 0 or 1 for each label
-    (examples, labels); for a regression what it has learned (examples,)."""
+    """Predictions from logits: class indices (examples,), or (examples, tokens) for tags; a 0 or 1 per label
+    (examples, labels); for regression, values in the shifted and scaled unit of training (examples,)."""
     if task.is_regression:
         return logits.float().squeeze(-1)
     return (logits > 0).long() if task.kind == "multi_label" else logits.argmax(dim=-1)
 
 
 def scores(task: Task, found: Sequence, labels: Sequence) -> dict[str, float]:
-    """All metrics of a task.
+    """Compute all metrics of a task.
 
     Args:
-        found: as [`answers`] gives them.
-        labels: of the same shape, of what a model learns; -100 for a token that has none.
+        task: the task.
+        found: predictions, from [`answers`].
+        labels: targets of the same shape; -100 for tokens without a label.
     """
     if task.tags_words:
         rows = list(_labelled(task, found, labels))
@@ -35,19 +36,19 @@ def scores(task: Task, found: Sequence, labels: Sequence) -> dict[str, float]:
         }
     else:
         measured = {name: METRICS[name](np.asarray(labels), np.asarray(found)) for name in task.metrics}
-    # Of what was learned; in the labels' own unit it is `scale` times that. Correlations do not change.
+    # The targets are shifted and scaled, so RMSE is converted to the labels' unit. Correlations do not change.
     return {name: float(value) * (task.scale if name == "rmse" else 1.0) for name, value in measured.items()}
 
 
 def _labelled(task: Task, found: Sequence, labels: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each text, the answers and the labels of the tokens that have one."""
+    """For each text, the predictions and the labels of the tokens that have a label."""
     for answer, label in zip(found, labels, strict=True):
         has_label = np.asarray(label) != -100
         yield np.asarray(answer)[has_label], np.asarray(label)[has_label]
 
 
 def _entity_f1(task: Task, rows: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Micro-averaged F1 of chunks, which count where their place and their type are right, as conlleval's."""
+    """Micro-averaged F1 of chunks. A chunk is correct if its boundaries and its type match, as in conlleval."""
     hits = answered = wanted = 0
     for row in rows:
         ours, gold = (chunks([task.labels[number] for number in side]) for side in row)
@@ -56,8 +57,8 @@ def _entity_f1(task: Task, rows: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def chunks(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, begin and end of each chunk that the tags of a text mark. A chunk may begin with any mark, and ends where
-    the type changes."""
+    """The type, start and end of each chunk in the tags of a text. A chunk may start with any mark, and ends where the
+    type changes."""
     found: set[tuple[str, int, int]] = set()
     kind, start = None, 0
     for place, tag in enumerate([*tags, "O"]):
@@ -76,7 +77,7 @@ def chunks(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 def _correlation(function: Callable) -> Callable:
     def correlation(labels, answers):
-        # Undefined for a model that gives one answer to everything, which has learned nothing.
+        # Undefined if all predictions are equal; such a model scores 0.
         return function(answers, labels)[0] if np.ptp(answers) and np.ptp(labels) else 0.0
 
     return correlation
@@ -99,10 +100,14 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def baselines(task: Task, train: Dataset, validation: Dataset) -> dict[str, dict[str, float]]:
-    """What answers score on `validation` that look at no text, or for tags at one word alone.
+    """The scores on `validation` of constant predictions and, for tags, of predictions from each word alone.
 
     Args:
-        train, validation: as [`examples.read_examples`] gives them.
+        task: the task.
+        train, validation: splits from [`examples.read_examples`].
+
+    Returns:
+        For each baseline, its metrics by name.
     """
     labels = validation["labels"][:]
     if task.tags_words:

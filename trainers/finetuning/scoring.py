@@ -1,4 +1,4 @@
-"""Scoring text with the discriminator: how likely each token is a replacement. `electra-exit score`."""
+"""Score text with the discriminator: the probability that each token is a replacement. See `electra-exit score`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from ..runtime import cpu_kernels
 from ..runtime.loading import OURS, architecture, load_for, read_config, read_tokenizer
 
 
-# Texts sorted by length at a time, so that batches have little padding and memory stays the same for any corpus.
+# Number of texts that are sorted by length together: batches have little padding, and memory use is constant.
 WINDOW = 4096
-# Tokens a batch, padding included.
+# Maximum tokens per batch, padding included.
 BATCH_TOKENS = 8192
 
 
 @dataclass
 class Score:
-    """What the discriminator says of one text.
+    """The discriminator's scores for one text.
 
-    tokens: the text's, special ones included, cut at the model's positions.
-    replaced: for each, the probability that it is a replacement.
-    pseudo_log_likelihood: the log-probability that none of them is, taken as independent; in nats.
-    exit_layers: for each, the layer that answered; `None` at full depth.
+    tokens: the tokens of the text, including special ones, truncated to the model's positions.
+    replaced: for each token, the probability that it is a replacement.
+    pseudo_log_likelihood: the log-probability, in nats, that no token is a replacement, assuming independence.
+    exit_layers: for each token, the layer where it exited; `None` at full depth.
     """
 
     tokens: list[str]
@@ -42,12 +42,13 @@ class Scorer:
     """Scores texts with a pre-trained checkpoint.
 
     Args:
-        checkpoint (`str`): a folder or Hub id; ours, or an ELECTRA discriminator.
-        exit_entropy_threshold (`float`, *optional*): tokens exit where the exit head's entropy, in nats, is at most
-            this, with its answer. Left out: full depth.
+        checkpoint (`str`): folder or Hub id of an electra-exit or ELECTRA discriminator.
+        exit_entropy_threshold (`float`, *optional*): a token exits, with the exit head's prediction, where the entropy
+            of that prediction, in nats, is at most this. Default: full depth.
 
     Raises:
-        UsageError: if there is no such checkpoint, it holds no discriminator, or it has no exits.
+        UsageError: if there is no such checkpoint, it holds no discriminator, or a threshold is given and it has no
+            exit heads.
     """
 
     def __init__(self, checkpoint: str, exit_entropy_threshold: float | None = None):
@@ -58,7 +59,7 @@ class Scorer:
         if exit_entropy_threshold is not None:
             overrides = {"exit_policy": "threshold", "exit_entropy_threshold": exit_entropy_threshold}
         if overrides and not (config.model_type == OURS and config.has_exit_heads):
-            raise UsageError(f"--exit_entropy_threshold needs exit heads, and {checkpoint} has none")
+            raise UsageError(f"--exit_entropy_threshold requires exit heads, but {checkpoint} has none")
         self.policy = "none" if exit_entropy_threshold is None else "threshold"
         self.tokenizer: PreTrainedTokenizerBase = read_tokenizer(checkpoint)
         self.model = load_for(ElectraEarlyExitForPreTraining, checkpoint, **overrides).eval()
@@ -84,7 +85,8 @@ class Scorer:
         return scores
 
     def _beginning(self, text: str, length: int) -> str:
-        """As much of a text as fills `length` tokens: the tokenizer takes hundreds of bytes for each of all."""
+        """The beginning of a text that fills `length` tokens, because a tokenizer uses hundreds of bytes of memory for
+        each token of its input."""
         tokens = 0
         for piece in PIECE.finditer(text):
             if piece.end() == len(text):
@@ -95,7 +97,7 @@ class Scorer:
         return text
 
     def _score_batch(self, sequences: list[list[int]]) -> Iterator[Score]:
-        # On the right, whatever the tokenizer would do: rows are cut to their length below.
+        # Right padding, regardless of the tokenizer's setting, because rows are sliced to their length below.
         batch = self.tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt").to(self.device)
         with torch.inference_mode():
             outputs = self.model(batch["input_ids"], batch["attention_mask"], exit_policy=self.policy)
@@ -113,7 +115,7 @@ class Scorer:
 
 
 def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of texts, the shortest first, in batches of at most [`BATCH_TOKENS`] tokens, or of one text."""
+    """Indices of texts, shortest first, in batches of at most [`BATCH_TOKENS`] tokens, or of a single longer text."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[number] > BATCH_TOKENS:

@@ -1,4 +1,4 @@
-"""The checkpoint that a fine-tuning starts from: read once, and a model of it for every seed."""
+"""The checkpoint that fine-tuning starts from. It is loaded once and copied for each seed."""
 
 import copy
 
@@ -13,7 +13,7 @@ from ..runtime.loading import architecture, load_for, quiet_loading, read_config
 from .tasks import KINDS, Task
 
 
-# Fields of the config that nothing reads without exit heads.
+# Config fields that have no effect without exit heads.
 NEED_EXITS = ("exit_layers", "exit_loss_weight", "exit_distillation_weight")
 
 
@@ -22,27 +22,29 @@ def head_class(task: Task) -> type[PreTrainedModel]:
 
 
 def has_head_for(config: PreTrainedConfig, tags_words: bool) -> bool:
-    """Whether a checkpoint holds a head that we take over. BERT's for whole sequences, on its pooler, we do not."""
+    """Whether a checkpoint has a head that fine-tuning keeps. BERT's sequence head, which uses its pooler, is not."""
     if tags_words:
         return architecture(config).endswith("ForTokenClassification")
     return architecture(config).endswith("ForSequenceClassification") and config.model_type != "bert"
 
 
 class Start:
-    """A checkpoint with a head for a task, where it has none, a new one.
+    """A checkpoint with a head for a task, which is new if the checkpoint has none.
 
     Args:
-        checkpoint (`str`): folder or Hub id: ours, an ELECTRA or a BERT.
-        config_fields: fields of the config that are to be others.
+        checkpoint (`str`): folder or Hub id of an electra-exit, ELECTRA or BERT model.
+        task: the task of the head.
+        config_fields: fields of the config to change.
 
     Raises:
-        UsageError: for a checkpoint that we do not know, or a head that does not fit the task.
+        UsageError: if the checkpoint is not supported, its head does not fit the task, or `config_fields` sets exits
+            that it does not have.
     """
 
     def __init__(self, checkpoint: str, task: Task, config_fields: dict | None = None):
         check_head(checkpoint, task)
         problem_type = {} if task.tags_words else {"problem_type": KINDS[task.kind]}
-        with quiet_loading():  # that a new head is new is no news
+        with quiet_loading():  # without the warning about the new head
             self.model = load_for(
                 head_class(task),
                 checkpoint,
@@ -59,7 +61,7 @@ class Start:
         self.new = {name for name, weight in self.model.named_parameters() if not was_loaded(weight)}
 
     def model_for(self, seed: int) -> PreTrainedModel:
-        """A copy whose new weights follow from the seed alone."""
+        """A copy of the model whose new weights depend only on the seed."""
         model = copy.deepcopy(self.model)
         set_seed(seed)
         for path, module in model.named_modules():
@@ -73,16 +75,16 @@ def check_head(checkpoint: str, task: Task) -> None:
     config = read_config(checkpoint)
     if not has_head_for(config, task.tags_words):
         return
-    needs = f"and the task {task.name} needs"
+    of = f"of {checkpoint} for the task {task.name}"
     if config.num_labels != len(task.labels):
-        raise UsageError(f"`num_labels` of {checkpoint} is {config.num_labels}, {needs} {len(task.labels)}")
+        raise UsageError(f"`num_labels` {of} must be {len(task.labels)}, got {config.num_labels}")
     if not task.tags_words and config.problem_type not in (None, KINDS[task.kind]):
-        raise UsageError(f"`problem_type` of {checkpoint} is {config.problem_type!r}, {needs} {KINDS[task.kind]!r}")
+        raise UsageError(f"`problem_type` {of} must be {KINDS[task.kind]!r}, got {config.problem_type!r}")
 
 
 @torch.no_grad()
 def predict_in_units(model: PreTrainedModel, task: Task) -> None:
-    """Let the heads of a regression predict labels, and no longer (label - shift) / scale."""
+    """Rescale the heads of a regression model to predict labels instead of (label - shift) / scale."""
     for head in (model.classifier, *getattr(model.exit_heads, "heads", ())):
         head.out_proj.weight.mul_(task.scale)
         head.out_proj.bias.mul_(task.scale).add_(task.shift)

@@ -1,4 +1,4 @@
-"""What a fine-tuning learns: the kinds of task, and those of GLUE (Wang et al., 2019)."""
+"""Fine-tuning tasks: the kinds of task, and the tasks of GLUE (Wang et al., 2019)."""
 
 from dataclasses import dataclass
 
@@ -19,18 +19,18 @@ METRICS_OF = {
     "tagging": ("accuracy", "macro_f1"),
 }
 ENTITY_METRICS = ("entity_f1", "accuracy")
-# Marks of a chunk's tokens in IOB, IOB2, IOBES and BILOU: those that begin one, go on with it, end it, are all of it.
+# Marks of a chunk's tokens in IOB, IOB2, IOBES and BILOU: the first, the inner ones, the last, and a single token.
 BEGINS, INSIDE, ENDS, WHOLE = "B", "I", "EL", "SU"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table holds what a task needs.
+    """The columns of a table that a task uses.
 
     Args:
         text: the text, or for tagging the list of words.
         pair: the second text of a pair.
-        labels: the label, or one column of zeros and ones a label.
+        labels: the label, or one 0/1 column per label.
     """
 
     text: str | None = None
@@ -47,16 +47,16 @@ class Task:
     """A task.
 
     Args:
-        name: what the model card calls it.
+        name: its name on the model card.
         kind: a key of [`KINDS`].
-        columns: of the examples.
-        labels: the names of the classes in the order of their numbers; of a regression, the name of what it predicts.
-        metrics: keys of [`scores.METRICS`], the one that counts first; the larger it is the better.
-        epochs: how long to fine-tune on it.
-        symmetric: ELECTRA trains on both orders of a pair.
-        validation: the name of the validation split on the Hub.
-        largest: the largest label of a regression, whose smallest is 0; infinite where there is no limit.
-        shift, scale: a regression learns (label - shift) / scale.
+        columns: the columns of its examples.
+        labels: the names of the classes in the order of their indices; for regression, the name of the value.
+        metrics: keys of [`scores.METRICS`]. The first one selects the best seed and must be better when larger.
+        epochs: default number of epochs.
+        symmetric: whether ELECTRA trains on both orders of a pair.
+        validation: name of the validation split on the Hub.
+        largest: for regression with labels from 0, the largest label; infinite if labels are unlimited.
+        shift, scale: regression is trained on (label - shift) / scale.
     """
 
     name: str
@@ -90,7 +90,7 @@ def kind_of(config: PreTrainedConfig) -> str:
 
 
 def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The names of a checkpoint's labels, in the order of their numbers."""
+    """The names of a checkpoint's labels, in the order of their indices."""
     return tuple(str(config.id2label.get(number, number)) for number in range(config.num_labels))
 
 
@@ -102,19 +102,19 @@ def task_of(config: PreTrainedConfig) -> Task:
 
 
 def metrics_of(kind: str, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """What is measured of a task that does not say it."""
+    """The default metrics of a task."""
     return ENTITY_METRICS if kind == "tagging" and marks_chunks(labels) else METRICS_OF[kind]
 
 
 def marks_chunks(labels: tuple[str, ...]) -> bool:
-    """Whether tags mark chunks, as `O`, `B-PER` and `I-PER` do."""
+    """Whether the tags mark chunks, such as `O`, `B-PER` and `I-PER`."""
     marks = {label.partition("-")[0] for label in labels if label != "O"}
     return "O" in labels and bool(marks & {BEGINS, INSIDE}) and marks <= {BEGINS, INSIDE, *ENDS, *WHOLE}
 
 
 def _glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], **more) -> Task:
-    """A task with the columns and labels of the data set `glue` on the Hub, and the epochs for which ELECTRA
-    fine-tunes on it (google-research/electra, `configure_finetuning.py`)."""
+    """A task with the columns and labels of the dataset `glue` on the Hub, and the epochs of google-research/electra
+    (`configure_finetuning.py`)."""
     kind = "regression" if len(labels) == 1 else "classification"
     return Task(name, kind, Columns(*texts, *[None] * (2 - len(texts)), ("label",)), labels, metrics, **more)
 

@@ -288,7 +288,11 @@ def test_the_command_stores_thresholds_and_says_once_that_it_cannot_draw(folder,
         ({}, ["--label_column", "gold"], "must have the column `gold`, got sentence, label, idx"),
         ({"label": 7}, [], "must hold the labels of the model (no, yes), got 7"),
         ({"label": "maybe"}, [], "must hold the labels of the model (no, yes), got 'maybe'"),
-        ({"text": "a text"}, [], "with --text_column: it has sentence, label, idx, text; sentence, text may be meant"),
+        (
+            {"text": "a text"},
+            [],
+            "with --text_column: it has the columns sentence, label, idx, text; candidates: sentence, text",
+        ),
         ({}, [], "must be at least 0.0416 for 72 examples, "),
         ({"label": [0, 1]}, [], "must have one label in each row for classification, got a list of labels"),
         ({}, ["--max_accuracy_drop", "2"], "must be above 0 and below 1, got 2.0"),
@@ -323,9 +327,9 @@ def test_the_command_calibrates_a_classifier_of_words(tokenizer, tmp_path, capsy
     capsys.readouterr()
     for wrong, message in (
         ({"tags": ["B-DOG"] * len(texts[0])}, "must hold the labels of the model (O, B-CAT), got 'B-DOG'"),
-        ({"tags": ["O"]}, f"{len(texts[0])} words in tokens, and 1 labels in tags"),
+        ({"tags": ["O"]}, f"got {len(texts[0])} words in `tokens` and 1 labels in `tags`"),
         ({"tags": "O"}, "must have a list of labels in each row for tagging, got one label"),
-        ({"words": texts[0]}, "that holds the text with --text_column: it has tokens, tags, words"),
+        ({"words": texts[0]}, "with --text_column: it has the columns tokens, tags, words"),
     ):
         examples.write_text("\n".join(json.dumps({**row, **wrong}) for row in rows[:1]))
         assert cli.main([*command, "--label_column", "tags"]) == 2
@@ -357,9 +361,9 @@ def test_the_command_calibrates_a_classifier_with_several_labels(tokenizer, tmp_
     assert found[0]["full_accuracy"] == found[1]["full_accuracy"] == pytest.approx(right.float().mean().item())
     capsys.readouterr()
     for wrong, message in (
-        (["bird"], "must hold lists of names of cat, dog, old, or of a 0 or 1 for each of the 3 labels"),
-        ([0, 1], "or of a 0 or 1 for each of the 3 labels, got [0, 1]"),
-        ([0, 2], "or of a 0 or 1 for each of the 3 labels, got [0, 2]"),
+        (["bird"], "must hold lists of names among cat, dog, old, or lists with a 0 or 1 for each of the 3 labels"),
+        ([0, 1], "or lists with a 0 or 1 for each of the 3 labels, got [0, 1]"),
+        ([0, 2], "or lists with a 0 or 1 for each of the 3 labels, got [0, 2]"),
         ("cat", "must have a list of labels in each row for multi_label, got one label"),
     ):
         examples.write_text("\n".join(json.dumps({"text": text, "label": wrong}) for text in texts))

@@ -59,10 +59,10 @@ def test_what_is_conll(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a O\n\nb\n", "line 3 of {path} must have 2 columns, as the first, got 1"),
-        ("alone\n", "line 1 of {path} must have 2 columns, as the first, got 1"),
-        ("\n \n", "there is no sentence in {path}"),
-        ("a O\n" * 600, "{path} has 600 lines and no empty one between two sentences"),
+        ("a O\n\nb\n", "line 3 of {path} must have 2 columns, as the first line, got 1"),
+        ("alone\n", "line 1 of {path} must have 2 columns, as the first line, got 1"),
+        ("\n \n", "{path} holds no sentences"),
+        ("a O\n" * 600, "{path} has 600 lines and no empty line between sentences"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, content, message):

@@ -98,7 +98,7 @@ def test_a_fine_tuned_checkpoint_is_evaluated_as_it_is(data, capsys):
     assert run(model, "--tasks", "stsb", *again) == 2
     assert "`num_labels` of " in capsys.readouterr().err
     assert run(model, "--tasks", "sst2,blimp", "--blimp", data / "blimp.jsonl.xz", *again) == 2
-    assert "needs a discriminator" in capsys.readouterr().err
+    assert "requires a discriminator" in capsys.readouterr().err
 
 
 def test_blimp_by_hand(data):
@@ -120,13 +120,13 @@ def test_blimp_by_hand(data):
 
 
 MISTAKES = [
-    (["{start}", "--tasks", "sst2,squad"], "--tasks must be of cola, "),
+    (["{start}", "--tasks", "sst2,squad"], "--tasks must be among cola, "),
     (["{start}", "--tasks", "sst2,squad"], "and blimp, got 'squad'"),
-    (["{start}", "--tasks", "blimp"], "the task blimp needs its file: --blimp FILE"),
+    (["{start}", "--tasks", "blimp"], "the task blimp requires --blimp FILE"),
     (["{start}", "--tasks", "blimp", "--blimp", "/nowhere"], "no such file: /nowhere"),
     (
         ["{bert}", "--tasks", "blimp", "--blimp", "{blimp}"],
-        "needs a discriminator: one of ElectraEarlyExitForPreTrain",
+        "requires a discriminator: one of ElectraEarlyExitForPreTrain",
     ),
     (["{start}", "--tasks", "sst2,rte"], "no such file: "),  # before sst2 is begun
     (
@@ -134,8 +134,8 @@ MISTAKES = [
         "--task is not a flag of `evaluate`; name the tasks with --tasks",
     ),
     (["{start}", "--tasks", "sst2", "--lerning_rate", "1"], "unknown field `lerning_rate`"),
-    (["{start}"], "is not fine-tuned, it holds ElectraEarlyExitForPreTraining: name --tasks to measure it on"),
-    (["{other}"], "`validation_file` must name examples of the task of the model, got None; or name --tasks"),
+    (["{start}"], "must be fine-tuned, got ElectraEarlyExitForPreTraining; or name tasks with --tasks"),
+    (["{other}"], "`validation_file` must name examples of the model's task, got None; or name --tasks"),
     (["{other}", "--tasks", "sst2"], "`finetuning_task` of "),
 ]
 

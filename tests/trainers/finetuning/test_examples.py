@@ -100,7 +100,7 @@ def test_rows_without_a_text_or_a_label_are_left_out_and_counted(kind, caplog):
         assert list(prepare(Dataset.from_dict(holed), task, "the data")) == [*whole, whole[-1]]
         (record,) = caplog.records
         assert record.getMessage() == (
-            f"2 of {COUNT + 3} rows of the data lack a text or a label and are left out: row 1 lacks `{column}`"
+            f"2 of {COUNT + 3} rows of the data lack a text or a label and are dropped: row 1 lacks `{column}`"
         )
 
 
@@ -167,14 +167,26 @@ BOTH = {"text": TEXTS, "label": CLASSES}
         (
             {"title": TEXTS, "body": TEXTS, "label": CLASSES},
             {},
-            "with --text_column: it has title, body, label; title",
+            "with --text_column: it has the columns title, body, label; candidates: title",
         ),
-        ({"text": TEXTS, "a": CLASSES, "b": CLASSES}, {}, "with --label_column: it has text, a, b; a, b may be meant"),
-        ({**BOTH, "class": CLASSES}, {}, "with --label_column: it has text, label, class; label, class may be meant"),
-        ({"x": list(range(COUNT)), "label": CLASSES}, {}, "that holds the text with --text_column: it has x, label"),
-        (BOTH, {"text": "text", "labels": ("text",)}, "the column `text` of the data cannot be two of text, second"),
-        (BOTH, {"text": "text", "pair": "text"}, "cannot be two of text, second text and label"),
-        (BOTH, {"pair": "text"}, "that holds the text with --text_column: it has text, label"),
+        (
+            {"text": TEXTS, "a": CLASSES, "b": CLASSES},
+            {},
+            "with --label_column: it has the columns text, a, b; candidates: a, b",
+        ),
+        (
+            {**BOTH, "class": CLASSES},
+            {},
+            "with --label_column: it has the columns text, label, class; candidates: label, class",
+        ),
+        ({"x": list(range(COUNT)), "label": CLASSES}, {}, "with --text_column: it has the columns x, label"),
+        (
+            BOTH,
+            {"text": "text", "labels": ("text",)},
+            "the column `text` of the data must be only one of text, second",
+        ),
+        (BOTH, {"text": "text", "pair": "text"}, "must be only one of text, second text and label"),
+        (BOTH, {"pair": "text"}, "with --text_column: it has the columns text, label"),
         (BOTH, {"pair": "more"}, "must have the column `more`, got text, label"),
     ],
 )

@@ -247,30 +247,31 @@ MISTAKES = {
     "other file": (["--train_file", "{folder}/start/config.yaml"], "unknown type of file "),
     "missing column": (["--train_file", "{good}", "--text_column", "body"],
                        "good.csv must have the column `body`, got text, label"),
-    "one class": (["--train_file", "{one}"], "`label` of {one} must hold two labels or more, got only 'yes'"),
+    "one class": (["--train_file", "{one}"], "`label` of {one} must hold at least two labels, got only 'yes'"),
     "label of validation alone": (["--train_file", "{good}", "--validation_file", "{other}"],
                                   "{other} must hold the labels of the training data (no, yes), got 'maybe'"),
     "empty texts": (["--train_file", "{empty}"], "2 of 4 rows of {empty} lack a text or a label: row 3 lacks `text`"),
     "NaN": (["--train_file", "{nan}"], "the column `label` of {nan} must hold numbers, got 'nan'"),
     "no labels": (["--train_file", "{good}", "--validation_file", "{unlabelled}"], "20 of 30 rows of {unlabelled} "
                   "lack a text or a label: row 11 lacks `label`"),
-    "no header": (["--train_file", "{headless}"], "{headless} must begin with a line that names its columns"),
-    "ambiguous": (["--train_file", "{many}"], "{many} that holds the text with --text_column: it has title, body, "
-                  "label; title, body may be meant"),
+    "no header": (["--train_file", "{headless}"], "{headless} must begin with a header"),
+    "ambiguous": (["--train_file", "{many}"], "the text column of {many} with --text_column: it has the "
+                  "columns title, body, label; candidates: title, body"),
     "numbers": (["--train_file", "{ids}", "--label_column", "id"],
-                "the column `id` of {ids} has 30 different values in 30 rows, which are no classes"),
+                "the column `id` of {ids} has 30 different values in 30 rows, too many for"),
     "type": (["--train_file", "{good}", "--task_type", "tagging"], "`text` of {good} must hold lists of words"),
     "words": (["--train_file", "{good}", "--task_type", "regression"], "must hold numbers, got 'yes'"),
-    "constant": (["--train_file", "{constant}"], "`label` of {constant} must hold different numbers, got only 1.5"),
+    "constant": (["--train_file", "{constant}"],
+                 "`label` of {constant} must hold at least two different numbers, got only 1.5"),
     "fraction": (["--train_file", "{good}", "--validation_fraction", "1.5"], "`validation_fraction` must be strictly"),
-    "too few": (["--train_file", "{few}"], "{few} has 4 rows, of which none can be held out; give --validation_file"),
-    "width": (["--train_file", "{ragged}"], "line 3 of {ragged} must have 2 columns, as the first, got 3"),
-    "no sentence": (["--train_file", "{blank}"], "there is no sentence in {blank}"),
+    "too few": (["--train_file", "{few}"], "{few} has 4 rows, too few to hold out any; give --validation_file"),
+    "width": (["--train_file", "{ragged}"], "line 3 of {ragged} must have 2 columns, as the first line, got 3"),
+    "no sentence": (["--train_file", "{blank}"], "{blank} holds no sentences"),
     "bytes": (["--train_file", "{latin}"], "cannot read {latin} as csv: it is not UTF-8 (byte 12); convert it"),
     "spreadsheet": (["--train_file", "{sep}"], "cannot read {sep} as csv: its first line is a separator instruction "
                     "for spreadsheets; remove it"),
     "head of another kind": (["--train_file", "{good}", "--model", "{three}"],
-                             "`num_labels` of {three} is 3, and the task good needs 2"),
+                             "`num_labels` of {three} for the task good must be 2, got 3"),
 }  # fmt: skip
 
 

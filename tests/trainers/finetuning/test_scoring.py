@@ -145,7 +145,7 @@ def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
         (["{folder}/none", "{folder}/text.txt"], "no model in "),
         (["{folder}/answers", "{folder}/text.txt"], "must hold a pre-trained discriminator, got Electra"),
         (["{folder}/dense", "{folder}/text.txt", "--exit_entropy_threshold", "0.5"],
-         "--exit_entropy_threshold needs exit heads"),
+         "--exit_entropy_threshold requires exit heads"),
         (["{folder}/model", "{folder}/text.txt", "--exit_entropy_threshold", "-1"], "exit_entropy_threshold"),
         (["{folder}/model", "{folder}/text.txt", "--text_column", "body"], "must have the column `body`, got text"),
         (["{folder}/model", "{folder}/numbers.jsonl"], "the column `text` of {folder}/numbers.jsonl must hold text"),
