@@ -1,1 +1,1 @@
-"""The Hub, and the cards of models and data sets."""
+"""Pushing to the Hub, cards of models and datasets, reports and the demo."""

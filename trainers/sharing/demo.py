@@ -1,5 +1,6 @@
-"""A page on which a model is tried: which tokens of a text look replaced, or what a fine-tuned model says of it, and
-after which layer. It is `electra-exit demo`, and, copied as it is, `app.py` of a Space: it imports nothing of ours.
+"""A web page for trying a model. A pre-trained model marks the tokens that look replaced; a fine-tuned model shows its
+prediction and the exit layer. `electra-exit demo` serves it. A Space uses a copy of this file as `app.py`, so it
+imports nothing from this package.
 """
 
 import json
@@ -16,17 +17,17 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 
-# Of a Space: its folder with the model, or a Hub id.
+# In a Space: the folder of the model, or a Hub id.
 CHECKPOINT = "model"
 NAME = "A model"
-# By the end of the name of the class that a checkpoint was saved from.
+# Auto class by the end of the name of the checkpoint's class.
 KINDS = {
     "ForPreTraining": "AutoModelForPreTraining",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
 }
 EXAMPLE = "The president signed the law and walked slowly back to the banana."
-# No web font: the page asks nobody but this machine.
+# System fonts, so that the page loads nothing from other servers.
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 STYLE = """
 button.primary { background: #1f5fa8; color: #fff; border-color: #1f5fa8; }
@@ -43,13 +44,14 @@ button.primary:hover { background: #174a85; }
 
 
 class Demo:
-    """A model and its tokenizer, and what it says of a text as HTML.
+    """A model that answers a text with HTML.
 
     Args:
-        checkpoint (`str`): a folder or Hub id, pre-trained or fine-tuned.
+        checkpoint (`str`): folder or Hub id of a pre-trained or fine-tuned model.
+        trust_remote_code (`bool`): load the code from the checkpoint.
 
     Raises:
-        ValueError: if it is saved from a class that reads no text of its own.
+        ValueError: if the checkpoint's class is not one of [`KINDS`].
     """
 
     def __init__(self, checkpoint: str, trust_remote_code: bool = False):
@@ -67,9 +69,9 @@ class Demo:
 
     @torch.inference_mode()
     def answer(self, text: str, second: str = "") -> str:
-        """What the model says of a text, or of two, as HTML."""
+        """The model's output for a text or a pair of texts, as HTML."""
         if not text.strip():
-            return '<p role="status">Type a text first.</p>'
+            return '<p role="status">Enter a text first.</p>'
         told = {"ForPreTraining": self._tokens, "ForTokenClassification": self._words}.get(self.kind, self._label)
         return f'<div class="result" role="status">{told(text, second)}</div>'
 
@@ -94,9 +96,9 @@ class Demo:
         likely = max(found, key=lambda each: each[1], default=None)
         said = ""
         if likely is not None:
-            which = "Most likely replaced" if likely[1] >= 0.5 else "None looks replaced; the likeliest"
+            which = "Most likely replaced" if likely[1] >= 0.5 else "No token looks replaced; the most likely is"
             said = f"<p>{which}: <b>{escape(likely[0])}</b>, {likely[1]:.0%}.</p>"
-        return (f"{said}<p>Each token, and how likely it is that another stood there before:</p>"
+        return (f"{said}<p>Probability that each token is a replacement:</p>"
                 f'<ul class="tokens" aria-label="tokens">{items}</ul>')  # fmt: skip
 
     def _label(self, text: str, second: str) -> str:
@@ -125,7 +127,7 @@ class Demo:
                 firsts.setdefault(number, place)
         best = outputs.logits[0].float().softmax(-1).max(-1)
         layers = getattr(outputs, "exit_layers", None)
-        head = ("word", "tag", "probability", *(() if layers is None else ("finished after layer",)))
+        head = ("word", "tag", "probability", *(() if layers is None else ("exit layer",)))
         rows = [
             (words[number], self.config.id2label[int(best.indices[at])], f"{best.values[at]:.1%}",
              *(() if layers is None else (int(layers[0, at]),)))
@@ -140,17 +142,17 @@ class Demo:
         return f"{self._depth(None if layers is None else layers[0, places])}<table><tr>{titles}</tr>{cells}</table>"
 
     def _depth(self, layers: torch.Tensor | None) -> str:
-        """After which layer an answer was finished, or the mean over several, and what that saved."""
+        """The exit layer, or the mean over several, and the share of the layers saved."""
         every = self.config.num_hidden_layers
         if layers is None:
             return f"<p>Computed by all {every} layers: this model has no calibrated exits.</p>"
         mean = layers.float().mean().item()
         where = f"layer {mean:.0f}" if layers.numel() == 1 else f"{mean:.1f} layers on average"
-        return f"<p>Finished after {where} of {every}: {1 - mean / every:.0%} of the layers saved.</p>"
+        return f"<p>Exited after {where} of {every}: {1 - mean / every:.0%} of the layers saved.</p>"
 
 
 def _text_columns(checkpoint: str) -> int:
-    """Of how many texts an example of its task is, as the run has recorded."""
+    """The number of texts per example of the model's task, as recorded by its run."""
     path = Path(checkpoint, "metrics.json")
     if not path.is_file():
         return 1
@@ -159,11 +161,11 @@ def _text_columns(checkpoint: str) -> int:
 
 
 def page(demo: Demo, name: str) -> gr.Blocks:
-    """The page. It can be used by keyboard alone, and its results are announced to screen readers."""
+    """Build the page. It is usable by keyboard alone, and screen readers announce its results."""
     task = {
-        "ForPreTraining": "Type a text. The model tells how likely each token is a replacement.",
-        "ForSequenceClassification": "Type a text. The model gives its label, and says after which layer.",
-        "ForTokenClassification": "Type a text. The model tags its words, and says after which layer each.",
+        "ForPreTraining": "Enter a text. The model estimates for each token whether it is a replacement.",
+        "ForSequenceClassification": "Enter a text. The model predicts its label and shows the exit layer.",
+        "ForTokenClassification": "Enter a text. The model tags its words and shows the exit layer of each.",
     }[demo.kind]
     with gr.Blocks(title=f"{name}: electra-early-exit", analytics_enabled=False) as blocks:
         gr.Markdown(f"# {escape(name)}\n\n{task}")
@@ -178,7 +180,7 @@ def page(demo: Demo, name: str) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, **options):
-    """Serve the page; on this machine alone unless `options` say otherwise."""
+    """Serve the page without a public link; `options` are those of `Blocks.launch`."""
     own = {"share": False, "ssr_mode": False, "footer_links": []}
     return blocks.launch(**own, **options, theme=gr.themes.Default(**FONTS), css=STYLE)
 

@@ -1,7 +1,7 @@
-"""Pushing to the Hub: what may travel, in which commits, and what is said when it fails.
+"""Push to the Hub: select the files, commit them, and explain failures.
 
-Everything goes through [`push_files`]: one commit that holds a whole model, so that the repository loads after every
-commit, and one for the card, which names the first by its hash.
+[`push_files`] makes every push. It makes one commit with a whole model, so that the repository loads after every
+commit, and one with the card, which refers to the first by its hash.
 """
 
 import hashlib
@@ -45,62 +45,62 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", SHARDS, INDEX)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
              "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
-# Of a model, beside its weights and code. The card travels in a commit of its own.
+# Files of a model besides weights and code. The card has a separate commit.
 SHARED = ("config.json", *TOKENIZER, METRICS, FIGURE, CURVE)
-# Of a checkpoint, what resuming needs beside the model.
+# Files of a checkpoint that resuming requires besides the model.
 TRAINING_STATE = (TRAINER_STATE_NAME, "generator.safetensors", "optimizer.pt", "optimizer.bin", "scheduler.pt",
                   "scaler.pt", "rng_state.pth", "rng_state_[0-9]*.pth", "pytorch_model_fsdp.bin")  # fmt: skip
 
 
 def matching(path: str | Path, patterns: Iterable[str]) -> bool:
-    """Whether the name of a file is one of those that the patterns describe."""
+    """Whether the name of a file matches one of the patterns."""
     return any(fnmatchcase(os.path.basename(path), pattern) for pattern in patterns)
 
 
-# ---- What may travel ----
+# ---- Which files are pushed ----
 
 
 def plain_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
-    """The files of a folder that the patterns name, by name.
+    """The files of a folder that match the patterns, by name.
 
     Raises:
-        PushError: if one of them is a link or no file: what it leads to may be anything on this machine.
+        PushError: if one of them is a link, which may lead anywhere on this machine, or not a regular file.
     """
     found = {path.name: path for path in sorted(folder.iterdir()) if matching(path, patterns)}
     for name, path in found.items():
         if not stat.S_ISREG(path.lstat().st_mode):
-            kind = "a symbolic link" if path.is_symlink() else "no file"
+            kind = "a symbolic link" if path.is_symlink() else "not a regular file"
             raise PushError(
-                f"{name} of {folder} is {kind}; nothing was pushed. Put the file itself there, or remove it"
+                f"{name} in {folder} is {kind}; nothing was pushed. Replace it with the file itself, or remove it"
             )
     return found
 
 
 def shared_files(folder: Path) -> dict[str, Path]:
-    """The files of a model's folder that a stranger needs: config, weights, code, tokenizer, measurements.
+    """The files of a model's folder that are pushed: config, weights, code, tokenizer, measurements and figures.
 
-    Everything else stays: a list of what may travel forgets nothing secret, unlike a list of what may not.
+    This is an allow list, so that unknown files, which may be secret, are never pushed.
 
     Raises:
-        UsageError: if the folder does not hold a whole model of ours, of plain files.
+        PushError: if the folder does not hold a complete electra-exit model in regular files.
     """
     if "config.json" not in plain_files(folder, ["config.json"]):
         raise PushError(lacks_model(folder))
     config = read_json(folder / "config.json")
     if config.get("model_type") != ElectraEarlyExitConfig.model_type:
-        raise PushError(f"{folder} holds a model of type {config.get('model_type')!r}, not "
-                        f"{ElectraEarlyExitConfig.model_type!r}")  # fmt: skip
+        raise PushError(f"`model_type` of {folder} must be {ElectraEarlyExitConfig.model_type!r}, got "
+                        f"{config.get('model_type')!r}")  # fmt: skip
     needed = _weight_files(folder) | _code_files(folder, config)
     files = plain_files(folder, {*SHARED, *needed})
     if missing := sorted(needed - files.keys()):
-        raise PushError(f"{folder} lacks {', '.join(missing)}; write it again with `save_pretrained`")
+        raise PushError(f"{folder} lacks {', '.join(missing)}; save the model again with `save_pretrained`")
     if not any(matching(name, TOKENIZER) for name in files):
-        logger.warning(f"{folder} has no tokenizer; users of the model need to know which one it was trained with")
+        logger.warning(f"{folder} has no tokenizer; users of the model will not know which one it was trained with")
     return files
 
 
 def _weight_files(folder: Path) -> set[str]:
-    """The one file of weights, or the index and its shards; Transformers prefers the former, too."""
+    """The single weight file, or the index and its shards. Like Transformers, prefer the single file."""
     if INDEX not in plain_files(folder, [INDEX, "model.safetensors"]) or (folder / "model.safetensors").is_file():
         return {"model.safetensors"}
     shards = read_json(folder / INDEX).get("weight_map")
@@ -114,7 +114,7 @@ def _weight_files(folder: Path) -> set[str]:
 
 
 def _code_files(folder: Path, config: dict) -> set[str]:
-    """The modules that `auto_map` names and what they import from each other, by file name."""
+    """The file names of the modules in `auto_map` and of their relative imports."""
     references = config.get("auto_map", {})
     if not isinstance(references, dict):
         raise PushError(f"`auto_map` of {folder / 'config.json'} must map classes to code, got {references!r:.100}")
@@ -133,21 +133,25 @@ def _code_files(folder: Path, config: dict) -> set[str]:
 
 
 def _module_file(folder: Path, module: str) -> str:
-    """Raises: PushError for what is no name of a module, and may lead out of the folder."""
+    """The file name of a module.
+
+    Raises:
+        PushError: if it is not a plain module name, which could lead out of the folder.
+    """
     if not module.isidentifier():
-        raise PushError(f"the code of {folder} must be modules beside its config.json, got {module!r:.100}; "
-                        "see `auto_map` there and the relative imports")  # fmt: skip
+        raise PushError(f"`auto_map` and the relative imports of {folder} must name modules in that folder, got "
+                        f"{module!r:.100}")  # fmt: skip
     return f"{module}.py"
 
 
 def training_state_files(checkpoint: Path) -> dict[str, Path | bytes]:
-    """A checkpoint with what resuming needs, all but the pickled arguments: those carry the token. The manifest and
-    the state that travel are rewritten: they list no more than what does, and no place on this machine."""
+    """The files of a checkpoint for resuming, without the pickled arguments, which contain the token. The manifest is
+    rewritten to list only these files, and the trainer state to contain no local path."""
     files: dict[str, Path | bytes] = {**shared_files(checkpoint), **plain_files(checkpoint, TRAINING_STATE)}
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     manifest = {name: entry for name, entry in read_json(checkpoint / MANIFEST).items() if name in files}
     if best := state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = Path(best).name  # without the path on this machine
+        state["best_model_checkpoint"] = Path(best).name  # without the local path
         content = (json.dumps(state, indent=2, sort_keys=True) + "\n").encode()
         manifest[TRAINER_STATE_NAME] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         files[TRAINER_STATE_NAME] = content
@@ -155,20 +159,20 @@ def training_state_files(checkpoint: Path) -> dict[str, Path | bytes]:
 
 
 def check_clean(files: Mapping[str, Path | bytes], token: str | None) -> None:
-    """The last look before anything leaves.
+    """Search the files for secrets before they are pushed.
 
     Raises:
-        PushError: for what [`leaks.first_leak`] finds, or cannot search.
+        PushError: if [`leaks.first_leak`] finds one, or cannot search a file.
     """
     try:
         leak = first_leak(files, token)
     except UnreadableError as error:
-        raise PushError(f"{error}, so it was not searched for secrets; nothing was pushed") from error
+        raise PushError(f"{error}, so it cannot be searched for secrets; nothing was pushed") from error
     if leak is not None:
-        raise PushError(f"{leak}; nothing was pushed. Remove it there and push again")
+        raise PushError(f"{leak}; nothing was pushed. Remove it and push again")
 
 
-# ---- How it travels ----
+# ---- How they are pushed ----
 
 
 def push_files(
@@ -183,25 +187,27 @@ def push_files(
     revision: str | None = None,
     replaces: Sequence[str] = WEIGHTS,
 ) -> CommitInfo:
-    """Commit `files`, then the card.
+    """Commit `files`, then the card. Unchanged files are not uploaded, and without changes there is no new commit.
 
     Args:
         files: path in the repository -> file, or its content.
         card: text of README.md; the placeholders of repository and commit are filled in.
+        repo_id: the repository, created if missing.
         kind: "model" or "dataset".
-        private: for a repository that is created here. Left out: as the account has it.
-        revision: branch, created where there is none. Left out: "main".
-        replaces: patterns of names that are deleted where `files` does not have them any more, in the folders that it
-            writes to. A forgotten `model.safetensors` would win over new shards.
+        message: commit message.
+        token: Hub token. Default: the stored one.
+        private: visibility of a repository that is created here. Default: the account's.
+        revision: branch, created if missing. Default: "main".
+        replaces: patterns of file names to delete if they are not in `files`, in the folders that `files` writes to.
+            Otherwise an old `model.safetensors` would take precedence over new shards.
 
     Returns:
-        What the Hub says of the last commit. Files that have not changed are not sent, and where none has, there is no
-        new commit.
+        The last commit, as the Hub reports it.
 
     Raises:
-        PushError: for whatever went wrong.
+        PushError: if anything fails.
     """
-    check_clean({**files, CARD: card.encode(), "the message of the commit": message.encode()}, token)
+    check_clean({**files, CARD: card.encode(), "the commit message": message.encode()}, token)
     with one_sentence(repo_id):
         where = {"repo_type": kind, "token": token}
         repo_id = API.create_repo(repo_id, private=private, exist_ok=True, **where).repo_id
@@ -232,36 +238,36 @@ def push_files(
 
 
 def _last_change(repo_id: str, names: list[str], where: dict) -> str:
-    """The commit that last changed one of these files."""
+    """The id of the commit that last changed one of these files."""
     known = API.get_paths_info(repo_id, names, expand=True, **where)
     return max((path.last_commit for path in known), key=lambda commit: commit.date).oid
 
 
 @contextmanager
 def one_sentence(repo_id: str) -> Iterator[None]:
-    """Whatever the client raises becomes a [`PushError`]."""
+    """Raise any error of the Hub client as a one-sentence [`PushError`]."""
     try:
         yield
-    except Exception as error:  # the library raises a dozen kinds, from its own to those of the HTTP client
-        # "Error while uploading" says nothing; its cause does.
+    except Exception as error:  # the library and its HTTP client raise a dozen kinds
+        # "Error while uploading" is uninformative; its cause is not.
         reason = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
         status = getattr(getattr(reason, "response", None), "status_code", None)
         raise PushError(_explanation(repo_id, status, reason)) from error
 
 
 def _explanation(repo_id: str, status: int | None, error: BaseException) -> str:
-    again = "push again later: what is there already is not sent twice"
+    again = "push again later; files already uploaded are not sent twice"
     known = {
-        401: f"the Hub does not accept your token for {repo_id}: log in with `hf auth login`, or set HF_TOKEN",
-        403: f"your token may not write to {repo_id}: choose a repository of yours, or a token with write access",
-        404: f"there is no {repo_id} that your token may see, or not the revision",
+        401: f"the Hub rejects your token for {repo_id}: log in with `hf auth login`, or set HF_TOKEN",
+        403: f"your token cannot write to {repo_id}: choose your own repository, or a token with write access",
+        404: f"{repo_id} or the revision does not exist, or your token has no access to it",
         412: f"someone else committed to {repo_id} at the same time; push again",
-        429: f"the Hub takes no more requests of yours for now; {again}",
+        429: f"the Hub's rate limit is reached; {again}",
     }
     if status in known:
         return known[status]
     if status is not None and status >= 500:
-        return f"the Hub is out of order (status {status}); {again}"
+        return f"the Hub has a server error (status {status}); {again}"
     return f"could not push to {repo_id}: {first_line(error)}; {again}"
 
 
@@ -274,16 +280,22 @@ def push_folder(
     max_shard_size: str | None = None,
     **where,
 ) -> CommitInfo:
-    """Push a run's folder, or one that `save_pretrained` wrote, with its card.
+    """Push the folder of a run or of a saved model, with its card. The folder is not changed.
 
     Args:
-        with_generator: `False` omits the generator's weights; the model in the repository has
-            `generator_type="none"`, and its card says so.
-        max_shard_size: largest size of a file of weights, such as "5GB". Left out: files as they are.
+        folder: folder of a run, or output of `save_pretrained`.
+        repo_id: the repository, created if missing.
+        message: commit message.
+        with_generator: `False` omits the generator's weights; the pushed model has `generator_type="none"`, and its
+            card says so.
+        max_shard_size: maximum size of a weight file, such as "5GB". Default: the files as they are.
         **where: `token`, `private` and `revision`, as in [`push_files`].
 
+    Returns:
+        The last commit, as the Hub reports it.
+
     Raises:
-        PushError: as [`push_files`], or if the folder does not hold a whole model of ours. The folder is only read.
+        PushError: as [`push_files`], or if the folder does not hold a complete electra-exit model.
     """
     folder = Path(folder)
     files = shared_files(folder)
@@ -293,29 +305,29 @@ def push_folder(
             kept = {name: path for name, path in files.items() if not matching(name, WEIGHTS)}
             files = kept | {path.name: path for path in Path(rewritten).iterdir()}
         if with_generator and CARD in plain_files(folder, [CARD]):
-            card = (folder / CARD).read_text(encoding="utf-8", errors="replace")  # perhaps edited by hand
+            card = (folder / CARD).read_text(encoding="utf-8", errors="replace")  # keeps manual edits
         else:
             card = render_model_card(folder, has_generator=with_generator)
         return push_files(files, card, repo_id, message=message, **where)
 
 
 def _rewrite(folder: Path, target: Path, with_generator: bool, max_shard_size: str | None) -> None:
-    """Save the model anew, in other shards or without its generator.
+    """Save the model to `target` with other shards or without its generator.
 
     Raises:
-        PushError: if it cannot be loaded, or `max_shard_size` is no size.
+        PushError: if it cannot be loaded, or `max_shard_size` is invalid.
     """
     changes = {} if with_generator else {"generator_type": "none"}
     try:
         architecture = ElectraEarlyExitConfig.from_pretrained(folder).architectures[0]
         model = getattr(modeling_electra_exit, architecture).from_pretrained(folder, **changes)
         model.save_pretrained(target, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
-    except Exception as error:  # the library raises whatever a damaged file leads it to
-        raise PushError(f"the model in {folder} cannot be saved anew: {first_line(error)}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise PushError(f"the model in {folder} cannot be converted: {first_line(error)}") from error
 
 
 def linked(files: Mapping[str, Path | bytes], folder: Path) -> dict[str, Path | bytes]:
-    """The same files under other names in `folder`: an old checkpoint may be deleted while it is being pushed."""
+    """Hard links to the files in `folder`, because training may delete an old checkpoint while it is being pushed."""
     copies: dict[str, Path | bytes] = {}
     for number, (name, source) in enumerate(files.items()):
         copies[name] = source
@@ -329,10 +341,10 @@ def linked(files: Mapping[str, Path | bytes], folder: Path) -> dict[str, Path | 
 
 
 class PushingTrainer(CompatibleTrainer):
-    """[`~transformers.Trainer`] of which every push loads, by a stranger and without a secret.
+    """[`~transformers.Trainer`] whose pushes load anywhere and contain no secrets.
 
-    The library's own pushes forget the code when they push a checkpoint, push all that lies in the folder, and pickle
-    the arguments with the token in them.
+    Transformers' own pushes omit the code of a checkpoint, include every file in the folder, and pickle the arguments
+    with the token.
     """
 
     def init_hf_repo(self, token=None, private=None):
@@ -344,19 +356,19 @@ class PushingTrainer(CompatibleTrainer):
         return getattr(self.args, "model_license", None)
 
     def create_model_card(self, language=None, license=None, **_):
-        """A card that states what this run measured, instead of the draft that calls every model fine-tuned."""
+        """Write a card with this run's measurements, instead of Transformers' draft for fine-tuned models."""
         if self.is_world_process_zero():
             write_model_card(self.args.output_dir, language=language, license=license or self._license)
 
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
     ) -> CommitInfo | Future | None:
-        """Push what is in `output_dir` of the model, its code, tokenizer and card, and nothing else.
+        """Push the model in `output_dir` with its code, tokenizer and card, and nothing else.
 
-        Args: those of [`~transformers.Trainer.push_to_hub`]; `language` and `license` go to the card.
+        Args: those of [`~transformers.Trainer.push_to_hub`]; `language` and `license` are for the card.
 
         Raises:
-            PushError: in one line. The folder is complete all the same, and [`push_folder`] can repeat the push.
+            PushError: if the push fails. The folder is complete, and [`push_folder`] can repeat the push.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -373,7 +385,7 @@ class PushingTrainer(CompatibleTrainer):
         return job.result() if blocking else job
 
     def push_checkpoint(self, checkpoint):
-        """Push the checkpoint itself: unlike `output_dir`, it holds everything, the code included."""
+        """Push the checkpoint itself, because unlike `output_dir` it contains the code."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -385,7 +397,7 @@ class PushingTrainer(CompatibleTrainer):
             if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 subfolder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
                 files |= {f"{subfolder}/{name}": source for name, source in training_state_files(checkpoint).items()}
-        except UsageError as error:  # weights in the form of another library, for one
+        except UsageError as error:  # for example, weights in the format of another library
             logger.warning(f"{error}. Nothing was pushed; training continues")
             return
         card = render_model_card(checkpoint, name=Path(self.args.output_dir).resolve().name, license=self._license)
@@ -398,7 +410,7 @@ class PushingTrainer(CompatibleTrainer):
         self.push_in_progress = PushInProgress([*(earlier for earlier in jobs if not earlier.done()), job])
 
     def _push_in_background(self, files, card, message, token=None, revision=None) -> Future:
-        """One push after the other, in the order of the calls."""
+        """Queue a push. Pushes run one at a time, in the order of the calls."""
         return API.run_as_future(
             push_files,
             files,

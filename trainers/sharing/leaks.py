@@ -1,4 +1,4 @@
-"""The last look before a push: every file is searched for tokens of the Hub and for the path of the home folder."""
+"""The check before a push: search every file for Hub tokens and for the path of the home folder."""
 
 import json
 import mmap
@@ -14,32 +14,32 @@ from huggingface_hub import constants, get_token
 from huggingface_hub.utils import get_stored_tokens
 
 
-# What every token of the Hub looks like.
+# The form of Hub tokens.
 TOKEN_FORM = re.compile(rb"hf_\w{20,}")
-# Text in a picture that unpacks to more than this is refused, in bytes.
+# Maximum size of the decompressed text in an image, in bytes.
 MAX_PICTURE_TEXT = 2**24
 JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class UnreadableError(ValueError):
-    """A file is not what its name says, so it cannot be searched."""
+    """A file cannot be searched because it is not in the format of its suffix."""
 
 
 def first_leak(files: Mapping[str, Path | bytes], token: str | None = None) -> str | None:
-    """What must not leave, in a few words that name the file, or `None` where nothing was found.
+    """A description of the first secret found, with the name of its file, or `None`.
 
-    Searched are the name of each file; its bytes as they are; and as they read, the escapes of JSON, the header of
-    safetensors and the text in a PNG. Nothing else is decoded: neither compressed columns nor archives nor pictures.
+    The search covers the name and the raw bytes of each file, JSON with its escapes resolved, the header of
+    safetensors files, and the text in PNG files. It does not decode compressed columns, archives or pixels.
 
     Args:
         files: name -> file, or its content.
-        token: one that is not stored on this machine.
+        token: a token to search for that is not stored on this machine.
 
     Raises:
-        UnreadableError: if a safetensors or PNG file is none.
+        UnreadableError: if a safetensors or PNG file is malformed.
     """
-    secrets = [("a token of the Hub", TOKEN_FORM)]
+    secrets = [("a Hub token", TOKEN_FORM)]
     secrets += [("your token", re.compile(re.escape(known.encode()))) for known in known_tokens(token)]
     secrets += [
         ("the path of your home folder", re.compile(re.escape(path.encode("utf-8", "surrogateescape")) + rb"(?!\w)"))
@@ -55,7 +55,7 @@ def first_leak(files: Mapping[str, Path | bytes], token: str | None = None) -> s
 
 
 def known_tokens(token: str | None = None) -> set[str]:
-    """Every token of the Hub that this machine knows, whichever is in use."""
+    """All Hub tokens stored on this machine or in its environment, in use or not, and `token`."""
     found = {token, get_token(), *get_stored_tokens().values()}
     found |= {os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     if os.path.isfile(constants.HF_TOKEN_PATH):
@@ -64,13 +64,13 @@ def known_tokens(token: str | None = None) -> set[str]:
 
 
 def home_paths() -> set[str]:
-    """The home folder as the environment and the user database name it, and where links lead from there."""
+    """The home folder according to the environment and to the user database, with and without links resolved."""
     names = {os.path.expanduser("~")}
     try:
         import pwd
 
         names.add(pwd.getpwuid(os.getuid()).pw_dir)
-    except (ImportError, KeyError):  # another system, or a user that the database does not know
+    except (ImportError, KeyError):  # not a Unix system, or a user missing from the database
         pass
     names |= {os.path.realpath(name) for name in names}
     return {name for name in names if len(name) > 1 and os.path.isabs(name)}
@@ -78,7 +78,7 @@ def home_paths() -> set[str]:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[bytes | mmap.mmap]:
-    """The bytes of a file, which may be larger than the memory."""
+    """The bytes of a file, memory-mapped because it may not fit into memory."""
     if isinstance(source, bytes) or not os.path.getsize(source):
         yield source if isinstance(source, bytes) else b""
         return
@@ -87,7 +87,7 @@ def _opened(source: Path | bytes) -> Iterator[bytes | mmap.mmap]:
 
 
 def readings(name: str, content: bytes | mmap.mmap) -> Iterator[bytes | mmap.mmap]:
-    """A file's name, its bytes, and what they say, in UTF-8."""
+    """The byte strings to search for a file: its name, its content, and its decoded text in UTF-8."""
     yield os.fsencode(name)
     yield content
     if name.endswith(".json"):
@@ -96,14 +96,14 @@ def readings(name: str, content: bytes | mmap.mmap) -> Iterator[bytes | mmap.mma
         yield unescaped(_safetensors_header(name, content))
     elif name.endswith(".png"):
         for text in _png_texts(name, content[:]):
-            yield from (text, text.decode("latin-1").encode())  # either may be meant
+            yield from (text, text.decode("latin-1").encode())  # UTF-8 or Latin-1, depending on the chunk
 
 
 def unescaped(content: bytes) -> bytes:
-    """JSON text with its escapes resolved, in UTF-8: all of it, even keys given twice and what is no JSON."""
+    """Text with JSON escapes resolved, in UTF-8. It is not parsed, so duplicate keys and invalid JSON are kept."""
     text = content.decode(json.detect_encoding(content), errors="replace")
     text = JSON_ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else " " if m[2] in "bfnrt" else m[2], text)
-    # Two escapes may stand for one character.
+    # A surrogate pair of escapes is one character.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
@@ -115,15 +115,15 @@ def _safetensors_header(name: str, content: bytes | mmap.mmap) -> bytes:
 
 
 def _png_texts(name: str, content: bytes) -> Iterator[bytes]:
-    """The compressed text of a PNG, chunk by chunk (PNG specification, 11.3.3); the other is there to be read."""
+    """The chunks of a PNG, with compressed text decompressed (PNG specification, 11.3.3)."""
     if not content.startswith(PNG_SIGNATURE):
-        raise UnreadableError(f"{name} is no PNG")
+        raise UnreadableError(f"{name} is not a PNG file")
     at = len(PNG_SIGNATURE)
     while at < len(content):
         try:
             size, kind = struct.unpack_from(">I4s", content, at)
         except struct.error as error:
-            raise UnreadableError(f"{name} is no PNG: it ends in the middle of a chunk") from error
+            raise UnreadableError(f"{name} is not a PNG file: it ends in the middle of a chunk") from error
         data, at = content[at + 8 : at + 8 + size], at + 12 + size
         yield kind + data
         keyword, _, rest = data.partition(b"\0")
@@ -138,7 +138,7 @@ def _inflated(name: str, data: bytes) -> bytes:
     try:
         text = unpack.decompress(data, MAX_PICTURE_TEXT)
     except zlib.error as error:
-        raise UnreadableError(f"{name} is no PNG: {error}") from error
+        raise UnreadableError(f"{name} is not a PNG file: {error}") from error
     if unpack.unconsumed_tail:
         raise UnreadableError(f"{name} holds more than {MAX_PICTURE_TEXT:,} bytes of text")
     return text

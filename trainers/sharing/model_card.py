@@ -1,4 +1,4 @@
-"""The model card of a run, rendered from what the run wrote down, and `electra-exit card`, which renders it again."""
+"""Render the model card of a run from its records. `electra-exit card` renders it again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +17,18 @@ from .figures import draw_figures
 from .records import CALIBRATION, CARD, CURVE, FIGURE, METRICS, read_facts
 
 
-# How the replacements of each generator outside the model are described.
+# Descriptions of the replacements from each generator outside the model.
 REPLACEMENTS = {
-    "uniform": "random tokens, all alike",
-    "unigram": "random tokens, as frequent as in the text",
-    "bigram": "random tokens, as frequent as in the text after the token to the left",
-    "shuffle": "tokens of the same sequence that changed places",
-    "frozen": "samples of a masked language model that was trained before",
-    "cached": "sampled once beforehand and stored with the data",
-    "self": "proposed by a head on an early layer when the sequence was last read",
+    "uniform": "random tokens with equal probabilities",
+    "unigram": "random tokens with their frequencies in the text",
+    "bigram": "random tokens with their frequencies in the text after the token to the left",
+    "shuffle": "permuted tokens of the same sequence",
+    "frozen": "samples of a pre-trained masked language model that is not updated",
+    "cached": "sampled once in advance and stored with the data",
+    "self": "proposed by a head on an early layer in the previous pass over the sequence",
 }
 
 
-# What a fine-tuned model does, and the names of what is measured of it.
 METRIC_TITLES = {
     "accuracy": "Accuracy", "f1": "F1", "macro_f1": "Macro F1", "micro_f1": "Micro F1", "entity_f1": "F1 of entities",
     "matthews_correlation": "Matthews correlation", "pearson": "Pearson correlation",
@@ -37,16 +36,16 @@ METRIC_TITLES = {
 }  # fmt: skip
 
 KIND_TITLES = {
-    "classification": "one label a text", "multi_label": "several labels a text", "regression": "a number a text",
-    "tagging": "a label a word",
+    "classification": "one label per text", "multi_label": "several labels per text",
+    "regression": "one number per text", "tagging": "one label per word",
 }  # fmt: skip
 
-# Folders, files, data sets and columns may be named anything.
+# Names of folders, files, datasets and columns may contain markup.
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", "[": "&#91;", "|": "&#124;"})
 
-# Filled in when the card is pushed; until then they tell a reader what belongs there.
+# Replaced when the card is pushed.
 REPOSITORY_PLACEHOLDER, COMMIT_PLACEHOLDER = "path-or-repo-id", "commit-hash"
-# What the Hub offers a model of each architecture for.
+# The Hub's pipeline tag for each architecture.
 PIPELINES = {
     "ElectraEarlyExitForMaskedLM": "fill-mask",
     "ElectraEarlyExitForSequenceClassification": "text-classification",
@@ -57,9 +56,12 @@ PIPELINES = {
 
 
 def write_model_card(folder: str | Path, measured: dict | None = None, **details) -> Path:
-    """Write a run's card into its folder, as `README.md`, and the figures that it shows.
+    """Write a run's card, `README.md`, and its figures to the folder of the run.
 
     Args: those of [`render_model_card`].
+
+    Returns:
+        The path of the card.
     """
     folder = Path(folder)
     draw_figures(folder, measured)
@@ -75,18 +77,19 @@ def render_model_card(
     has_generator: bool = True,
     measured: dict | None = None,
 ) -> str:
-    """The card of the model in a folder, from its `config.json` and what there is of `metrics.json` and
-    `trainer_state.json`. What was not recorded is not said.
+    """Render the card of the model in a folder from `config.json` and, if they exist, `metrics.json`,
+    `calibration.json` and `trainer_state.json`. Facts that were not recorded are omitted.
 
     Args:
-        name: of the model. Left out: the folder's.
-        language: codes such as "en". Left out: what the run was told of its text.
-        license: of the model, such as "apache-2.0". Left out: what the run was told.
+        folder: folder of the model.
+        name: name of the model. Default: that of the folder.
+        language: language codes such as "en". Default: as recorded by the run.
+        license: license of the model, such as "apache-2.0". Default: as recorded by the run.
         has_generator: whether the generator's weights are in the repository.
-        measured: what `metrics.json` will hold, where it is not written yet.
+        measured: the content of `metrics.json`, if it is not written yet.
 
     Raises:
-        UsageError: if one of these files cannot be read, or holds something else than a run writes.
+        UsageError: if one of these files cannot be read, or does not have the format that a run writes.
     """
     folder = Path(folder)
     config = read_config(str(folder))
@@ -96,13 +99,13 @@ def render_model_card(
 
 @contextmanager
 def _naming_records(folder: Path) -> Iterator[None]:
-    """What a card is made from may have been edited, cut off or written by something else."""
+    """Raise a [`UsageError`] that names the records if they were edited, truncated or written by another program."""
     try:
         yield
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         recorded = [name for name in (METRICS, TRAINER_STATE_NAME, CALIBRATION) if (folder / name).is_file()]
         files_read = " and ".join(recorded or ["config.json"])
-        raise UsageError(f"{files_read} of {folder} cannot be made a card: {reason(error)}") from error
+        raise UsageError(f"cannot render a card from {files_read} in {folder}: {reason(error)}") from error
 
 
 def _render(
@@ -156,7 +159,7 @@ def _render(
 
 
 def in_markdown(value):
-    """Text, or whatever holds some, as Markdown shows it: on one line, without HTML, links or cells of its own."""
+    """Escape text, also inside lists and dictionaries, for Markdown: one line, without HTML, links or table cells."""
     if isinstance(value, dict):
         return {in_markdown(name): in_markdown(held) for name, held in value.items()}
     if isinstance(value, list):
@@ -165,7 +168,7 @@ def in_markdown(value):
 
 
 def _layers(facts: dict, config: ElectraEarlyExitConfig) -> list[dict]:
-    """One row an exit head, and the final head last."""
+    """One row per exit head, then one for the final head."""
     suffixes = {f"layer {layer}": f"_layer_{layer}" for layer in config.exit_layers}
     suffixes[f"{config.num_hidden_layers} (final)"] = ""
     names = ("roc_auc", "average_precision", "calibration_error")
@@ -200,7 +203,7 @@ def _eval_results(facts: dict) -> list[EvalResult] | None:
 
 
 def _task_results(facts: dict, architecture: str) -> list[EvalResult] | None:
-    """What a fine-tuning measured."""
+    """The evaluation results of fine-tuning; `None` if there are none."""
     finetuning = facts.get("finetuning", {})
     measured = facts.get("evaluation", {}) if finetuning else {}
     described = {

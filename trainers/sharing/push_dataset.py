@@ -1,4 +1,4 @@
-"""`electra-exit push-dataset`: prepared data and its tokenizer as a data set on the Hub, with a card."""
+"""Push prepared data and its tokenizer to the Hub as a dataset with a card: `electra-exit push-dataset`."""
 
 import re
 import tempfile
@@ -15,9 +15,9 @@ from .hub import TOKENIZER, plain_files, push_files
 from .model_card import COMMIT_PLACEHOLDER, REPOSITORY_PLACEHOLDER, in_markdown
 
 
-# What `electra-exit cache-replacements` says of the replacements that lie beside it.
+# The report of `electra-exit cache-replacements`, in the folder of the replacements.
 REPORT = "cache.json"
-# Names of splits, as `datasets` has them.
+# Valid split names in `datasets`.
 SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
@@ -32,24 +32,30 @@ def push_dataset(
     license: str | None = None,
     **where,
 ) -> CommitInfo:
-    """Push a folder of prepared data, a file a split, with the tokenizer in a folder of its own.
+    """Push a folder of prepared data, one file per split, with the tokenizer in a subfolder. The folders are not
+    changed.
 
     Args:
-        folder: written by `save_to_disk`, whose splits become Parquet files here, or one `<split>.arrow` a split,
-            which travel as they are.
+        folder: output of `save_to_disk`, whose splits are pushed as Parquet files, or a folder with one
+            `<split>.arrow` per split, which are pushed as they are.
         tokenizer: folder of the tokenizer that the ids belong to.
-        description, language, license: facts for the card, which says what is missing.
+        repo_id: the repository, created if missing.
+        message: commit message.
+        description, language, license: facts for the card, which states those that are missing.
         **where: `token`, `private` and `revision`, as in [`hub.push_files`].
 
+    Returns:
+        The last commit, as the Hub reports it.
+
     Raises:
-        PushError: if a folder does not hold what it should, or as [`hub.push_files`]. The folders are only read.
+        PushError: if a folder holds no prepared data or no tokenizer, or as [`hub.push_files`].
     """
     folder, tokenizer = Path(folder), Path(tokenizer)
     if not tokenizer.is_dir():
-        raise PushError(f"no such folder: {tokenizer}; ids mean nothing without their tokenizer")
+        raise PushError(f"no such folder: {tokenizer}; the ids are meaningless without their tokenizer")
     vocabulary = {f"tokenizer/{name}": path for name, path in plain_files(tokenizer, TOKENIZER).items()}
     if not vocabulary:
-        raise PushError(f"{tokenizer} holds no tokenizer; ids mean nothing without theirs")
+        raise PushError(f"{tokenizer} holds no tokenizer; the ids are meaningless without theirs")
     with tempfile.TemporaryDirectory() as converted:
         splits = read_splits(folder)
         data = {split: _as_file(split, dataset, folder, Path(converted)) for split, dataset in splits.items()}
@@ -67,23 +73,23 @@ def push_dataset(
 
 
 def read_splits(folder: Path) -> dict[str, Dataset]:
-    """The splits of a folder, by name; one without names is "train".
+    """The splits of a folder, by name; a dataset without named splits is "train".
 
     Raises:
-        PushError: if the folder holds no prepared data, or anything but plain files of numbers.
+        PushError: if the folder holds no prepared data, data other than numbers, or links.
     """
     try:
         splits = _load_splits(folder)
     except (UsageError, OSError):
         raise
-    except Exception as error:  # the library raises whatever a damaged file leads it to
-        raise PushError(f"{folder} holds no prepared data that can be read: {first_line(error)}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise PushError(f"cannot read prepared data in {folder}: {first_line(error)}") from error
     for split, rows in splits.items():
         for column, feature in rows.features.items():
             kind = getattr(feature, "feature", feature)
             if not (isinstance(kind, Value) and is_number(kind.pa_type)):
                 raise PushError(f"the column `{column}` of {split} in {folder} must hold numbers or lists of "
-                                f"them, such as token ids, got {kind}; leave it out")  # fmt: skip
+                                f"numbers, such as token ids, got {kind}; remove it")  # fmt: skip
     return splits
 
 
@@ -101,25 +107,27 @@ def _load_splits(folder: Path) -> dict[str, Dataset]:
         found = plain_files(folder, ["*.arrow"])
         splits = {_checked(path.stem, folder): Dataset.from_file(str(path)) for path in found.values()}
     if not splits:
-        raise PushError(f"{folder} holds no prepared data: neither what `save_to_disk` writes, nor <split>.arrow")
+        raise PushError(f"{folder} holds no prepared data: neither the output of `save_to_disk` nor <split>.arrow")
     return splits
 
 
 def _checked(split: str, folder: Path) -> str:
-    """Raises: PushError for what is no name of a split, and may lead out of the folder."""
+    """The name of a split.
+
+    Raises:
+        PushError: if it is not a valid name, or is a link, and could lead out of the folder.
+    """
     if not (isinstance(split, str) and SPLIT.fullmatch(split)) or (folder / split).is_symlink():
-        raise PushError(f"a split in {folder} must be a name such as train, and no link, got {split!r:.100}")
+        raise PushError(f"a split in {folder} must have a name such as train and not be a link, got {split!r:.100}")
     return split
 
 
 def _load_saved(folder: Path) -> Dataset:
-    """What `save_to_disk` wrote, from plain files of this folder alone."""
+    """Load the output of `save_to_disk`, requiring regular files in this folder."""
     present = plain_files(folder, ["*.arrow", "*.json"])
     for entry in read_json(folder / "state.json")["_data_files"]:
         if entry["filename"] not in present:
-            raise PushError(
-                f"{folder / 'state.json'} names {entry['filename']!r:.100}, which is no file of that folder"
-            )
+            raise PushError(f"{folder / 'state.json'} must name files in that folder, got {entry['filename']!r:.100}")
     return load_from_disk(str(folder))
 
 
@@ -172,7 +180,7 @@ def render_dataset_card(
 
 
 def _count_ids(dataset: Dataset) -> dict[str, int]:
-    """How many entries the columns of lists hold in all."""
+    """The total number of entries in each column of lists."""
     lists = (name for name, feature in dataset.features.items() if hasattr(feature, "feature"))
     return {
         in_markdown(name): pyarrow.compute.sum(pyarrow.compute.list_value_length(dataset.data.column(name))).as_py()

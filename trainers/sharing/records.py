@@ -1,4 +1,4 @@
-"""What a run has recorded in its folder, for its card, its figures and its report."""
+"""Read the records of a run for its card, figures and report."""
 
 from pathlib import Path
 from statistics import median
@@ -13,8 +13,12 @@ FIGURE, CURVE = "exit_profile.png", "learning_curve.png"
 
 
 def read_facts(folder: Path, measured: dict | None = None) -> dict:
-    """What a folder records of its run: of a finished one `metrics.json` (or what was `measured`, before that is
-    written), of one under way its last evaluation; and of both the speed of each phase.
+    """The facts about a run that its folder records: for a finished run `metrics.json`, for an unfinished one its
+    last evaluation, and for both the throughput of each phase.
+
+    Args:
+        folder: folder of the run.
+        measured: the content of `metrics.json`, if it is not written yet.
 
     Returns:
         Sections by name; those that were not recorded are missing.
@@ -42,17 +46,17 @@ def _read_if_there(path: Path) -> dict:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """What the Trainer logged, oldest first; empty where that is not there."""
+    """The Trainer's log entries that have a step, oldest first; empty if there is no log."""
     return [entry for entry in _read_if_there(folder / TRAINER_STATE_NAME).get("log_history", []) if "step" in entry]
 
 
 def points(log: list[dict], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    """How a number developed: pairs of the step, times `scale`, and its value."""
+    """The curve of a logged number: pairs of the step, times `scale`, and the value."""
     return [(entry["step"] * scale, entry[name]) for entry in log if isinstance(entry.get(name), (int, float))]
 
 
 def scores_by_exit(facts: dict) -> dict[int, float]:
-    """The held-out ROC-AUC of the head after a layer, the last one's included; empty without exits."""
+    """The held-out ROC-AUC of each exit head and the final head, by layer; empty without exits."""
     evaluation = facts.get("evaluation", {})
     found = {int(name.rsplit("_", 1)[1]): auc for name, auc in evaluation.items() if name.startswith("roc_auc_layer_")}
     return {**found, len(facts["kept_share"]): evaluation["roc_auc"]} if found and facts.get("kept_share") else {}

@@ -1,4 +1,4 @@
-"""`report.html`: what a run was and measured, on one page that needs no other file and no network."""
+"""`report.html`: the settings and results of a run on one self-contained page."""
 
 import json
 from importlib.resources import files
@@ -16,18 +16,18 @@ from .svg import Series, line_chart
 
 
 REPORT = "report.html"
-# What a table says of these facts of a pre-training.
+# Titles of the metrics of pre-training.
 EVALUATION = {"roc_auc": "ROC-AUC", "average_precision": "average precision",
               "recall_on_replaced": "recall on replaced", "calibration_error": "calibration error"}  # fmt: skip
-COSTS = {"blocks": "the layers", "discriminator": "the discriminator", "total": "everything"}
+COSTS = {"blocks": "the discriminator's layers", "discriminator": "the discriminator", "total": "both models"}
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a finished run, of a pre-training or of a fine-tuning with its seeds.
+    """Write `report.html` to the folder of a finished pre-training or fine-tuning run. Returns its path.
 
     Raises:
         UsageError: if the folder holds no finished run.
-        WriteError: if it cannot be written.
+        WriteError: if the report cannot be written.
     """
     folder = Path(folder)
     if not (folder / METRICS).is_file():
@@ -46,11 +46,11 @@ def chart(title: str, note: str, svg: str) -> dict[str, str]:
     return {"title": title, "note": note, "svg": svg}
 
 
-# ---- A pre-training ----
+# ---- Pre-training ----
 
 
 def pre_training_page(folder: Path) -> dict:
-    """What the template shows of a pre-training."""
+    """The variables of the template for a pre-training run."""
     facts, log = read_facts(folder), read_log(folder)
     training, data, evaluation = (facts.get(name, {}) for name in ("training", "data", "evaluation"))
     scale, x_label = (training["tokens_per_step"], "tokens") if "tokens_per_step" in training else (1, "steps")
@@ -59,7 +59,7 @@ def pre_training_page(folder: Path) -> dict:
         summary["held-out ROC-AUC"] = f"{evaluation['roc_auc']:.4f}"
     if training.get("tokens_per_second"):
         summary["training time"] = in_words(training["tokens"] / training["tokens_per_second"])
-        summary["tokens a second"] = f"{training['tokens_per_second']:,.0f}"
+        summary["tokens per second"] = f"{training['tokens_per_second']:,.0f}"
     if training:
         summary["tokens"] = f"{training['tokens']:,}"
     return {
@@ -73,7 +73,7 @@ def pre_training_page(folder: Path) -> dict:
         "tables": [
             _detection(evaluation),
             _costs(facts.get("flops")),
-            _table("What it was", ("what", "value"), _conditions(training, data, facts.get("parameters", {}))),
+            _table("Settings", ("setting", "value"), _conditions(training, data, facts.get("parameters", {}))),
         ],
         "versions": facts.get("versions", {}),
     }
@@ -87,8 +87,8 @@ PRE_TRAINING_LOSSES = {
 
 
 def expected_curve(folder: Path) -> list[tuple[float, float]]:
-    """Steps and the held-out ROC-AUC that was measured at them, for a run of the same settings; empty where none was.
-    The files in `recipes/expected` name the command that measured them."""
+    """Pairs of step and measured held-out ROC-AUC of a run with the same settings; empty if there is none. The files
+    in `recipes/expected` name the command that measured them."""
     given = read_json(folder / RUN_FILE).get("arguments", {}) if (folder / RUN_FILE).is_file() else {}
     for path in files("modeling_electra_exit.trainers").joinpath("recipes", "expected").iterdir():
         measured = json.loads(path.read_text(encoding="utf-8"))
@@ -102,14 +102,14 @@ def _quality(log: list[dict], scale: float, x_label: str, expected: list[tuple[f
     if len(train) + len(held_out) < 2:
         return []
     lines = [
-        Series("on the batches of training", train),
-        Series("on held-out text", held_out, "b", dots=True),
+        Series("training batches", train),
+        Series("held-out text", held_out, "b", dots=True),
         Series("expected on held-out text", [(step * scale, auc) for step, auc in expected], "d"),
         Series("chance", [(x, 0.5) for x, _ in (train or held_out)], "c"),
     ]
     last = (held_out or train)[-1][1]
-    title = f"ROC-AUC of the discriminator against {x_label}; it ends at {last:.3f}"
-    return [chart("Learning curve", "How well replaced tokens are told from originals: 0.5 is chance, 1 is perfect.",
+    title = f"ROC-AUC of the discriminator against {x_label}; the last value is {last:.3f}"
+    return [chart("Learning curve", "How well the model detects replaced tokens: 0.5 is chance, 1 is perfect.",
                   line_chart(title, lines, x_label, "ROC-AUC"))]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _losses(log: list[dict], scale: float, x_label: str, names: dict[str, str]) 
     for name, title in names.items():
         if len(line := points(log, name, scale)) >= 2:
             said = f"Loss of {title} against {x_label}, from {line[0][1]:.3f} to {line[-1][1]:.3f}"
-            charts.append(chart(f"Loss of {title}", "On the batches of training.",
+            charts.append(chart(f"Loss of {title}", "On training batches.",
                                 line_chart(said, [Series(title, line)], x_label, "loss")))  # fmt: skip
     return charts
 
@@ -129,9 +129,9 @@ def _exits(facts: dict) -> list[dict]:
         return []
     each = ", ".join(f"{share:.0%}" for share in shares)
     auc = ", ".join(f"{score:.3f} after layer {layer}" for layer, score in sorted(scores.items()))
-    title = f"Share of the tokens that each layer computes while tokens exit: {each}. ROC-AUC of the heads: {auc}"
+    title = f"Share of the tokens that each layer computes while exits are active: {each}. ROC-AUC of the heads: {auc}"
     lines = [Series("held-out ROC-AUC of the head after a layer", sorted(scores.items()), "b", dots=True)]
-    return [chart("Exits", "Bars: share of the tokens that a layer computes while tokens exit.",
+    return [chart("Exits", "Bars: share of the tokens that a layer computes while exits are active.",
                   line_chart(title, lines, "layer", "share, ROC-AUC", bars=shares))]  # fmt: skip
 
 
@@ -158,14 +158,14 @@ def _costs(flops: dict | None) -> dict | None:
          f"{flops[name] / flops['dense_' + name]:.1%}"]
         for name, title in COSTS.items()
     ]  # fmt: skip
-    return _table("What the exits saved", ("what", "executed", "without exits", "share"), rows)
+    return _table("Cost", ("cost", "executed", "without exits", "ratio"), rows)
 
 
 def _conditions(training: dict, data: dict, parameters: dict) -> list:
     rows = []
     if parameters:
         rows.append(
-            ["parameters", f"{parameters['discriminator']:,}, and {parameters['generator']:,} of the generator"]
+            ["parameters", f"{parameters['discriminator']:,}, plus {parameters['generator']:,} in the generator"]
         )
     if counts := data.get("counts", {}).get("train"):
         rows.append(["text", f"{counts['documents']:,} documents, {counts['tokens']:,} tokens"])
@@ -178,11 +178,11 @@ def _conditions(training: dict, data: dict, parameters: dict) -> list:
     return rows
 
 
-# ---- A fine-tuning ----
+# ---- Fine-tuning ----
 
 
 def fine_tuning_page(folder: Path, summary: dict) -> dict:
-    """What the template shows of a fine-tuning and its seeds."""
+    """The variables of the template for a fine-tuning run with its seeds."""
     best = folder / summary["best"]
     facts, log = read_facts(best), read_log(best)
     how, metrics = facts["finetuning"], summary["evaluation"]
@@ -200,15 +200,15 @@ def fine_tuning_page(folder: Path, summary: dict) -> dict:
         "summary": {
             f"{title}, best seed": f"{max(metrics[first]['scores']):.4f}",
             "examples": f"{how['examples']['train']:,}",
-            "seconds a seed": f"{how['seconds']:,.0f}",
+            "seconds per seed": f"{how['seconds']:,.0f}",
             "best": summary["best"],
         },
         "charts": [*_losses(log, 1, "steps", {"loss": "all heads"}), *_calibration(best)],
         "tables": [
-            _table("What it measured", ("", *heads), rows),
-            _table("What it was", ("what", "value"), [
+            _table("Results", ("", *heads), rows),
+            _table("Settings", ("setting", "value"), [
                 ["from", how["model"]], ["kind", how["kind"]], ["labels", ", ".join(map(str, how["labels"][:12]))],
-                ["examples to measure on", f"{how['examples']['validation']:,}"],
+                ["validation examples", f"{how['examples']['validation']:,}"],
                 ["steps", f"{facts['steps']:,} of {how['examples_per_step']} examples"],
                 ["learning rate", f"{how['learning_rate']:g}"],
                 ["computed on", f"{how['hardware']}, {how['precision']}"],
@@ -225,5 +225,5 @@ def _calibration(folder: Path) -> list[dict]:
         return []
     title = f"Accuracy against the share of the layers; chosen: {found['accuracy']:.3f} at {found['depth']:.0%}"
     lines = [Series("all thresholds", curve), Series("chosen", [(found["depth"], found["accuracy"])], "b", dots=True)]
-    return [chart("Exits", "What accuracy each share of the layers would have.",
+    return [chart("Exits", "Predicted accuracy for each share of the layers.",
                   line_chart(title, lines, "share of the layers", "accuracy"))]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The demo of a model as the folder of a Space."""
+"""Write the demo of a model as a Space."""
 
 import re
 import shutil
@@ -23,23 +23,27 @@ python_version: "3.12"
 
 # {title}
 
-A model of electra-early-exit {version} to try: type a text, and see what the model says of it.
+A demo of a model of electra-early-exit {version}: enter a text to see the model's output.
 """
 
 
 def write_space(checkpoint: str, name: str, folder: Path) -> Path:
-    """Write a Space that shows the demo of a model: `app.py`, `requirements.txt`, `README.md`, and the model itself.
+    """Write a Space with the demo of a model: `app.py`, `requirements.txt`, `README.md`, and the model itself.
 
     Args:
-        checkpoint: a folder, whose files that travel are copied to `model`; or a Hub id, which the Space loads.
-        name: what the page is called.
+        checkpoint: a folder, whose files are copied to `model` as for a push; or a Hub id, which the Space loads.
+        name: title of the page.
+        folder: output folder; must be empty or not exist.
+
+    Returns:
+        `folder`.
 
     Raises:
-        UsageError: if `folder` is in use, or the checkpoint is no whole model of ours.
+        UsageError: if `folder` is not empty, or the checkpoint is not a complete electra-exit model.
         WriteError: if something cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is in use; choose a folder that is empty or not there yet")
+        raise UsageError(f"{folder} must be an empty or new folder")
     model = shared_files(Path(checkpoint)) if Path(checkpoint).is_dir() else {}
     check_clean(model, None)
     where = "model" if model else checkpoint

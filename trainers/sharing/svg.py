@@ -1,4 +1,4 @@
-"""Line and bar charts as SVG inside a page: no script, no font, no file beside it. A page's style colours them."""
+"""Line and bar charts as inline SVG without scripts or fonts. The page's style sheet sets the colors."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 26, 12, 48
 class Series:
     """A line of a chart.
 
-    points: pairs of numbers, from left to right.
-    style: class of the page's style: `a`, `b` or `c`.
-    dots (`bool`): whether each point is marked.
+    name: its name in the legend.
+    points: pairs (x, y), from left to right.
+    style: class in the page's style sheet: `a`, `b`, `c` or `d`.
+    dots (`bool`): whether to mark each point.
     """
 
     name: str
@@ -26,10 +27,13 @@ class Series:
 
 
 def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str, bars: Sequence[float] = ()) -> str:
-    """A chart, with a legend below it; `title` is what a screen reader says of it.
+    """A chart as HTML: an SVG with a legend below it.
 
     Args:
-        bars: heights at 1, 2, ... behind the lines, on the same scale.
+        title: description for screen readers.
+        series: the lines.
+        x_label, y_label: labels of the axes.
+        bars: heights of bars at 1, 2, ... behind the lines, on the same scale.
     """
     series = [line for line in series if line.points]
     xs = [x for line in series for x, _ in line.points] + list(range(1, len(bars) + 1))
@@ -77,7 +81,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str,
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, some five of them."""
+    """About five round numbers that span `low` to `high`."""
     span = (high - low) or abs(high) or 1.0
     rough = span / 4
     size = 10 ** math.floor(math.log10(rough))
@@ -87,7 +91,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def in_short(number: float) -> str:
-    """As the marks of an axis say it."""
+    """A number as an axis label, such as "20 k" for 20,000."""
     for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(number) >= size:
             return f"{number / (1e3 if name == ' k' else size):.4g}{name}"

@@ -117,7 +117,7 @@ def test_the_whole_path(recipe, tmp_path, capsys):  # noqa: F811
     measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert measured["data"]["counts"]["train"]["tokens"] == tokens
     assert 0.05 < measured["evaluation"]["replaced_rate"] < 0.16
-    assert "sampled once beforehand" in (tmp_path / "run" / "README.md").read_text()
+    assert "sampled once in advance" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_weights_and_moments_go_on_and_the_card_counts_all_tokens(first, tmp_pat
     assert all((kept <= grown * 1.0001).all() for kept, grown in decayed)
     measured = json.loads((tmp_path / "longer" / "metrics.json").read_text())
     assert measured["start"] == {"model": "run", "steps": 4, "tokens": 4 * 4 * 32}
-    assert "This run continues `run`, whose weights had seen 512 tokens: 640 in all." in (
+    assert "This run continues `run`, which was trained on 512 tokens: 640 in total." in (
         tmp_path / "longer" / "README.md"
     ).read_text().replace("\n", " ")
     assert first("--max_steps", "1", folder="longer", output="longest") == 0

@@ -63,14 +63,14 @@ def test_each_token_has_its_probability(detector, tokenizer):
     assert [int(percent) for _, _, percent in found] == [round(100 * p) for p in expected]
     assert "<b> sleeps" not in said
     probability, likely = max(zip(expected, tokenizer.tokenize("the cat <b> sleeps"), strict=True))
-    which = "Most likely replaced" if probability >= 0.5 else "None looks replaced; the likeliest"
+    which = "Most likely replaced" if probability >= 0.5 else "No token looks replaced; the most likely is"
     assert f"<p>{which}: <b>{likely}</b>, {probability:.0%}.</p>" in said.replace("&lt;", "<").replace("&gt;", ">")
 
 
 def test_a_label_and_the_layers_that_were_saved(tmp_path, tokenizer):
     demo = Demo(classifier(tmp_path, tokenizer, **ALWAYS))
     said = demo.answer("the cat sleeps")
-    assert "Finished after layer 2 of 6: 67% of the layers saved." in said
+    assert "Exited after layer 2 of 6: 67% of the layers saved." in said
     assert re.search(r'<p class="answer">(bad|&lt;good&gt;)</p>', said)
     shares = [float(share) for share in re.findall(r"<td>([\d.]+)%</td>", said)]
     assert sum(shares) == pytest.approx(100, abs=0.2)
@@ -81,7 +81,7 @@ def test_a_label_and_the_layers_that_were_saved(tmp_path, tokenizer):
     ("fields", "expected"),
     [
         ({}, "Computed by all 6 layers: this model has no calibrated exits."),
-        ({"inference_exit_thresholds": [1.0, 1.0]}, "Finished after layer 6 of 6: 0% of the layers saved."),
+        ({"inference_exit_thresholds": [1.0, 1.0]}, "Exited after layer 6 of 6: 0% of the layers saved."),
         ({"problem_type": "multi_label_classification"}, "<table>"),
         ({"problem_type": "regression", "id2label": {0: "x"}, "label2id": {"x": 0}}, '<p class="answer">'),
     ],
@@ -97,11 +97,11 @@ def test_words_have_tags_and_layers(tmp_path, tokenizer):
     said = Demo(folder).answer("the cat sleeps")
     assert re.findall(r'<th scope="row">(\w+)</th>', said) == ["the", "cat", "sleeps"]
     assert said.count("<td>2</td>") == 3
-    assert "Finished after 2.0 layers on average of 6: 67% of the layers saved." in said
+    assert "Exited after 2.0 layers on average of 6: 67% of the layers saved." in said
 
 
 def test_an_empty_text_is_answered(detector):
-    assert "Type a text first" in Demo(detector).answer("  ")
+    assert "Enter a text first" in Demo(detector).answer("  ")
 
 
 def test_a_pair_has_a_second_box(tmp_path, tokenizer):
@@ -202,7 +202,7 @@ def test_the_command_writes_a_space_and_refuses_a_folder_in_use(detector, tmp_pa
     assert cli.main(["demo", detector, "--space", str(out)]) == 0
     assert f"hf upload USER/NAME {out} --repo-type space" in capsys.readouterr().out
     assert cli.main(["demo", detector, "--space", str(out)]) == 2
-    assert f"{out} is in use" in capsys.readouterr().err
+    assert f"{out} must be an empty or new folder" in capsys.readouterr().err
 
 
 def test_the_command_serves_until_it_is_told_to_end(detector, monkeypatch, capsys):

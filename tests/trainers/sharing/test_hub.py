@@ -251,9 +251,9 @@ def test_push_says_what_went_wrong_in_one_line(pushed, home):
     for line, reason in zip(
         lines,
         (
-            "your token may not write to bob/his: choose a repository of yours, or a token with write access",
+            "your token cannot write to bob/his: choose your own repository, or a token with write access",
             f"{home / 'empty'} holds no model: it has no config.json",
-            f"{home / 'bert'} holds a model of type 'bert', not 'electra_early_exit'",
+            f"`model_type` of {home / 'bert'} must be 'electra_early_exit', got 'bert'",
             f"no such folder: {home / 'nowhere'}",
         ),
         strict=True,

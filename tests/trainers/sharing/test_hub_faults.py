@@ -52,8 +52,8 @@ def test_faults_that_stay_end_in_one_sentence_and_the_push_can_be_repeated(hub, 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2, 2, 2, 0, 0]
     limited, out_of_order, dropped, overtaken = errors_of(done)
-    assert "the Hub takes no more requests of yours for now; push again later" in limited
-    assert "the Hub is out of order (status 503); push again later" in out_of_order
+    assert "the Hub's rate limit is reached; push again later" in limited
+    assert "the Hub has a server error (status 503); push again later" in out_of_order
     assert "could not push to alice/mini: " in dropped
     assert "someone else committed to alice/mini at the same time; push again" in overtaken
     assert contents(model_folder) == before
@@ -66,7 +66,7 @@ def test_a_wrong_token_or_none(hub, model_folder, tmp_path, token):
     before = contents(model_folder)
     done = run_commands(hub, tmp_path, ["push", str(model_folder), "alice/mini"], token=token, check=False)
     (line,) = errors_of(done)
-    assert "the Hub does not accept your token for alice/mini: log in with `hf auth login`, or set HF_TOKEN" in line
+    assert "the Hub rejects your token for alice/mini: log in with `hf auth login`, or set HF_TOKEN" in line
     assert contents(model_folder) == before
     assert hub.repositories == {}
 
@@ -103,7 +103,7 @@ def test_a_full_disk_in_the_cache(hub, model_folder, tmp_path, corpus):
 
 def test_a_folder_that_is_not_whole_is_refused(model_folder):
     (model_folder / "exit_state.py").unlink()
-    with pytest.raises(PushError, match=r"lacks exit_state\.py; write it again with `save_pretrained`"):
+    with pytest.raises(PushError, match=r"lacks exit_state\.py; save the model again with `save_pretrained`"):
         shared_files(model_folder)
     (model_folder / "model.safetensors").rename(model_folder / "pytorch_model.bin")
     with pytest.raises(PushError, match=r"lacks exit_state\.py, model\.safetensors;"):
@@ -126,7 +126,7 @@ def test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_s
     monkeypatch.setattr(pushing, "API", None)
     for name, card, message in (
         (r"README\.md", "my hf_abc", "Upload"),
-        ("the message of the commit", "a card", "with hf_abc"),
+        ("the commit message", "a card", "with hf_abc"),
     ):
         with pytest.raises(PushError, match=f"^{name} holds your token; nothing was pushed"):
             pushing.push_files({"a.json": b"{}"}, card, "alice/mini", message=message, token="hf_abc")
@@ -178,12 +178,12 @@ def test_a_run_that_may_not_push_is_complete_all_the_same(hub, tmp_path, corpus)
     done = run_commands(hub, tmp_path, his, wrong, check=False)
     assert json.loads(done.stdout.strip().split("\n")[-1]) == [2, 2]
     refused, unknown = errors_of(done)
-    assert "your token may not write to bob/his" in refused
+    assert "your token cannot write to bob/his" in refused
     assert "The run itself is complete in his; repeat the push with `electra-exit push`" in refused
-    assert "your token may not write to bob/his" in done.stderr.split("Training continues; the next push")[0]
+    assert "your token cannot write to bob/his" in done.stderr.split("Training continues; the next push")[0]
     assert {"model.safetensors", "metrics.json", "README.md", "checkpoint-2"} <= {
         path.name for path in (tmp_path / "his").iterdir()
     }
     assert not list((tmp_path / "his").glob(".push-*"))
-    assert "the Hub does not accept your token for alice/x" in unknown
+    assert "the Hub rejects your token for alice/x" in unknown
     assert not (tmp_path / "wrong" / "run.json").exists()

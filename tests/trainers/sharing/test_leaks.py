@@ -59,7 +59,7 @@ def escaped(text: str) -> str:
         (MINE, "your token"),
         (f"{MINE}s", "your token"),
         (STORED, "your token"),
-        (ANY, "a token of the Hub"),
+        (ANY, "a Hub token"),
         ("{home}/corpus.txt", "the path of your home folder"),
         ("{disk}/alice", "the path of your home folder"),
     ],
@@ -112,12 +112,16 @@ def test_what_cannot_be_searched_is_not_pushed(home):
     for name, content, message in (
         ("model.safetensors", b"\xff" * 64, "is not a safetensors file"),
         ("model.safetensors", b"", "is not a safetensors file"),
-        ("exit_profile.png", b"GIF89a", "is no PNG"),
-        ("exit_profile.png", picture() + b"123", "is no PNG: it ends in the middle of a chunk"),
+        ("exit_profile.png", b"GIF89a", "is not a PNG file"),
+        ("exit_profile.png", picture() + b"123", "is not a PNG file: it ends in the middle of a chunk"),
         ("exit_profile.png", bomb, "holds more than 16,777,216 bytes of text"),
-        ("exit_profile.png", picture(Comment=("a", "zTXt")).replace(zlib.compress(b"a"), b"no zlib.."), "is no PNG"),
+        (
+            "exit_profile.png",
+            picture(Comment=("a", "zTXt")).replace(zlib.compress(b"a"), b"no zlib.."),
+            "is not a PNG file",
+        ),
     ):
-        with pytest.raises(PushError, match=rf"{name} {message}.*not searched for secrets; nothing was pushed"):
+        with pytest.raises(PushError, match=rf"{name} {message}.*cannot be searched for secrets; nothing was pushed"):
             check_clean({name: content}, None)
 
 
@@ -137,18 +141,18 @@ def test_a_link_in_the_place_of_a_file_is_refused(tmp_path, model_folder, name):
     (tmp_path / "id_ed25519").write_text("private")
     (model_folder / name).unlink(missing_ok=True)
     (model_folder / name).symlink_to(tmp_path / "id_ed25519")
-    with pytest.raises(PushError, match=rf"^{name} of {model_folder} is a symbolic link; nothing was pushed"):
+    with pytest.raises(PushError, match=rf"^{name} in {model_folder} is a symbolic link; nothing was pushed"):
         push_folder(model_folder, "alice/mini")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"auto_map": {"AutoModel": "../../secret.Model"}}, "must be modules beside its config.json, got ''"),
-        ({"auto_map": {"AutoModel": "a/b.Model"}}, "must be modules beside its config.json, got 'a/b'"),
-        ({"auto_map": {"AutoModel": ["a.A", "b.B"]}}, "must be modules beside its config.json"),
+        ({"auto_map": {"AutoModel": "../../secret.Model"}}, "must name modules in that folder, got ''"),
+        ({"auto_map": {"AutoModel": "a/b.Model"}}, "must name modules in that folder, got 'a/b'"),
+        ({"auto_map": {"AutoModel": ["a.A", "b.B"]}}, "must name modules in that folder"),
         ({"auto_map": ["modeling_electra_exit"]}, "`auto_map` of .* must map classes to code, got \\['modeling"),
-        ({"model_type": ["x"]}, "holds a model of type \\['x'\\]"),
+        ({"model_type": ["x"]}, "must be 'electra_early_exit', got \\['x'\\]"),
     ],
 )
 def test_code_comes_from_the_folder_alone(model_folder, change, message):
@@ -160,7 +164,7 @@ def test_code_comes_from_the_folder_alone(model_folder, change, message):
 def test_code_that_imports_from_elsewhere_is_refused(model_folder):
     with (model_folder / "exit_state.py").open("a") as file:
         file.write("\n# from ./../../secret import x\nfrom ./../../secret import x\n")
-    with pytest.raises(PushError, match=r"must be modules beside its config.json, got '/../../secret'"):
+    with pytest.raises(PushError, match=r"must name modules in that folder, got '/../../secret'"):
         shared_files(model_folder)
 
 
@@ -201,7 +205,7 @@ def test_of_a_checkpoint_only_what_resuming_needs(model_folder):
     assert not {"notes.txt", "training_args.bin"} & files.keys()
     assert json.loads(files["manifest.json"]) == {"optimizer.pt": {}}
     (model_folder / "scheduler.pt").symlink_to(model_folder / "notes.txt")
-    with pytest.raises(PushError, match=r"scheduler\.pt of .* is a symbolic link"):
+    with pytest.raises(PushError, match=r"scheduler\.pt in .* is a symbolic link"):
         training_state_files(model_folder)
 
 
@@ -219,9 +223,12 @@ def prepared(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"_data_files": [{"filename": "../other/data-00000-of-00001.arrow"}]}, "names '../other/.* no file of that"),
-        ({"_data_files": 7}, "holds no prepared data that can be read"),
-        ({"_data_files": []}, "holds no prepared data that can be read"),
+        (
+            {"_data_files": [{"filename": "../other/data-00000-of-00001.arrow"}]},
+            "must name files in that folder, got '../other/",
+        ),
+        ({"_data_files": 7}, "cannot read prepared data in"),
+        ({"_data_files": []}, "cannot read prepared data in"),
     ],
 )
 def test_prepared_data_comes_from_its_folder_alone(tmp_path, prepared, state, message):
@@ -237,20 +244,20 @@ def test_splits_elsewhere_links_and_columns_of_text_are_refused(tmp_path, prepar
             push_dataset(prepared, tmp_path / "prepared", "alice/data")
 
     (prepared / "dataset_dict.json").write_text('{"splits": ["../other"]}')
-    refused("a split in .* must be a name such as train, and no link, got '../other'")
+    refused("a split in .* must have a name such as train and not be a link, got '../other'")
     (prepared / "dataset_dict.json").write_text('{"splits": ["linked"]}')
     (prepared / "linked").symlink_to(tmp_path)
-    refused("a split in .* must be a name such as train, and no link, got 'linked'")
+    refused("a split in .* must have a name such as train and not be a link, got 'linked'")
     (prepared / "dataset_dict.json").unlink()
     (arrow,) = prepared.glob("*.arrow")
     arrow.rename(tmp_path / "elsewhere.arrow")
     arrow.symlink_to(tmp_path / "elsewhere.arrow")
-    refused("arrow of .* is a symbolic link")
+    refused("arrow in .* is a symbolic link")
     arrow.unlink()
     arrow.write_bytes(b"ARROW1 or not")
-    refused("holds no prepared data that can be read")
+    refused("cannot read prepared data in")
     Dataset.from_dict({"text": ["a diary"]}).save_to_disk(prepared)
-    refused("the column `text` of train in .* must hold numbers or lists of them, such as token ids, got Value")
+    refused("the column `text` of train in .* must hold numbers or lists of numbers, such as token ids, got Value")
 
 
 # ---- Cards ----

@@ -50,7 +50,8 @@ def card(tmp_path, measured=MEASURED, **config) -> str:
     ["0.7123", "| layer 2 | 0.6500 | 0.2500 | 0.0100 |", "| 6 (final) |", "0.750", "1,234 steps of 4,096 tokens",
      "239 documents", '"trust_remote_code": True', "electra-early-exit 9.9", "arXiv:2110.06620", "first 8%",
      "6 layers, hidden size 16", "0.1357", '"revision": "commit-hash", "code_revision": "commit-hash"', "seed 42",
-     "4 minutes of training", "No license has been stated", "Its exit rule, sizes, data and\nnumbers were unknown"],
+     "4 minutes, excluding evaluation and saving", "No license has been stated",
+     "Its exit rule, sizes, data and\nnumbers were unknown"],
 )  # fmt: skip
 def test_states_what_was_measured(tmp_path, fragment):
     assert fragment in card(tmp_path)
@@ -111,7 +112,7 @@ def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
 def test_what_was_not_recorded_is_not_said(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     text = write_model_card(tmp_path).read_text()
-    for missing in ("What it measured", "What it cost", "Every number below", "Versions:", "model-index", "license:",
+    for missing in ("## Evaluation", "Training cost", "Every number below", "Versions:", "model-index", "license:",
                     "language:", "datasets:", "parameters", "None", "Undefined"):  # fmt: skip
         assert missing not in text
     assert "Not recorded with this checkpoint." in text
@@ -170,7 +171,9 @@ def test_says_after_which_layers_tokens_exit(tmp_path):
 
 
 def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
-    assert "| replacements | random tokens, as frequent as in the text |" in card(tmp_path, generator_type="unigram")
+    assert "| replacements | random tokens with their frequencies in the text |" in card(
+        tmp_path, generator_type="unigram"
+    )
 
 
 def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkeypatch, caplog):

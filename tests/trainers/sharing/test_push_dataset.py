@@ -72,7 +72,7 @@ def test_what_was_pushed_is_read_without_the_plugin(prepared, loopback):
     files = repository.head().files
     assert set(files) == {".gitattributes", "README.md", "train.arrow", "validation.arrow", "cache.json", *vocabulary}
     card = files["README.md"].content.decode()
-    for fragment in ("sampled once, 4 for every token, by the generator `unigram`", "No license has been stated",
+    for fragment in ("The generator `unigram` sampled 4 replacements for every token.", "No license has been stated",
                      "The source of the text was not recorded."):  # fmt: skip
         assert fragment in card
     for name, content in hub.everything_pushed():

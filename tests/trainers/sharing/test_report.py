@@ -78,10 +78,10 @@ def test_a_pre_training_is_on_the_page(tmp_path):
     text = write_report(pre_trained(tmp_path / "run")).read_text()
     for fragment in (
         "<title>run: Pre-training</title>", "<dd>0.7123</dd>", "<dd>5,054,464</dd>", "<dd>4 min 1 s</dd>",
-        "ROC-AUC of the discriminator against tokens; it ends at 0.712",
+        "ROC-AUC of the discriminator against tokens; the last value is 0.712",
         "Loss of the generator against tokens, from 7.000 to 7.000",
         "100%, 100%, 50%, 50%, 25%, 100%. ROC-AUC of the heads: 0.650 after layer 2, 0.690 after layer 4, 0.712 after",
-        '<th scope="row">after layer 2</th><td>0.6500</td>', '<th scope="row">FLOPs of everything</th>',
+        '<th scope="row">after layer 2</th><td>0.6500</td>', '<th scope="row">FLOPs of both models</th>',
         "<td>80.0%</td>", "239 documents, 264,190 tokens", "torch 2.13",
     ):  # fmt: skip
         assert fragment in text
