@@ -1,9 +1,9 @@
-"""Finished runs side by side, from the `metrics.json` and `trainer_state.json` that each wrote.
+"""Compare finished runs by their `metrics.json` and `trainer_state.json`.
 
     python benchmarks/compare_runs.py FOLDER [FOLDER ...] [--json FILE]
 
-The first folder is the baseline of the ratios. Tokens a second are those of the whole training, saving included; runs
-that were not interleaved compare only roughly: machines are shared and noisy (`benchmarks/exits.py` interleaves).
+The first folder is the baseline of the ratios. Throughput covers the whole training run, including saving. On a shared
+machine it is only a rough comparison, because the runs were not interleaved (`benchmarks/exits.py` interleaves them).
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 
-# column title, how to find the value, unit, how to print it
+# column title, accessor, unit, format
 COLUMNS = (
     ("ROC-AUC", lambda m: m["evaluation"]["roc_auc"], "", "{:.4f}"),
     ("average precision", lambda m: m["evaluation"]["average_precision"], "", "{:.4f}"),

@@ -1,11 +1,14 @@
-"""How fast does text become packed sequences, against the tokenizer alone?
+"""Throughput of data preparation, compared with the tokenizer alone.
 
     python benchmarks/data_preparation.py TEXT [TEXT ...] [--json FILE] [--megabytes 20] [--repeats 5]
 
-`tokenizer` hands the documents to the Rust tokenizer of `tokenizers` on all cores and throws the ids away;
-`tokenizer.lists` asks for the ids, as lists, through Transformers; `pack` is what `electra-exit pretrain` does to text
-that it has not seen: tokenise, cut into sequences of two segments, store; `pack.one` the same with one segment. They
-take turns, and medians are compared. `pack.again` finds what `pack` has stored.
+- `tokenizer`: the Rust tokenizer of `tokenizers` on all cores, discarding the ids.
+- `tokenizer.lists`: the same through Transformers, returning the ids as lists.
+- `pack`: what `electra-exit pretrain` does with new text: tokenize it, pack it into sequences of two segments, and
+  store them. `pack.one`: the same with one segment.
+- `pack.again`: load what `pack` has stored.
+
+The cases alternate, and the results are medians.
 """
 
 import argparse
@@ -33,7 +36,7 @@ VOCAB_SIZE, LENGTH = 8192, 128
 
 
 def first_documents(documents: Dataset, megabytes: float) -> tuple[Dataset, float]:
-    """As many documents as hold so much text, and their size in MB."""
+    """The first documents with at least `megabytes` of text (or all), and their size in MB."""
     sizes = np.cumsum([len((text or "").encode()) for text in documents["text"]]) / 1e6
     wanted = min(len(documents), int(np.searchsorted(sizes, megabytes)) + 1)
     return documents.select(range(wanted)), float(sizes[wanted - 1])
@@ -47,8 +50,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", nargs="+", help="as --train_files of `electra-exit pretrain`")
-    parser.add_argument("--megabytes", type=float, default=20, help="of text to use (default: %(default)s)")
+    parser.add_argument("text", nargs="+", help="text files, as for --train_files of `electra-exit pretrain`")
+    parser.add_argument("--megabytes", type=float, default=20, help="MB of text to use (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
@@ -75,7 +78,7 @@ def main():
 
 
 def measure(documents: Dataset, texts: list[str], tokenizer, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, in turn."""
+    """Seconds of each case, measured in alternation."""
     cases = {
         "tokenizer": lambda: tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False),
         "tokenizer.lists": lambda: tokenizer(

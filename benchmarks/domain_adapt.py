@@ -1,12 +1,12 @@
-"""Does `domain-adapt` help? A model fine-tuned on a task, before and after further pre-training on text of the domain.
+"""The effect of `domain-adapt`: fine-tune a model before and after further pre-training on text of the domain.
 
     python benchmarks/own_task.py DATA
     python -m benchmarks.domain_adapt MODEL DATA FOLDER --json benchmarks/results/domain_adapt/eras.json
 
-The domain is the US State of the Union addresses, the task the era of a paragraph's first words, the text that of the
-speeches that the training examples come from. Nothing of the test speeches is read before the measurement. Both
-fine-tunings use the same settings, which were not tuned, and the same seeds. The same command continues an interrupted
-run.
+The domain is the US State of the Union addresses. The task is to predict the era of a speech from the first words of a
+paragraph. The pre-training text is that of the training speeches; the test speeches are read only for evaluation. Both
+fine-tuning runs use the same settings, which were not tuned, and the same seeds. Repeat the command to continue an
+interrupted run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FINETUNE = {
     "max_seq_length": 32, "learning_rate": 1e-4, "num_train_epochs": 3, "classifier_pooling": "mean",
     "adam_bias_correction": True, "exit_policy": "none",
 }  # fmt: skip
-# Labelled examples: few, where a pre-trained encoder matters most, and all there are.
+# Numbers of labelled examples: few, where a pre-trained encoder matters most, and all.
 EXAMPLES = (300, 2400)
 
 
@@ -34,7 +34,7 @@ def flags(fields: dict) -> list[str]:
 
 
 def run(command: str, what: str, folder: Path, *more: str, **fields) -> dict:
-    """What a command measured, after running it unless that is done."""
+    """Run a command unless it is finished. Returns the content of its `metrics.json`."""
     metrics = folder / "metrics.json"
     if not metrics.exists() and (
         status := cli.main([command, what, *flags(fields), "--output_dir", str(folder), *more])
@@ -45,9 +45,9 @@ def run(command: str, what: str, folder: Path, *more: str, **fields) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a BERT, an ELECTRA or a checkpoint of this package: folder or Hub id")
-    parser.add_argument("data", type=Path, help="written by benchmarks/own_task.py")
-    parser.add_argument("folder", type=Path, help="where the runs go")
+    parser.add_argument("model", help="BERT, ELECTRA or electra-exit checkpoint: folder or Hub id")
+    parser.add_argument("data", type=Path, help="output folder of benchmarks/own_task.py")
+    parser.add_argument("folder", type=Path, help="folder for the runs")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     args = parser.parse_args()
     adapted = args.folder / "adapted"

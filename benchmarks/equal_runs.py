@@ -1,12 +1,12 @@
-"""Does it matter how many processes share a batch, what they share of the weights, and on how many machines they are?
+"""Compare distributed runs with a single-process run.
 
     python -m benchmarks.equal_runs --json benchmarks/results/equal_runs.json
 
-A model of eight layers in fp32, 64 sequences a step: by one process, by two of 32 (DDP), by two that share the weights
-(FSDP2), and by two nodes of one process each. The nodes are two network namespaces with addresses of their own, joined
-by a virtual cable; making them takes root, and nothing is left of them. Each run's loss curve and final weights are
-compared with those of the one process. Steps are alike until two losses differ by more than a hundred thousandth: from
-the first sample or token on that rounding decides otherwise, two runs go their own ways.
+An eight-layer model trains in fp32 with 64 sequences per step: in one process; in two processes with 32 each under DDP
+and under FSDP2; and on two nodes with one process each. The nodes are two network namespaces with their own addresses,
+connected by a virtual Ethernet pair; creating them requires root, and they are removed at the end. The loss curve and
+final weights of each run are compared with those of the single process. Steps count as equal until two losses differ
+by more than 1e-5: after the first sample or token that rounding changes, the runs diverge.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from tests.conftest import write_corpus
 
 
 BATCH = 64
-# Seven batches: the last sequence of the text is shorter, and a mean over padded sequences is another in two halves.
+# Seven batches, without the last and shorter sequence: the mean over a padded batch differs when it is split in two.
 SEQUENCES = 7 * BATCH
 NOISE = 1e-5
-# The first word of a process of a run.
+# The first argument of a process of a run.
 TRAIN = "train"
 
 
 def train(argv: list[str]):
-    """One process of a run: `electra-exit pretrain` on the first sequences alone."""
+    """One process of a run: `electra-exit pretrain` on the first [`SEQUENCES`] sequences."""
     config_fields, data_args, args, _ = parse(argv)
     trainer, *_ = build_trainer(config_fields, data_args, args)
     trainer.train_dataset = trainer.train_dataset.select(range(SEQUENCES))
@@ -49,8 +49,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--port", type=int, default=29661)
-    parser.add_argument("--without_nodes", action="store_true", help="leave out the two nodes, which take root")
-    parser.add_argument("--json", help="write curves and differences here as well")
+    parser.add_argument("--without_nodes", action="store_true", help="skip the two nodes, which require root")
+    parser.add_argument("--json", help="write the curves and differences to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -63,7 +63,7 @@ def main():
             results = {name: run(folder / name, nodes, args) for name, nodes in runs.items()}
     one, records = results["1x64"], []
     print(
-        "| run | first loss | last loss | largest relative difference of a loss | largest of a weight | steps alike |"
+        "| run | first loss | last loss | largest relative loss difference | largest weight difference | equal steps |"
     )
     print("|---|---|---|---|---|---|")
     for name, (losses, weights) in results.items():
@@ -84,8 +84,8 @@ def main():
 
 
 def run(output: Path, nodes: list[list[str]], args) -> tuple[list[float], dict]:
-    """The losses of every step and the final weights of a run that is started by one torchrun a node; what comes
-    before torchrun's own flags in a node's list is the command that enters the node."""
+    """Run with one torchrun per node. Returns the loss of every step and the final weights. A node's list holds the
+    command that enters the node, then torchrun's flags."""
     processes = []
     for node in nodes:
         entered = node.index("--nproc_per_node")
@@ -120,7 +120,7 @@ def run(output: Path, nodes: list[list[str]], args) -> tuple[list[float], dict]:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[list[list[str]]]:
-    """Two network namespaces that reach each other and nothing else; how to start torchrun in each."""
+    """Two network namespaces that can reach only each other. Yields the commands and flags of torchrun for each."""
     names = [f"electra-{os.getpid()}-{number}" for number in (0, 1)]
     cables = [f"cable{os.getpid() % 100_000}-{number}" for number in (0, 1)]
 

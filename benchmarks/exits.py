@@ -1,11 +1,11 @@
-"""What exits save in time, beside what they save in operations.
+"""The wall-clock time and the operations that exits save.
 
     python benchmarks/exits.py [--json FILE] [--models mini electra-small] [--repeats 5]
 
-One process trains a dense model, one with exits, and one with exits whose tokens all go all the way (as at the start
-and at the end of a run), turns of a few steps each. Medians are compared; beside them stands the middle half of the
-steps. Models and exits are those of `eight_layers.yaml` and of the recipe `electra-small`; the last columns are for a
-whole run by their schedule, full-depth steps included.
+One process trains three models in turns of a few steps: one without exits, one with exits active, and one with exits
+at full depth (as at the start and end of a run). The table shows medians with their interquartile ranges. Models and
+exits are those of `eight_layers.yaml` and of the recipe `electra-small`. The last columns are for a whole run on their
+schedule, including the full-depth steps.
 """
 
 import argparse
@@ -26,8 +26,7 @@ MINI = Path(__file__).with_name("eight_layers.yaml")
 
 
 def cases(name: str) -> list[tuple]:
-    """Label, config, share of a run's steps in which tokens exit, batch size and length of the cases of one model,
-    which is a recipe's."""
+    """The cases of one recipe: label, config, share of the steps with active exits, batch size, sequence length."""
     fields, data, training, _ = parse([str(MINI) if name == "mini" else name])
     config = build_config(fields, cls_token_id=2, sep_token_id=3)
     share = 1 - training.exit_warmup - training.exit_cooldown
@@ -37,7 +36,7 @@ def cases(name: str) -> list[tuple]:
 
 
 def measure(label, config, share, batch_size, length, bf16, repeats) -> tuple[list[dict], str]:
-    """The records of one case, and its line of the table."""
+    """The records of one case, and its row of the table."""
     without = ElectraEarlyExitConfig(**{**config.to_dict(), "exit_policy": "none"})
     configs = {"dense": without, "exits": config, "full-depth": config}
     steps = {v: OurStep(c, batch_size, length, bf16, full_depth=v != "exits") for v, c in configs.items()}
@@ -64,13 +63,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["mini", "electra-small"], default=["mini", "electra-small"])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each")
+    parser.add_argument("--repeats", type=int, default=5, help="turns per model")
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     print(f"{device()}, {torch.get_num_threads()} threads\n")
     print(
-        "| case | without exits | tokens exit | all go all the way | time, tokens exit | FLOPs, layers, tokens exit "
-        "| time, run | FLOPs, run | FLOPs, layers, run |"
+        "| case | no exits | active exits | full depth | time, active | layer FLOPs, active "
+        "| time, run | FLOPs, run | layer FLOPs, run |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     found = []

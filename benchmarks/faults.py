@@ -1,9 +1,9 @@
-"""Faults injected into pre-training runs: how often each was tried, and what was lost.
+"""Inject faults into pre-training runs and count the runs that end with different weights.
 
     python -m benchmarks.faults --json benchmarks/results/faults.json
 
-Every case runs the command line on tiny data in processes of their own, breaks something, gives the same command again
-until the run is finished, and compares the weights and the optimizer with those of an undisturbed run, bit by bit.
+Each case runs the command line on tiny data in a separate process, injects a fault, and repeats the command until the
+run finishes. It then compares the weights and the optimizer state bit by bit with those of an undisturbed run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.forked import PROCESSES
 from tests.trainers.cli.test_cli import RECIPE
 
 
-# Dropout, and exits at work that wait for their heads: whatever a run has to remember, this one does.
+# Dropout, and active exits with an AUC floor, so that the run has every kind of state to restore.
 RUN = {
     **RECIPE,
     "max_steps": 12,
@@ -49,9 +49,11 @@ TRAINER = "pretraining.trainer.ElectraEarlyExitTrainer"
 
 @dataclass
 class Fault:
-    """A signal at the `call`-th call of a function, before it starts or after it has returned.
+    """A signal at the `call`-th call of a function.
 
-    target: the function, below `modeling_electra_exit.trainers`.
+    name: description in the results.
+    target: the function, relative to `modeling_electra_exit.trainers`.
+    moment: `before` the function starts, or `after` it returns.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Fault:
         setattr(owner, path[-1], faulty)
 
 
-# A run has 12 steps, a checkpoint every 3, an evaluation of 3 batches every 4 and at the end.
+# A run has 12 steps, with a checkpoint every 3 steps and an evaluation of 3 batches every 4 steps and at the end.
 KILLS = [
     Fault("SIGKILL: the data is prepared, nothing is written", "pretraining.run.prepare", 1),
     Fault("SIGKILL: before any checkpoint", f"{TRAINER}.training_step", 2),
@@ -106,8 +108,8 @@ STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: os.EX_TEMPFAIL, signa
 
 
 def _child(argv: list[str], prepare: Callable[[], None] | None, log: str):
-    """In a process of its own: the command line, its output in a file."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    """Run the command line in a child process, with its output in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit an ignored SIGINT
     torch.set_num_threads(1)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -126,7 +128,7 @@ def start(case: "Case", prepare: Callable[[], None] | None = None) -> multiproce
 
 
 class Case:
-    """Runs in one folder, with the corpus they share."""
+    """A run in a folder; the cases in a folder share a corpus."""
 
     def __init__(self, folder: Path, name: str, **changes):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,11 +141,15 @@ class Case:
         self.recipe.write_text(yaml.safe_dump(fields))
 
     def run(self, prepare: Callable[[], None] | None = None, timeout: float | None = 120) -> int:
-        """The command once; its exit status, negative for a signal."""
+        """Run the command once. Returns its exit status, negative for a signal."""
         return self.wait(start(self, prepare), timeout)
 
     def wait(self, process: multiprocessing.Process, timeout: float | None) -> int:
-        """The exit status of a command that was started."""
+        """Wait for a started command. Returns its exit status.
+
+        Raises:
+            TimeoutError: if it takes more than `timeout` seconds.
+        """
         process.join(timeout)
         if process.is_alive():
             process.kill()
@@ -154,12 +160,12 @@ class Case:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def differences(self, other: "Case", last_step: int = RUN["max_steps"]) -> list[str]:
-        """What differs from another finished run: tensors of the final model and of the last optimizer state."""
+        """The tensors of the final model and of the last optimizer state that differ from another finished run."""
         names = []
         mine, theirs = (load_file(case.output / "model.safetensors") for case in (self, other))
         names += [name for name in mine.keys() | theirs.keys() if not torch.equal(mine[name], theirs[name])]
         last = f"checkpoint-{last_step}"
-        if not (self.output / last).is_dir():  # it could not be written, and the weights were
+        if not (self.output / last).is_dir():  # the checkpoint could not be written, but the weights could
             return names
         states = [torch.load(case.output / last / "optimizer.pt")["state"] for case in (self, other)]
         for index, state in states[1].items():
@@ -183,7 +189,7 @@ DAMAGES = {"truncated": truncate, "one bit flipped": flip_a_bit, "removed": Path
 
 @dataclass
 class LimitFileSize:
-    """No file may grow beyond this many bytes: the kernel refuses the write, as on a full disk."""
+    """Limits files to this many bytes. The kernel rejects larger writes, as on a full disk."""
 
     bytes: int
 
@@ -193,11 +199,11 @@ class LimitFileSize:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", help="write the table here as well")
-    parser.add_argument("--repeats", type=int, default=1, help="how often each signal is tried")
+    parser.add_argument("--json", help="write the records to this file")
+    parser.add_argument("--repeats", type=int, default=1, help="tries per signal")
     args = parser.parse_args()
 
-    from benchmarks import full_disk  # which takes the runs from here
+    from benchmarks import full_disk  # imports this module
 
     full_disk.preload()
     with tempfile.TemporaryDirectory() as temporary:
@@ -229,12 +235,12 @@ def tally(name: str, same: list[bool]) -> dict:
 
 
 def summary(files: list[dict]) -> dict:
-    """One record of those of [`full_disk.measure`]."""
+    """One record that sums up those of [`full_disk.measure`]."""
     return tally("a full disk at each file that a run writes", [row["value"] == 0 for row in files])
 
 
 def signalled(folder: Path, straight: Case, fault: Fault, name: str) -> bool:
-    """Whether a run that a signal ended, and the same command continued, ends as the straight one."""
+    """Whether a run that was ended by a signal and continued has the final weights of the undisturbed one."""
     case = Case(folder, name)
     status = case.run(fault.inject)
     assert status == STATUS[fault.signal], (fault.name, status, case.output_text())
@@ -247,7 +253,7 @@ def finish(case: Case, straight: Case) -> bool:
 
 
 def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], None]) -> Iterator[bool]:
-    """Every file of the newest of two checkpoints in turn."""
+    """Damage each file of the newer of two checkpoints in turn."""
     fault = Fault("", f"{TRAINER}.training_step", 8)
     for name in sorted(p.name for p in (straight.output / "checkpoint-12").iterdir()):
         case = Case(folder, f"{how}-{name}".replace(" ", "-"))
@@ -259,7 +265,7 @@ def damaged(folder: Path, straight: Case, how: str, damage: Callable[[Path], Non
 
 
 def no_room(folder: Path, straight: Case) -> bool:
-    """No checkpoint fits, nor the final weights; then there is room."""
+    """No checkpoint and no final weights fit on the disk; then there is room again."""
     case = Case(folder, "full")
     status = case.run(LimitFileSize(120_000))
     assert status == 1, (status, case.output_text())
@@ -267,7 +273,7 @@ def no_room(folder: Path, straight: Case) -> bool:
 
 
 def changed_text(folder: Path, straight: Case) -> bool:
-    """Other text under the same name is refused; the text it was is not."""
+    """A changed text is rejected; the original text is accepted again."""
     text = folder / "changed.txt"
     text.write_bytes((folder / "corpus.txt").read_bytes())
     case = Case(folder, "changed", train_files=[str(text)])
@@ -281,7 +287,7 @@ def changed_text(folder: Path, straight: Case) -> bool:
 
 
 def two_processes(folder: Path, straight: Case, tries: int) -> Iterator[bool]:
-    """Of two started at once, one is refused, and the other ends in the weights of its own seed."""
+    """Of two runs started at once in one folder, one is rejected, and the other ends with the weights of its seed."""
     seeds = {42: straight, 7: Case(folder, "seed-7", seed=7)}
     assert seeds[7].run() == 0, seeds[7].output_text()
     for number in range(tries):

@@ -1,5 +1,5 @@
-/* A full disk for chosen files, preloaded (LD_PRELOAD) into the process under test. Whatever language a library is
-   written in, its writes end in these calls.
+/* Simulates a full disk for chosen files. It is preloaded (LD_PRELOAD) into the process under test, because the writes
+   of libraries in any language end in these calls.
 
    FULL_DISK: writes to files whose path matches this pattern (fnmatch) fail with ENOSPC.
    FULL_DISK_LOG: the path of every regular file written to is appended to this file. */

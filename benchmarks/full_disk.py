@@ -1,10 +1,10 @@
-"""A full disk at each file that a pre-training run writes, one after the other.
+"""Simulate a full disk at each file that a pre-training run writes.
 
     python -m benchmarks.full_disk --json benchmarks/results/full_disk.json
 
-The files are found by intercepting the writes of an undisturbed run (`full_disk.c`, preloaded into it, which takes a C
-compiler). Then each of them in turn cannot be written, for a whole run; there is room again, and the same command is
-given until the run is finished. No run may end in other weights or with a traceback.
+The files are found by intercepting the writes of an undisturbed run with the preloaded library `full_disk.c`, which
+requires a C compiler. For each file, a run is started in which writes to this file fail. If it does not finish, the
+same command is repeated with room on the disk. No run may end with different weights or a traceback.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from benchmarks.faults import Case
 
 
 LOADED = "FULL_DISK_LOADED"
-# What differs between two runs in the name of a file: numbers, hashes, and the middles of temporary names.
+# The parts of file names that vary between runs: numbers, hashes, and the random parts of temporary names.
 VARIABLE = re.compile(r"(?<=tmp)\w+|[0-9a-f]{16,}|\d+")
 
 
 def preload() -> None:
-    """Start this process anew, with the writes of it and of all that it starts intercepted."""
+    """Restart this process with the library preloaded, to intercept its writes and those of its children."""
     if LOADED in os.environ:
         return
     library = Path(tempfile.mkdtemp()) / "full_disk.so"
@@ -42,8 +42,8 @@ def preload() -> None:
 
 @dataclass
 class FullDisk:
-    """In the process of a run: writes to files like `pattern` fail, and all writes are noted in `log`. The run
-    prepares its data anew, in a `cache` of its own."""
+    """In the process of a run, make writes to files that match `pattern` fail, and log the paths of all writes to
+    `log`. The run prepares its data in a separate `cache`."""
 
     cache: Path
     pattern: str = ""
@@ -55,14 +55,14 @@ class FullDisk:
 
 
 def files_written(folder: Path, log: Path) -> list[str]:
-    """Patterns of the files below `folder` that were written, in the order of their first writes."""
+    """Patterns of the files below `folder` that were written, in the order of their first write."""
     paths = [path.removesuffix(" (deleted)") for path in log.read_text().splitlines()]
     below = [os.path.relpath(path, folder) for path in paths if Path(path).is_relative_to(folder)]
     return list(dict.fromkeys(VARIABLE.sub("*", path) for path in below))
 
 
 def measure(folder: Path, only: list[str] | None = None) -> Iterator[dict]:
-    """One record a file: how often the run, its first start disturbed, ended in other weights."""
+    """One record per file: whether the run whose first start was disturbed ended with different weights."""
     folder.mkdir(exist_ok=True)
     folder = folder.resolve()
     straight = Case(folder, "run")
@@ -87,15 +87,15 @@ def measure(folder: Path, only: list[str] | None = None) -> Iterator[dict]:
 
 
 def reasons(said: str) -> list[str]:
-    """The sentences in which a run says what could not be written."""
-    signs = "could not be written|training continues|disabled after|cannot"
+    """The lines in which a run reports failed writes."""
+    signs = "could not|training continues|disabled after|cannot"
     return [line for line in said.splitlines() if re.search(signs, line)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="only files like these patterns")
-    parser.add_argument("--json", help="write the table here as well")
+    parser.add_argument("--only", nargs="+", help="only files that match these patterns")
+    parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,22 +1,23 @@
-"""One command for the minutes in which there is a GPU: is it right, how fast is it, and what is that worth?
+"""All GPU checks and measurements in one command with a time limit.
 
     python benchmarks/gpu.py --minutes 8 [--folder gpu-results] [--text FILE] [--wheels FOLDER]
-    python benchmarks/gpu.py --rehearse              # the same on the CPU, at a tiny size: seconds
-    python benchmarks/gpu.py --pack FOLDER           # with a network: wheels for a machine that has torch and none
+    python benchmarks/gpu.py --rehearse              # the same on a CPU at a tiny size, in seconds
+    python benchmarks/gpu.py --pack FOLDER           # with network access: wheels for a machine that has only torch
 
-It needs a clone, Python 3.12 and PyTorch 2.11; what else is missing travels along in the folder of `--wheels`. The
-parts run one after another, each in a process of its own that is ended when its time is over, and write
-`FOLDER/gpu.json` as they go, a list of records as of the other benchmarks:
+It requires a clone, Python 3.12 and PyTorch 2.11. The folder of `--wheels` provides all other packages. The parts run
+one after another, each in a separate process that is ended when its time is over. `FOLDER/gpu.json` is updated after
+each part, with a list of records as in the other benchmarks:
 
-- `correctness`: losses and gradients of a step against the CPU's, in fp32 and bf16; the same tokens kept for the same
-  seeds; exits of a batch against those of its examples alone; a resumed run against one that was not interrupted; a
-  compiled step against an eager one. `holds` is 1 or 0.
-- `steps`: time, memory, MFU, launches and waits of a step: the plain loop on Transformers' models, ours dense, with
-  the default exits, and both compiled. The peak is that of a product of two large matrices in the same process.
-- `inference`: a classifier at full depth, with exits that nothing takes, and with exits that half of what reaches each
-  takes.
-- `quality`: with what is left, ELECTRA-Small on text, dense and with the default exits, each for the same time:
-  held-out ROC-AUC, and the seconds to the best that both reach.
+- `correctness`: losses and gradients of a step on the GPU and on the CPU, in fp32 and bf16; the tokens kept for equal
+  seeds; exits in a batch and for single examples; a resumed and an uninterrupted run; a compiled and an eager step.
+  `holds` is 1 or 0.
+- `steps`: time, memory, MFU, kernel launches and synchronizations of a training step: a plain loop on Transformers'
+  models, our model without exits and with the default exits, and both compiled. The peak for MFU is measured with the
+  product of two large matrices in the same process.
+- `inference`: a classifier at full depth, with exits that no example takes, and with exits that half of the examples
+  reaching them take.
+- `quality`: ELECTRA-Small on text for the remaining time, split equally between no exits and the default exits:
+  held-out ROC-AUC, and the seconds to the best ROC-AUC that both reach.
 """
 
 import argparse
@@ -39,14 +40,14 @@ from pathlib import Path
 
 START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
-# What a machine with PyTorch is taken to have.
+# Packages that a machine with PyTorch is assumed to have, by prefix.
 LEFT_OUT = ("torch", "triton", "nvidia", "cuda", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "setuptools")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 @dataclass
 class Plan:
-    """How large everything is. Cases come in the order of what they are worth, should the time not hold them all."""
+    """The sizes of all parts. Cases are in order of importance, in case the time does not suffice for all."""
 
     sizes: tuple = ("electra-small", "electra-base")
     lengths: tuple = (128, 512)
@@ -59,7 +60,7 @@ class Plan:
     batch_sizes: tuple = (1, 8, 32, 64, 256)
     passes: int = 10
     peak_size: int = 8192
-    # Shares of the minutes; what a part leaves goes to those behind it.
+    # Shares of the time. Time that a part leaves is added to the later parts.
     shares: dict = field(default_factory=lambda: {"correctness": 0.2, "steps": 0.4, "inference": 0.1, "quality": 0.3})
     pretraining: tuple = ("electra-small", "--per_device_train_batch_size", "128", "--dataloader_num_workers", "4")
 
@@ -81,7 +82,7 @@ TINY = {
 
 
 def make_importable(wheels: Path | None, scratch: Path) -> None:
-    """Put the packages of this clone, and of `wheels`, where Python finds them."""
+    """Make the packages of this clone and of `wheels` importable."""
     if wheels is not None:
         site = scratch / "site"
         names = sorted(str(path) for path in wheels.glob("*.whl"))
@@ -89,7 +90,7 @@ def make_importable(wheels: Path | None, scratch: Path) -> None:
         subprocess.run([*command, "--target", str(site), *names], check=True)
         sys.path.insert(0, str(site))
     if importlib.util.find_spec("modeling_electra_exit") is None:
-        # As setuptools would lay them out.
+        # The layout that setuptools would install.
         package = scratch / "clone" / "modeling_electra_exit"
         package.mkdir(parents=True)
         for path in (ROOT / "modeling_electra_exit").iterdir():
@@ -99,11 +100,11 @@ def make_importable(wheels: Path | None, scratch: Path) -> None:
         (scratch / "clone" / "electra_exit").symlink_to(ROOT / "trainers" / "cli")
         sys.path.insert(0, str(scratch / "clone"))
     if wheels is not None or str(scratch / "clone") in sys.path:
-        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for what compiles
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the worker processes of torch.compile
 
 
 def pack(folder: Path) -> None:
-    """Download the wheels that this package needs beside [`LEFT_OUT`], in the versions of `requirements.lock`."""
+    """Download the wheels that this package requires, except [`LEFT_OUT`], in the versions of `requirements.lock`."""
     from importlib.metadata import PackageNotFoundError, requires
 
     def canonical(name):
@@ -144,7 +145,7 @@ def pack(folder: Path) -> None:
 
 
 class Results:
-    """The records of one part, in a file from the first on."""
+    """The records of one part, written to a file after each addition."""
 
     def __init__(self, path: Path):
         self.path, self.records = path, []
@@ -161,7 +162,7 @@ class Results:
         written.replace(self.path)
 
     def holds(self, name: str, difference: float, limit: float):
-        """Note that a difference is at most `limit`, or that it is not."""
+        """Record a difference and whether it is at most `limit`."""
         right = difference <= limit  # false for NaN
         self.add(name, "difference", difference, f"at most {limit:g}")
         self.add(name, "holds", float(right), "1 or 0")
@@ -205,7 +206,7 @@ def small_step(on: str, precision: str = "fp32", compiler: dict | None = None, *
 
 
 def padded_batch(config, rows: int, length: int) -> dict:
-    """A batch as from the collator, of which every other row ends in padding."""
+    """A batch in the format of the collator in which every other row ends in padding."""
     import torch
     from steps import made_up_batch
 
@@ -224,9 +225,9 @@ def relative(found, expected) -> float:
 
 
 def same_step_as_the_cpu(plan: Plan, results: Results) -> None:
-    """Weights, batch and seeds are the same, and the samples of the generator are drawn by the same noise. A token
-    whose cumulative probability meets its noise within rounding may be drawn differently: so corrupted ids are
-    compared first, and losses and gradients on a batch that is corrupted already."""
+    """Compare a step on the GPU with one on the CPU, with equal weights, batch and seeds. The generator's samples use
+    the same noise but can differ where rounding decides. Therefore the sampled ids are compared first, and losses and
+    gradients are compared on a batch that is already corrupted."""
     from steps import device
 
     for precision, limit in (("fp32", 1e-3), ("bf16", 5e-2)):
@@ -263,7 +264,8 @@ def same_compiled(plan: Plan, results: Results) -> None:
 
 
 def classifier(size: str, on: str, thresholds: list[float] | None = None):
-    """A text classifier with untrained exits that count as trained, and answers that differ."""
+    """A randomly initialized text classifier whose exits are marked as trained. The large initializer range makes its
+    predictions differ between texts."""
     import torch
     import training_step
 
@@ -282,7 +284,7 @@ def classifier(size: str, on: str, thresholds: list[float] | None = None):
 
 
 def texts(config, rows: int, length: int, on: str) -> dict:
-    """Made-up ids of different lengths."""
+    """Random ids with different lengths."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -293,7 +295,7 @@ def texts(config, rows: int, length: int, on: str) -> dict:
 
 
 def median_thresholds(size: str, on: str, length: int) -> list[float]:
-    """Of each exit, so that half of all are more certain than that."""
+    """For each exit, the median confidence, which half of the examples exceed."""
     import torch
 
     model = classifier(size, on)
@@ -323,7 +325,7 @@ def same_alone_as_in_a_batch(plan: Plan, results: Results) -> None:
 
 
 def same_resumed(plan: Plan, results: Results) -> None:
-    """Four steps, and two that are resumed for two more."""
+    """Compare four steps with a run that is resumed after two of them."""
     import torch
     from datasets import Dataset
     from steps import device
@@ -357,7 +359,7 @@ def same_resumed(plan: Plan, results: Results) -> None:
 
 
 def steps(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
-    """The table: cases until the time is over."""
+    """Measure the cases in order until the time is over."""
     import torch
     import training_step
     from steps import device
@@ -377,7 +379,7 @@ def steps(plan: Plan, results: Results, seconds: float, text: list[str]) -> None
                         return
                     try:
                         measure_step(plan, results, case, variant, peak)
-                    except Exception as error:  # out of memory, or what a compiler cannot
+                    except Exception as error:  # out of memory, or unsupported by the compiler
                         name = f"{size}/{length}/{precision}/{variant}"
                         print(f"| {name} | {type(error).__name__}: {str(error).splitlines()[0][:80]} |", flush=True)
                         results.add(name, "failed", 1.0, f"{type(error).__name__}: {error}"[:300])
@@ -427,7 +429,7 @@ def measure_step(plan: Plan, results: Results, case, variant: str, peak: float) 
 
 
 def asked_of_the_device(step, count: int = 3) -> tuple[float, float]:
-    """Launches of kernels and graphs, and calls that wait for the device, a step: by the profiler. On a CPU none."""
+    """Launches of kernels and graphs and host-device synchronizations per step, from the profiler. Zero on a CPU."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -475,13 +477,13 @@ def inference(plan: Plan, results: Results, seconds: float, text: list[str]) -> 
 
 
 def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
-    """Two runs of half the time each, and when each was first as good as both became."""
+    """Train with and without exits for half the time each, and find when each reaches the best quality of both."""
     from electra_exit.main import main as command_line
 
     end, curves = time.monotonic() + seconds, {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (arm, policy) in enumerate({"dense": "none", "exits": "random"}.items()):
-            # Reading the text, evaluating and saving take some of it.
+            # Leave time for reading the text, evaluating and saving.
             left = max(5, int(0.7 * (end - time.monotonic()) / (2 - number)))
             words = ["pretrain", *plan.pretraining, "--train_files", *text, "--output_dir", f"{folder}/{arm}"]
             words += ["--exit_policy", policy, "--eval_strategy", "steps", "--report_to", "none"]
@@ -517,8 +519,8 @@ PARTS = {"correctness": correctness, "steps": steps, "inference": inference, "qu
 
 
 def run_part(name: str, plan: Plan, folder: Path, seconds: float, text: list[str]) -> None:
-    """In a process of its own."""
-    os.setpgrp()  # what it starts ends with it
+    """Run one part; called in a separate process."""
+    os.setpgrp()  # so that the processes it starts can be ended with it
     import torch
 
     torch.set_num_threads(1 if plan is REHEARSAL else min(8, os.cpu_count() or 1))
@@ -535,7 +537,7 @@ def collect(folder: Path) -> list[dict]:
 
 
 def run(plan: Plan, folder: Path, start: float, minutes: float, text: list[str]) -> list[dict]:
-    """All parts within the minutes since `start`, whatever they do."""
+    """Run all parts within `minutes` since `start`, ending those that take too long."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         (folder / f"{name}.json").unlink(missing_ok=True)
@@ -545,9 +547,9 @@ def run(plan: Plan, folder: Path, start: float, minutes: float, text: list[str])
         seconds = max(1.0, left * shares[name] / sum(shares.values()))
         del shares[name]
         if name == "quality" and not text:
-            print("quality left out: give --text")
+            print("quality skipped: give --text")
             continue
-        # Forked, so that nothing is imported twice; this process has not touched the device.
+        # Fork to avoid repeating the imports. This is safe because this process has not initialized the device.
         process = multiprocessing.get_context("fork").Process(
             target=run_part, args=(name, plan, folder, 0.85 * seconds, text)
         )
@@ -565,7 +567,7 @@ def run(plan: Plan, folder: Path, start: float, minutes: float, text: list[str])
 
 
 def imports() -> None:
-    """What the parts need, loaded once."""
+    """Import the modules that the parts need once, before forking."""
     import training_step
 
     from modeling_electra_exit import trainers  # noqa: F401
@@ -575,12 +577,12 @@ def imports() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="after these it has ended")
-    parser.add_argument("--folder", type=Path, default=Path("gpu-results"), help="for gpu.json, and a file a part")
-    parser.add_argument("--text", nargs="+", default=[], help="files for `quality`, as of --train_files")
-    parser.add_argument("--wheels", type=Path, help="install the wheels of this folder for the run alone")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="fill a folder for --wheels, and end")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at a tiny size")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("gpu-results"), help="gets gpu.json and one file per part")
+    parser.add_argument("--text", nargs="+", default=[], help="text files for `quality`, as for --train_files")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install for this run only")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="download wheels for --wheels to FOLDER, and exit")
+    parser.add_argument("--rehearse", action="store_true", help="run on the CPU at a tiny size")
     args = parser.parse_args()
     if args.pack is not None:
         pack(args.pack)
@@ -588,12 +590,12 @@ def main() -> int:
     plan, text = (REHEARSAL if args.rehearse else Plan()), args.text
     if args.rehearse:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Asked without a context on the device, which no process that forks may have.
+    # Check for CUDA without creating a context, which a process that forks must not have.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 
     if not args.rehearse and not torch.cuda.is_available():
-        print("benchmarks/gpu.py needs a CUDA device, and this machine has none (--rehearse runs on a CPU)")
+        print("benchmarks/gpu.py requires a CUDA device, but this machine has none (--rehearse runs on a CPU)")
         return 1
     with tempfile.TemporaryDirectory() as scratch:
         make_importable(args.wheels, Path(scratch))

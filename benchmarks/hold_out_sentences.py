@@ -1,10 +1,10 @@
-"""Whole sentences of SST-2's training data for calibration, and a training set that has seen nothing of them.
+"""Split SST-2's training data into whole sentences for calibration and a training set that does not overlap them.
 
     python benchmarks/hold_out_sentences.py GLUE/sst2 FOLDER [--sentences 1500] [--seed 0]
 
-SST-2's training examples are sentences and the phrases that they were taken apart into; its validation examples are
-sentences. Examples held out at random are mostly phrases, easier than what the model will meet, and parts of others
-that it was trained on. Writes `FOLDER/sst2/train.jsonl` and `validation.jsonl`, and `FOLDER/calibration.jsonl`.
+SST-2's training examples are sentences and phrases from them; its validation examples are sentences. Randomly held-out
+examples would mostly be phrases, which are easier and overlap with training examples. Writes
+`FOLDER/sst2/train.jsonl`, `FOLDER/sst2/validation.jsonl` and `FOLDER/calibration.jsonl`.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 
 
 def whole_sentences(texts: list[str]) -> tuple[list[int], dict[int, list[int]]]:
-    """Which texts are inside no other, and for each of the others, which of these it is inside of."""
+    """The indices of texts that are not part of another text, and for each other text, the indices of those that
+    contain it."""
     words = [text.split() for text in texts]
     padded = [f" {' '.join(each)} " for each in words]
     starting, sentences, inside = defaultdict(list), [], {}
@@ -37,9 +38,9 @@ def whole_sentences(texts: list[str]) -> tuple[list[int], dict[int, list[int]]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", type=Path, help="folder with train.jsonl and validation.jsonl")
-    parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--sentences", type=int, default=1500, help="how many to hold out (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="output folder")
+    parser.add_argument("--sentences", type=int, default=1500, help="sentences to hold out (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the selection (default: %(default)s)")
     args = parser.parse_args()
     lines = (args.task / "train.jsonl").read_text(encoding="utf-8").splitlines()
     sentences, inside = whole_sentences([json.loads(line)["sentence"] for line in lines])

@@ -1,12 +1,13 @@
-"""How fast is a fine-tuned text classifier, and how accurate: at full depth, compiled, and with exits?
+"""Throughput and accuracy of a fine-tuned text classifier at full depth, compiled, and with exits.
 
     python benchmarks/inference.py FOLDER EXAMPLES.jsonl [--calibration FILE] [--json FILE] [--batch_sizes 1 8 32 128]
 
-The examples of `--calibration` pick the thresholds of the exits (`calibrate_exits`, at most `--max_accuracy_drop`);
-without, every second example does, and the others are measured. Variants take turns, pass by pass, and medians are
-compared. `exits` has a threshold for each exit; `exits.stay` has thresholds that everybody could pass and nobody does,
-and shows what asking costs. `deebert` is one entropy for all, `pabee` one patience for all; both run one example at a
-time, as their authors do it, so they are in the rows of batch size 1 alone.
+The thresholds of the exits are chosen on the examples of `--calibration` (`calibrate_exits` with
+`--max_accuracy_drop`). Without `--calibration`, every second example is used for calibration and the others are
+measured. The variants alternate after each pass, and the results are medians. `exits` has a threshold per exit.
+`exits.stay` has thresholds that practically no example reaches; it shows the overhead of the exit heads. `deebert` has
+one entropy threshold for all exits, `pabee` one patience. Both run one example at a time, as in their papers, so they
+appear only at batch size 1.
 """
 
 import argparse
@@ -37,7 +38,7 @@ ONE_AT_A_TIME = ("deebert", "pabee")
 
 
 def build_variants(dense, tokenizer, calibration, args) -> dict:
-    """A model for each variant, from one that was loaded."""
+    """The model of each variant, made from a loaded model."""
     dense.config.inference_exit_thresholds = dense.config.inference_exit_temperatures = None
     variants = {"dense": dense.to(device())}
     if not args.no_compile:
@@ -46,9 +47,9 @@ def build_variants(dense, tokenizer, calibration, args) -> dict:
         model = copy.deepcopy(dense)
         found = calibrate_exits(model, calibration, args.max_accuracy_drop, **options,
                                 data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip
-        print(f"{name}: thresholds {[round(t, 4) for t in found.thresholds]} by {len(calibration)} examples")
+        print(f"{name}: thresholds {[round(t, 4) for t in found.thresholds]} from {len(calibration)} examples")
         variants[name] = model
-    # As near to certain as fp32 gets: every head is asked, and hardly ever sure enough.
+    # The largest threshold below 1 that fp32 resolves: every head is computed, but hardly any example exits.
     variants["exits.stay"] = copy.deepcopy(dense)
     variants["exits.stay"].config.inference_exit_thresholds = [1 - 2**-23] * len(dense.config.exit_layers)
     return variants
@@ -64,7 +65,7 @@ def batches_of(examples, tokenizer, batch_size: int) -> list[dict]:
 
 @torch.inference_mode()
 def one_pass(model, batches: list[dict]) -> tuple[float, float, float]:
-    """Seconds, accuracy, and layers an example took, the mean, of all batches once."""
+    """Seconds, accuracy and mean number of layers per example for one pass over the batches."""
     right, layers, total = 0, 0, sum(len(batch["labels"]) for batch in batches)
     start = time.perf_counter()
     answers = [model(**{k: v for k, v in batch.items() if k != "labels"}) for batch in batches]
@@ -79,7 +80,7 @@ def one_pass(model, batches: list[dict]) -> tuple[float, float, float]:
 
 
 def measure(variants: dict, examples, tokenizer, batch_size: int, args, prefix: str) -> list[dict]:
-    """The records of one batch size, and its lines of the table."""
+    """The records of one batch size. Prints its rows of the table."""
     if batch_size > 1:
         variants = {name: model for name, model in variants.items() if name not in ONE_AT_A_TIME}
     samples, quality = {name: [] for name in variants}, {}
@@ -104,19 +105,19 @@ def measure(variants: dict, examples, tokenizer, batch_size: int, args, prefix: 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a fine-tuned sequence classifier with exits, and its tokenizer")
-    parser.add_argument("examples", type=Path, help="labelled texts as JSON Lines, not those trained on")
-    parser.add_argument("--calibration", type=Path, help="more of the same kind, to pick the thresholds by")
+    parser.add_argument("examples", type=Path, help="labelled texts as JSON Lines, not used for training")
+    parser.add_argument("--calibration", type=Path, help="labelled texts for choosing the thresholds")
     add_column_arguments(parser)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--max_accuracy_drop", type=float, default=0.005)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no_compile", action="store_true", help="without torch.compile, which needs a C++ compiler")
+    parser.add_argument("--no_compile", action="store_true", help="skip torch.compile, which needs a C++ compiler")
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     try:
         model, tokenizer = load_classifier(args.folder)
         if (kind := task_of(model.config).kind) != "classification":
-            raise UsageError(f"{args.folder} must do classification, got {kind}")
+            raise UsageError(f"{args.folder} must be a classification model, got {kind}")
         columns = Columns(args.text_column, args.text_pair_column, tuple(args.label_column))
         calibration, measured = (
             load_examples(path, tokenizer, model.config, columns)

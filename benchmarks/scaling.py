@@ -1,18 +1,19 @@
-"""Weak scaling over processes of one machine: the same work for each, so that the ideal is as many times the tokens.
+"""Weak scaling over processes on one machine: each process has the same work, so ideal throughput is proportional.
 
     python -m benchmarks.scaling --json benchmarks/results/scaling.json
     python -m benchmarks.scaling --arithmetic --json benchmarks/results/communication.json
 
-Each process has one thread, and they talk over gloo: this says what coordination costs on a CPU, nothing about GPUs.
-What many GPUs would send each other follows from the sizes of the weights; `--arithmetic` reckons it and runs nothing.
+Each process has one thread and communicates over gloo, so this measures the cost of coordination on a CPU, not on
+GPUs. `--arithmetic` computes the communication of many GPUs from the sizes of the weights, without running a model.
 
-Reckoned for one process and one optimizer step, N processes, rings (each process sends (N - 1) / N of a buffer for a
-gather or a reduce-scatter, in N - 1 hops, and twice that for an all-reduce), nothing hidden behind the computation:
+The arithmetic is for one of N processes and one optimizer step, with ring collectives and no overlap with computation.
+For an all-gather or a reduce-scatter, a process sends (N - 1) / N of a buffer in N - 1 hops; for an all-reduce, twice
+that.
 
-- DDP: one all-reduce of all gradients, in fp32; in each forward pass a broadcast of the buffers.
-- FSDP2: in each forward and each backward pass a gather of every layer's weights, in each forward pass one of all
-  others, in bf16; one reduce-scatter of all gradients, in fp32. Each layer's is a collective of its own.
-- Exits: one all-reduce of 2 + 14 numbers an exit, in fp32, a forward pass.
+- DDP: one all-reduce of all gradients in fp32, and a broadcast of the buffers per forward pass.
+- FSDP2: an all-gather of each layer's weights per forward and backward pass, and one of all other weights per forward
+  pass, in bf16; one reduce-scatter of all gradients in fp32. Each layer has its own collective.
+- Exits: one all-reduce of 2 numbers plus 6 per exit, in fp32, per forward pass.
 """
 
 import argparse
@@ -41,13 +42,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per number of processes, in alternation")
     parser.add_argument("--port", type=int, default=29651)
-    parser.add_argument("--json", help="write the table here as well")
-    parser.add_argument("--arithmetic", action="store_true", help="reckon the communication of many GPUs instead")
-    parser.add_argument("--gigabytes_per_second", type=float, default=25, help="assumed, of a process, one way")
-    parser.add_argument("--microseconds_a_hop", type=float, default=5, help="assumed")
-    parser.add_argument("--teraflops", type=float, default=100, help="assumed: what a GPU really computes a second")
+    parser.add_argument("--json", help="write the records to this file")
+    parser.add_argument("--arithmetic", action="store_true", help="compute the communication of many GPUs instead")
+    parser.add_argument("--gigabytes_per_second", type=float, default=25, help="assumed one-way bandwidth per process")
+    parser.add_argument("--microseconds_a_hop", type=float, default=5, help="assumed latency of a hop")
+    parser.add_argument("--teraflops", type=float, default=100, help="assumed sustained throughput of a GPU")
     args = parser.parse_args()
     records = reckon(args) if args.arithmetic else measure(args)
     if args.json:
@@ -64,7 +65,7 @@ def measure(args) -> list[dict]:
                 speeds[count].append(tokens_per_second(folder / f"{count}-{repeat}", count, args))
     one = statistics.median(speeds[args.processes[0]])
     records = []
-    print("| processes | tokens/s | lowest to highest | times the first |\n|---|---|---|---|")
+    print("| processes | tokens/s | range | speedup |\n|---|---|---|---|")
     for count, values in speeds.items():
         middle = statistics.median(values)
         print(f"| {count} | {middle:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {middle / one:.2f} |")
@@ -104,14 +105,14 @@ def reckon(args) -> list[dict]:
 
 
 def communication(config, processes: int, passes: int) -> dict[str, tuple[float, float]]:
-    """What a process sends in an optimizer step of `passes` forward passes, in bytes, and the hops it waits for."""
+    """The bytes that a process sends and the hops that it waits for, per optimizer step of `passes` forward passes."""
     with torch.device("meta"):
         model = ElectraEarlyExitForPreTraining(config)
     layers = [module for module in model.modules() if isinstance(module, ElectraEarlyExitLayer)]
     everything = sum(parameter.numel() for parameter in model.parameters())
     in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     share, hops = (processes - 1) / processes, processes - 1
-    groups = len(layers) + 2  # the embeddings with what is tied to them, and the rest
+    groups = len(layers) + 2  # the embeddings with the weights tied to them, and the rest
     buffers = sum(buffer.nbytes for buffer in model.buffers()) * passes
     gathered = 2 * (2 * in_layers + everything - in_layers) * passes  # bytes, in bf16
     statistics = 4 * (2 + 6 * len(config.exit_layers)) * passes if config.has_exit_heads else 0
@@ -123,7 +124,7 @@ def communication(config, processes: int, passes: int) -> dict[str, tuple[float,
 
 
 def tokens_per_second(output: Path, processes: int, args) -> float:
-    """Of all processes together, training alone."""
+    """The training throughput of all processes together, from a run."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
         *("--master_addr", "127.0.0.1", "--master_port", str(args.port)),

@@ -1,12 +1,13 @@
-"""A run that is killed again and again: is its memory flat, and does it end in the weights of an undisturbed one?
+"""Kill a run repeatedly; check that its memory does not grow and that it ends with the weights of an undisturbed run.
 
     nice -n 19 python -m benchmarks.soak --minutes 120 --folder runs/soak --json benchmarks/results/soak.json
 
-SIGKILL or SIGTERM at random moments, the same command again, until the run is finished; a checkpoint a minute. The
-resident memory and the open files of every stretch are read from /proc four times a second; they grow from its second
-quarter to its last. The run is as long as `--minutes` at the speed of a first short one; an undisturbed one runs
-beside it, each on one thread. Neither may take more than twice that and five minutes. With `--piece_minutes 20` the
-disturbed rests after twenty minutes, and the same command continues it; the undisturbed one is one piece.
+The run receives SIGKILL or SIGTERM at random times and is repeated until it finishes, with a checkpoint per minute.
+The resident memory and the number of open files are read from /proc four times per second. Growth is measured from
+the second to the last quarter of each stretch between signals. A short first run sets the number of steps for
+`--minutes`. An undisturbed run trains at the same time; each run has one thread. Neither may take longer than twice
+`--minutes` plus five minutes. With `--piece_minutes 20` the disturbed run pauses after twenty minutes, and the same
+command continues it; the undisturbed run is not split.
 """
 
 import argparse
@@ -29,19 +30,19 @@ PLAN, STRETCHES = "plan.json", "stretches.json"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=120, help="about how long the disturbed run takes")
-    parser.add_argument("--piece_minutes", type=float, help="rest after so long; left out: only when it is finished")
+    parser.add_argument("--minutes", type=float, default=120, help="approximate duration (default: %(default)s)")
+    parser.add_argument("--piece_minutes", type=float, help="pause after this time (default: run until it finishes)")
     parser.add_argument("--stretch", type=float, default=60, help="mean seconds between two signals")
-    parser.add_argument("--folder", type=Path, required=True, help="keeps the runs; the same folder continues them")
-    parser.add_argument("--json", help="write what was measured here as well")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the runs; reuse it to continue them")
+    parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what it started ends with it
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends the child processes
     changes = plan(args.folder, args.minutes)
     straight, disturbed = (Case(args.folder, name, **changes) for name in ("straight", "disturbed"))
     with undisturbed(straight, bound(args.minutes)):
         finished = disturb(disturbed, args)
     if not finished:
-        print("resting; the same command continues")
+        print("paused; the same command continues")
         sys.exit(os.EX_TEMPFAIL)
     stretches = json.loads((args.folder / STRETCHES).read_text())
     records = summary(stretches, changes["max_steps"], disturbed.differences(straight, changes["max_steps"]))
@@ -53,11 +54,11 @@ def main():
 
 @contextlib.contextmanager
 def undisturbed(case: Case, seconds: float):
-    """A run beside what is done meanwhile, waited for at the end; nothing where it finished earlier."""
+    """Start a run, unless it is finished, and wait for it at the end of the context."""
     if (case.output / "metrics.json").exists():
         yield
         return
-    shutil.rmtree(case.output, ignore_errors=True)  # of one that was cut
+    shutil.rmtree(case.output, ignore_errors=True)  # left by an interrupted run
     process, started = start(case), time.monotonic()
     yield
     status = case.wait(process, max(0, started + seconds - time.monotonic()))
@@ -65,12 +66,13 @@ def undisturbed(case: Case, seconds: float):
 
 
 def bound(minutes: float) -> float:
-    """Seconds that a run may take which is planned for so many minutes."""
+    """The maximum seconds for a run that is planned for `minutes`."""
     return 120 * minutes + 300
 
 
 def plan(folder: Path, minutes: float) -> dict:
-    """What both runs differ in from those of `benchmarks/faults.py`, for the speed of this machine; decided once."""
+    """The fields of both runs that differ from `benchmarks/faults.py`, from the speed of this machine. They are chosen
+    once and stored."""
     path = folder / PLAN
     if not path.exists():
         short = Case(folder, "short", max_steps=400, save_steps=400, eval_strategy="no")
@@ -83,15 +85,15 @@ def plan(folder: Path, minutes: float) -> dict:
 
 
 def disturb(case: Case, args) -> bool:
-    """Start, watch and end the run until it ends by itself (true) or it is time to rest (false). Appends what each
-    stretch used to those of earlier pieces."""
+    """Start and kill the run until it finishes (true) or `--piece_minutes` are over (false). Appends the measurements
+    of each stretch to a file."""
     path = args.folder / STRETCHES
     stretches = json.loads(path.read_text()) if path.exists() else []
     choose = random.Random(len(stretches))
     rest = time.monotonic() + (bound(args.minutes) if args.piece_minutes is None else 60 * args.piece_minutes)
     while not (stretches and stretches[-1]["status"] == 0):
         if sum(stretch["seconds"] for stretch in stretches) > bound(args.minutes):
-            raise TimeoutError("the run did not end in twice the time it was given, and five minutes")
+            raise TimeoutError("the run did not finish within twice the planned time plus five minutes")
         if time.monotonic() > rest:
             return False
         stretches.append(stretch(case, choose.uniform(0, 2 * args.stretch), choose))
@@ -101,7 +103,7 @@ def disturb(case: Case, args) -> bool:
 
 
 def stretch(case: Case, seconds: float, choose: random.Random) -> dict:
-    """One start of the run and, after so many seconds, its end; what it used meanwhile."""
+    """Start the run, end it after `seconds`, and return its resource use."""
     process, started, memory, files = start(case), time.monotonic(), [], []
     while process.is_alive() and time.monotonic() < started + seconds:
         process.join(0.25)
@@ -109,7 +111,7 @@ def stretch(case: Case, seconds: float, choose: random.Random) -> dict:
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
             files.append(len(os.listdir(f"/proc/{process.pid}/fd")))
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             break
     ending = choose.choice((signal.SIGKILL, signal.SIGTERM))
     if process.is_alive():
@@ -117,7 +119,7 @@ def stretch(case: Case, seconds: float, choose: random.Random) -> dict:
     process.join(120)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"{ending.name} was not obeyed within two minutes")
+        raise TimeoutError(f"the run did not end within two minutes after {ending.name}")
     return {
         "status": process.exitcode, "signal": ending.name, "seconds": time.monotonic() - started,
         "memory_mib": max(memory, default=0) / 2**20, "open_files": max(files, default=0),
@@ -148,7 +150,7 @@ def summary(stretches: list[dict], steps: int, differing: list[str]) -> list[dic
 
 
 def growth(values: list[int]) -> float | None:
-    """Median of the last quarter over that of the second, the first being start-up; for a stretch long enough."""
+    """Ratio of the median of the last quarter to that of the second (the first is start-up); `None` if too short."""
     quarter = len(values) // 4
     if quarter < 5:
         return None

@@ -1,4 +1,4 @@
-"""What the step benchmarks share: a model ready to step, and records of times."""
+"""Shared by the step benchmarks: a training step, and records of times."""
 
 import statistics
 import time
@@ -16,8 +16,8 @@ def device() -> str:
 
 
 def made_up_batch(config, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it for the model's generator. What the tokens are does not change what a step
-    costs."""
+    """A batch of random tokens in the format of the collator for the model's generator. The cost of a step does not
+    depend on the tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, config.vocab_size, (batch_size, length), generator=generator)
     masked = torch.rand(batch_size, length, generator=generator).argsort(1)[:, : round(0.15 * length)]
@@ -28,11 +28,11 @@ def made_up_batch(config, batch_size: int, length: int) -> dict[str, torch.Tenso
 
 
 class OurStep:
-    """The step as `electra-exit pretrain` runs it, dense for `exit_policy="none"`.
+    """A training step as `electra-exit pretrain` runs it, without exits for `exit_policy="none"`.
 
-    A config with a generator outside the model gets a batch that is corrupted already, as from the collator.
-    `full_depth` makes a step of a phase in which a model with exits lets nobody leave; `muon` is `--optim muon`.
-    `update_seconds` is the CPU time that the optimizer took of the last step, on a CPU.
+    With a generator outside the model, the batch is already corrupted, as by the collator. `full_depth` runs a model
+    with exits at full depth, as in a dense phase; `muon` is `--optim muon`. `update_seconds` is the CPU time of the
+    optimizer in the last step, on a CPU.
     """
 
     update_seconds: float | None = None
@@ -70,13 +70,13 @@ class OurStep:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             start = time.process_time()
             self.optimizer.step()
-            if device() == "cpu":  # a GPU has only been told what to do
+            if device() == "cpu":  # on a GPU the update is asynchronous
                 self.update_seconds = time.process_time() - start
             self.optimizer.zero_grad()
 
 
 def records(prefix: str, metric: str, unit: str, values: dict[str, float], baseline: str, samples=None) -> list[dict]:
-    """One record a variant; `ratio` is its value over that of the variant `baseline`."""
+    """One record per variant; `ratio` is its value divided by that of the variant `baseline`."""
     return [
         {
             "name": f"{prefix}/{variant}",
@@ -101,6 +101,6 @@ def timing_records(prefix: str, samples: dict[str, list[float]], tokens: int, ba
 
 
 def spread(seconds: list[float]) -> str:
-    """Median and the middle half, in milliseconds."""
+    """The median and the interquartile range, in milliseconds."""
     low, _, high = statistics.quantiles(seconds, n=4)
     return f"{statistics.median(seconds) * 1e3:.0f} ms ({low * 1e3:.0f}-{high * 1e3:.0f})"

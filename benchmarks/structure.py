@@ -1,10 +1,10 @@
-"""How easy the code is to move into: files, imports, functions, lines, fields, flags, and how soon `--help` answers.
+"""Figures about the structure of the code: files, imports, functions, lines, fields, flags, and the time of `--help`.
 
     python -m benchmarks.structure --folder /tmp/structure [--json benchmarks/results/structure.json]
 
-Lines are those of all Python files, comments and docstrings among them. A chain of imports is the longest path from
-one file of ours to another. `pretrain to loss` counts the files of ours that a step of a pre-training passes through,
-from the command line to the loss.
+Lines are those of all Python files, including comments and docstrings. The longest chain of imports is the longest
+path through the imports between files of this repository. `pretrain to loss` counts the files of this repository on
+the call stack from the command line to the loss of a pre-training step.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.conftest import write_corpus
 from tests.test_rooms import CODE, ROOT, imports, room_of
 
 
-# Runs a pre-training of one step and prints the files of ours on the stack where the loss is computed.
+# Pre-trains for one step and prints the file names on the call stack where the loss is computed.
 TRACE = """
 import functools, json, sys, traceback
 from electra_exit.main import main
@@ -43,7 +43,7 @@ TINY = {"vocab_size": 80, "hidden_size": 32, "embedding_size": 16, "intermediate
 
 
 def longest_chain() -> list[str]:
-    """The longest path through the imports of our files."""
+    """The longest path through the imports between files of this repository."""
 
     @cache
     def below(path: Path) -> tuple[Path, ...]:
@@ -53,7 +53,7 @@ def longest_chain() -> list[str]:
 
 
 def longest_function() -> tuple[int, str]:
-    """Lines, without the docstring, and name."""
+    """The number of lines, without the docstring, and the name."""
     found = [(0, "")]
     for path in CODE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -89,7 +89,7 @@ def seconds_of(*argv: str, repeats: int = 5) -> float:
 
 
 def measure(folder: Path) -> list[dict]:
-    """Records as all benchmarks write them."""
+    """The records, in the format of all benchmarks."""
     rooms = {}
     for path in CODE:
         rooms[room_of(path)] = rooms.get(room_of(path), 0) + 1
@@ -119,7 +119,7 @@ def measure(folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the records there")
+    parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder, for a run of one step")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

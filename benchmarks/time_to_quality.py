@@ -1,4 +1,4 @@
-"""How much sooner is it there: held-out quality against time, for a plain loop and for this package.
+"""Held-out quality against training time, for a plain loop and for this package.
 
     for arm in plain electra-pytorch ours; do
         OMP_NUM_THREADS=1 python -m benchmarks.time_to_quality $arm --minutes 20 --folder runs/time-to-quality \\
@@ -6,16 +6,15 @@
     done
     python -m benchmarks.time_to_quality summary --results benchmarks/results/time_to_quality
 
-`plain` is a loop around Transformers' ELECTRA as people write it: generator and discriminator with shared embeddings,
-all logits of the generator, AdamW, the published initial range, dropout and loss weights, and the learning rate of
-`--rate`. `electra-pytorch` is the same with that package's step (pip install electra-pytorch). `ours` is
-`electra-exit pretrain quickstart`. Text, tokenizer, sizes of both models, sequences a step, the share of tokens that
-is masked and the time are those of the quickstart for all of them, and each arm's learning rate has fallen to 0 when
-its time is over.
+`plain` is a typical loop around Transformers' ELECTRA: generator and discriminator with shared embeddings, generator
+logits at all positions, AdamW, the published initializer range, dropout and loss weights, and the learning rate of
+`--rate`. `electra-pytorch` is the same with the step of that package (pip install electra-pytorch). `ours` is
+`electra-exit pretrain quickstart`. All arms use the quickstart's text, tokenizer, model sizes, sequences per step and
+share of masked tokens, and train for the same time. Each arm's learning rate reaches 0 at the end of its time.
 
-Time is the processor time of the arm's process, evaluations left out; on a machine that others use, run the arms at
-the same time. Quality is the ROC-AUC on one corruption of the held-out text, drawn by how frequent tokens are, the
-same for all arms. An arm that was interrupted goes on with the same command.
+Time is the CPU time of the arm's process, excluding evaluations; on a shared machine, run the arms at the same time.
+Quality is the ROC-AUC on a fixed corruption of the held-out text, with replacements sampled by frequency. Repeat the
+command to continue an interrupted arm.
 """
 
 import argparse
@@ -40,22 +39,22 @@ from research.study import corrupt_held_out
 
 PLAIN, PACKAGE, OURS = ARMS = ("plain", "electra-pytorch", "ours")
 GOAL = 0.88
-# Held-out sequences an evaluation reads, and evaluations of a run.
+# Number of held-out sequences per evaluation, and of evaluations per run.
 EVALUATED, EVALUATIONS = 384, 20
-# ELECTRA-Small's learning rate; the share of a run that warms up; and the weight of the discriminator's loss.
+# ELECTRA-Small's learning rate, the share of the run for warm-up, and the weight of the discriminator's loss.
 RATE, WARMUP, DISCRIMINATOR_WEIGHT = 5e-4, 0.06, 50.0
 CORRUPTION = ["--generator_type", "unigram", "--seed", "0", "--data_seed", "20"]
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Curve:
-    """What an arm has measured, written as it goes.
+    """The measurements of an arm, written to a file after each one.
 
     Args:
-        path: of the JSON file; one that is there is gone on with.
-        facts: what is written beside the curve.
-        held_out: corrupted sequences, with `labels`.
-        collate: makes batches of them.
+        path: the JSON file. If it exists, the curve is continued.
+        facts: other facts to write to the file.
+        held_out: corrupted sequences with `labels`.
+        collate: makes a batch from a list of sequences.
     """
 
     def __init__(self, path: Path, facts: dict, held_out: Dataset, collate: Callable):
@@ -67,7 +66,7 @@ class Curve:
         self.points = read_json(path)["curve"] if path.exists() else []
 
     def measure(self, model, step: int, seconds: float) -> None:
-        """Note the ROC-AUC of a discriminator after so many steps and seconds."""
+        """Measure and record the ROC-AUC of a discriminator after `step` steps and `seconds`."""
         training = model.training
         model.eval()
         logits, labels = [], []
@@ -84,11 +83,11 @@ class Curve:
         write_json(self.path, {**self.facts, "curve": self.points})
 
 
-# ---- As people write it ----
+# ---- The plain loops ----
 
 
 def plain_models(config) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
-    """Transformers' ELECTRA of the sizes of ours, with shared embeddings."""
+    """Transformers' generator and discriminator in the sizes of our models, with shared embeddings."""
     same = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id")
     sizes = {name: getattr(config, name) for name in same}
 
@@ -102,7 +101,7 @@ def plain_models(config) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
 
 
 class PlainStep(torch.nn.Module):
-    """The loss of ELECTRA, of the whole of the generator's logits."""
+    """ELECTRA's loss, with generator logits at all positions."""
 
     def __init__(self, generator, discriminator):
         super().__init__()
@@ -153,7 +152,7 @@ class Logits(torch.nn.Module):
 
 
 def endless_batches(sequences: Dataset, collate, size: int, skip: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches in an order that is another one in every epoch; the first `skip` are left out."""
+    """Batches in a new order in each epoch, without the first `skip`."""
     number = 0
     for epoch in range(10**9):
         order = np.random.default_rng(epoch).permutation(len(sequences))
@@ -203,7 +202,7 @@ def run_plain(arm: str, config, training, packed, tokenizer, curve: Curve, args:
 
 
 class Measure(TrainerCallback):
-    """Evaluates and saves a run of ours by its clock."""
+    """Evaluates and saves our run at regular intervals of its clock."""
 
     def __init__(self, trainer, curve: Curve):
         self.trainer, self.curve, self.due = trainer, curve, 0.0
@@ -224,7 +223,7 @@ class Measure(TrainerCallback):
 
 
 class ProcessorTime:
-    """A clock of this process that an evaluation does not move."""
+    """The CPU time of this process, excluding evaluations."""
 
     left_out = 0.0
 
@@ -241,11 +240,11 @@ def run_ours(words: list[str], curve: Curve, args: argparse.Namespace) -> None:
     trainer.train(resume_from_checkpoint=newest_intact(Path(training.output_dir)))
 
 
-# ---- What it says ----
+# ---- Results ----
 
 
 def seconds_to(goal: float, curve: list[dict], metric: str = "roc_auc") -> float | None:
-    """The time at which a curve reaches a value, on straight lines between its points; `None` where it does not."""
+    """The time at which a curve reaches a value, by linear interpolation; `None` if it does not."""
     for before, point in zip([None, *curve], curve, strict=False):
         if point[metric] >= goal:
             if before is None:
@@ -276,8 +275,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate of the plain loops")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=Path("runs/time-to-quality"), help="of what continues a run")
-    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/time-to-quality"), help="folder of the checkpoints")
+    parser.add_argument("--results", type=Path, required=True, help="folder of the results")
     args, flags = parser.parse_known_args()
     if args.arm != "summary":
         run(args, flags)
@@ -285,7 +284,7 @@ def main():
 
 
 def run(args: argparse.Namespace, flags: list[str]) -> None:
-    """One arm; `flags` are those of `electra-exit pretrain`, such as another text."""
+    """Run one arm. `flags` are flags of `electra-exit pretrain`, for example for another text."""
     args.folder.mkdir(parents=True, exist_ok=True)
     args.results.mkdir(parents=True, exist_ok=True)
     output = ["--output_dir", str(args.folder / "ours"), "--report_to", "none", "--seed", str(args.seed)]

@@ -1,11 +1,11 @@
-"""What each type of tokenizer does to six languages: tokens a word, characters a token, and the share of [UNK].
+"""Compare the tokenizer types on six languages: tokens per word, characters per token, and the share of [UNK].
 
     pip download --no-deps -d packages Django Weblate pretix django-oscar
     python -m benchmarks.tokenizers_languages packages/*.whl --json benchmarks/results/tokenizers_languages.json
 
-The text is the messages of web applications as they are translated in the catalogs of their wheels: sentences of one
-kind, which compare across languages. A fifth of them is held out and measured. A word is what stands between spaces;
-Japanese and Thai have none there, and their tokens a word say nothing.
+The text is the translated messages of web applications, from the message catalogs in their wheels, so it is comparable
+across languages. A fifth of the messages is held out and measured. Words are separated by spaces. Japanese and Thai
+are written without spaces between words, so their tokens per word are meaningless.
 """
 
 import argparse
@@ -25,19 +25,19 @@ from modeling_electra_exit.trainers.data.tokenization import KINDS, train_tokeni
 
 
 LANGUAGES = {"de": "German", "tr": "Turkish", "ar": "Arabic", "ko": "Korean", "ja": "Japanese", "th": "Thai"}
-# Of the flags; the first one is the default.
+# Flags to compare; the first entry is the default.
 SWITCHES = {
     "default": {},
     "--lowercase false": {"lowercase": False},
     "--strip_accents true": {"strip_accents": True},
 }
 VOCABULARY = 4000
-CHARACTERS = 250_000  # at most, of a language
-HELD_OUT = 5  # one of so many
+CHARACTERS = 250_000  # maximum per language
+HELD_OUT = 5  # every fifth message is held out
 
 
 def messages(wheels: list[zipfile.ZipFile], language: str) -> list[str]:
-    """The translations into a language, each once, without the places where values go."""
+    """The distinct translations into a language, without placeholders and markup."""
     found = {}
     for wheel in wheels:
         for name in sorted(wheel.namelist()):
@@ -66,11 +66,11 @@ def measure(train: list[str], held_out: list[str], kind: str, switches: dict) ->
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wheels", type=Path, nargs="+", help="with catalogs of Django's form")
+    parser.add_argument("wheels", type=Path, nargs="+", help="wheels with Django message catalogs")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     args = parser.parse_args()
     records = []
-    print("| language | flags | type | tokens a word | characters a token | [UNK] |\n|---|---|---|---|---|---|")
+    print("| language | flags | type | tokens per word | characters per token | [UNK] |\n|---|---|---|---|---|---|")
     with contextlib.ExitStack() as stack:
         wheels = [stack.enter_context(zipfile.ZipFile(wheel)) for wheel in sorted(args.wheels)]
         for language, name in LANGUAGES.items():

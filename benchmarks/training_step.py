@@ -1,29 +1,30 @@
-"""Our training step against what people pre-train ELECTRA with today.
+"""Compare our training step with other implementations of ELECTRA pre-training.
 
     pip install --no-deps electra-pytorch==0.1.2 rtd-gdes==0.1.4.1
     python benchmarks/training_step.py [--json FILE] [--lengths 128 512] [--repeats 3]
 
-ELECTRA-Small with 30,522 entries of vocabulary, as many tokens a step for all, some steps of each in turn. Each turn
-is a process of its own, alone: ours makes its process keep memory that is freed, from which others in it would gain,
-and others that hold memory meanwhile would slow down those that ask for it anew in every step.
+All variants train ELECTRA-Small with a vocabulary of 30,522 on the same number of tokens per step, in alternating
+turns of a few steps. Each turn is a separate process that runs alone: our step keeps freed memory in its process,
+which would speed up other variants there, and memory held by others would slow down variants that allocate it in each
+step.
 
-- `hf-loop`: transformers' `ElectraForMaskedLM` with logits at every position, `torch.multinomial` at the masked ones,
-  `ElectraForPreTraining` on shared embeddings, `torch.optim.AdamW`; everything at its default.
+- `hf-loop`: Transformers' `ElectraForMaskedLM` with logits at every position, `torch.multinomial` at the masked ones,
+  `ElectraForPreTraining` on shared embeddings, and `torch.optim.AdamW`, all with default settings.
 - `electra-pytorch`: that package's `Electra` around the same two models.
-- `rtd-gdes`: that package's own loop. **Another objective**: one DeBERTa is generator and discriminator at once, the
-  most likely tokens take the place of samples, every masked position counts as replaced, and embeddings do not learn
-  from the discriminator. Its model has the width, depth and vocabulary of ELECTRA-Small's discriminator.
-- `dense`, `exits`: ours, without and with exits in every step (a run has dense phases too); `exits.unigram` replaces
-  tokens in the data loader and has no generator in the step; `dense.torch-kernels` is `dense` without
-  `--cpu_kernels`; `dense.muon` is `dense` with `--optim muon`, whose update costs the same for any number of tokens;
-  `dense.compiled` and `exits.compiled` went through `torch.compile`, before their steps are timed (minutes on two
-  cores), and are measured only where `--variants` names them.
+- `rtd-gdes`: that package's own loop, with **another objective**: one DeBERTa is both generator and discriminator, the
+  most likely tokens replace samples, every masked position counts as replaced, and the discriminator does not train
+  the embeddings. Its model has the width, depth and vocabulary of ELECTRA-Small's discriminator.
+- `dense`, `exits`: ours, without exits and with exits active in every step (a run also has dense phases).
+- `exits.unigram`: replaces tokens in the data loader and has no generator in the step.
+- `dense.torch-kernels`: `dense` without `--cpu_kernels`.
+- `dense.muon`: `dense` with `--optim muon`, whose update cost does not depend on the number of tokens.
+- `dense.compiled`, `exits.compiled`: with `torch.compile`. Compilation takes minutes on two cores and is not timed.
+  They are measured only if `--variants` names them.
 
-The share of the peak (MFU) is of the operations that the *objective* needs (for `hf-loop` as for `dense`), over the
-fastest product of two 2048 x 2048 matrices measured in the same run, in the same precision, with whichever kernel is
-faster.
-CPU time of the optimizer is that of all threads; others on the machine do not disturb it.
-Peak memory is that of the process while it steps, less what it held before the model was made.
+MFU is the rate of the operations that the *objective* needs (the same for `hf-loop` and `dense`) divided by the peak:
+the fastest product of two 2048 x 2048 matrices measured in the same run and precision, with the faster of the kernels.
+The optimizer's CPU time is that of all threads, so other load on the machine hardly affects it. Peak memory is that of
+the process during the steps, minus its memory before the model was created.
 """
 
 import argparse
@@ -58,9 +59,9 @@ from modeling_electra_exit.trainers.runtime import cpu_kernels
 from modeling_electra_exit.trainers.runtime.flops import step_flops
 
 
-# Fields of `ElectraConfig`, and how many times narrower the generator is.
+# Fields of `ElectraConfig`, and the ratio of the discriminator's width to the generator's.
 SIZES = {
-    # As wide as the recipe `quickstart`, and twice as deep; the generator is half as wide.
+    # As wide as the recipe `quickstart` and twice as deep; the generator is half as wide.
     "mini": (
         {
             "vocab_size": 4096,
@@ -82,13 +83,13 @@ SIZES = {
     ),
 }
 CONFIG = {"cls_token_id": 2, "sep_token_id": 3}
-UNTIMED, TIMED = 3, 3  # steps of a turn; the first ones get their memory from the system
-PROCESSES = multiprocessing.get_context("spawn")  # CUDA survives no fork
-PEAK_SIZE = 2048  # of the matrices whose product is the peak
+UNTIMED, TIMED = 3, 3  # steps per turn; the first ones allocate memory from the system
+PROCESSES = multiprocessing.get_context("spawn")  # CUDA does not work after a fork
+PEAK_SIZE = 2048  # rows of the square matrices whose product gives the peak
 
 
 class Case(NamedTuple):
-    """What the variants are compared at. `tokens` are those of a step."""
+    """A setting in which the variants are compared. `tokens` is the number of tokens per step."""
 
     size: str = "electra-small"
     length: int = 128
@@ -104,7 +105,7 @@ class Case(NamedTuple):
         return self.tokens // self.length
 
     def fields(self) -> dict:
-        """Of the discriminator's config."""
+        """Fields of the discriminator's config."""
         return SIZES[self.size][0]
 
     def generator_fields(self) -> dict:
@@ -117,7 +118,7 @@ class Case(NamedTuple):
 
 
 def plain_pair(case: Case) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
-    """Transformers' generator and discriminator, on one set of embeddings."""
+    """Transformers' generator and discriminator with shared embeddings."""
     torch.manual_seed(0)
     discriminator = ElectraForPreTraining(ElectraConfig(**case.fields()))
     generator = ElectraForMaskedLM(ElectraConfig(**case.generator_fields()))
@@ -127,7 +128,7 @@ def plain_pair(case: Case) -> tuple[ElectraForMaskedLM, ElectraForPreTraining]:
 
 
 class PlainStep:
-    """Loss of a subclass, then backward, clipping and AdamW as everyone writes them."""
+    """A step with the loss of a subclass and the usual backward pass, gradient clipping and AdamW."""
 
     def __init__(self, model: nn.Module, batch: dict, bf16: bool):
         self.model, self.batch, self.bf16 = model, batch, bf16
@@ -216,7 +217,7 @@ class RtdGdes:
         )
 
     def __call__(self):
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # its progress bar
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # hides its progress bar
             self.step()
 
 
@@ -224,7 +225,7 @@ def ours(case: Case, kernels: bool = True, compiled: bool = False, muon: bool = 
     step = OurStep(case.our_config(**fields), case.batch_size, case.length, case.bf16, kernels, muon=muon)
     if compiled:
         step.model.compile()
-        step()  # compiles: before the steps in turn, and so not counted
+        step()  # compiles, so that compilation is not timed
     return step
 
 
@@ -248,14 +249,14 @@ def available(names: list[str]) -> list[str]:
     found = []
     for name in names:
         if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
-            print(f"{name} left out: {PACKAGES[name]} is not installed\n")
+            print(f"{name} skipped: {PACKAGES[name]} is not installed\n")
         else:
             found.append(name)
     return found
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """Operations a second of a product of two matrices, the better of PyTorch's kernel and ours."""
+    """Peak FLOP/s of a matrix product, with the faster of PyTorch's kernel and ours."""
     left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE, device=device()).to(dtype)
     seconds = []
     for kernels in (False, True):
@@ -270,7 +271,7 @@ def gemm_peak(dtype: torch.dtype) -> float:
 
 
 def needed_flops(name: str, case: Case) -> float | None:
-    """Operations that the step's objective needs; `None` where that is another objective."""
+    """FLOPs that the step's objective needs; `None` if the objective is not ELECTRA's."""
     if name == "rtd-gdes":
         return None
     config = case.our_config(generator_type="unigram" if name == "exits.unigram" else "mlm")
@@ -278,14 +279,18 @@ def needed_flops(name: str, case: Case) -> float | None:
 
 
 def turn(name: str, case: Case) -> tuple[list[float], list[float], int]:
-    """[`take_steps`] in a process of its own."""
+    """[`take_steps`] in a separate process."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(take_steps, name, case).result()
 
 
 def take_steps(name: str, case: Case) -> tuple[list[float], list[float], int]:
-    """Seconds of some steps of a variant, CPU seconds of the optimizer in them if known, and the most bytes
-    that the steps ever held, less what this process held before the model was made."""
+    """Run some steps of a variant.
+
+    Returns:
+        The seconds of each step, the CPU seconds of the optimizer in each step (if known), and the peak memory in
+        bytes, minus the memory of this process before the model was created.
+    """
     cuda, seconds, updates = device() == "cuda", [], []
     before = torch.cuda.memory_allocated() if cuda else status("VmRSS")
     step = VARIANTS[name](case)
@@ -293,7 +298,7 @@ def take_steps(name: str, case: Case) -> tuple[list[float], list[float], int]:
         torch.cuda.reset_peak_memory_stats()
     else:
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts anew
+            file.write("5")  # resets the peak
     for _ in range(UNTIMED + TIMED):
         start = time.perf_counter()
         step()
@@ -307,7 +312,7 @@ def take_steps(name: str, case: Case) -> tuple[list[float], list[float], int]:
 
 
 def status(name: str) -> int:
-    """A figure of this process, in bytes."""
+    """A memory figure of this process from /proc, in bytes."""
     with open("/proc/self/status", encoding="utf-8") as file:
         return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", file.read(), re.MULTILINE)[1])
 
@@ -331,7 +336,7 @@ def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
     needed = {name: needed_flops(name, case) for name in names}
     shares = {name: flops / seconds[name] / rate for name, flops in needed.items() if flops}
     found += records(prefix, "mfu", "share", shares, "hf-loop")
-    print(f"\n### {case.size}, length {case.length}, {case.precision} ({rate / 1e9:.0f} GFLOP/s at most)\n")
+    print(f"\n### {case.size}, length {case.length}, {case.precision} (peak {rate / 1e9:.0f} GFLOP/s)\n")
     print("| variant | step | optimizer, CPU time | tokens/s | over hf-loop | peak memory | over hf-loop | MFU |")
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
@@ -348,18 +353,18 @@ def measure(case: Case, names: list[str], repeats: int) -> list[dict]:
 
 
 def main(description: str | None = __doc__, sizes=("electra-small",), tokens: int = Case().tokens, names=UNCOMPILED):
-    """The command line, with the defaults of the device that it is for."""
+    """The command line. The arguments are its description and defaults, which depend on the device."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=names)
-    parser.add_argument("--tokens", type=int, default=tokens, help="of a step")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each")
+    parser.add_argument("--tokens", type=int, default=tokens, help="tokens per step")
+    parser.add_argument("--repeats", type=int, default=3, help="turns per variant")
     parser.add_argument("--json", help="write the records to this file")
     args = parser.parse_args()
     names = available(list(dict.fromkeys(["hf-loop", *args.variants])))
-    print(f"{device()}, {torch.get_num_threads()} threads, {args.tokens:,} tokens a step")
+    print(f"{device()}, {torch.get_num_threads()} threads, {args.tokens:,} tokens per step")
     found = []
     for case in itertools.product(args.sizes, args.lengths, args.precisions, [args.tokens]):
         found += measure(Case(*case), names, args.repeats)
