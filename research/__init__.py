@@ -1,1 +1,2 @@
-"""Studies: matrices of runs, judges and reports. Not in the wheel: `python -m research.study NAME` in a clone."""
+"""Studies: matrices of runs, their evaluation and reports. Not in the wheel; run `python -m research.study NAME` in a
+clone."""

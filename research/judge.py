@@ -1,4 +1,4 @@
-"""How good is a checkpoint? The same questions for every run of a study, all at full depth."""
+"""Evaluate the checkpoints of a study, all in the same way and at full depth."""
 
 from pathlib import Path
 
@@ -16,19 +16,20 @@ from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
 
 
 BATCH = 128
-# What of a corrupted batch the model reads.
+# The columns of a corrupted batch that are model inputs.
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForReplacedTokenDetection) -> dict:
-    """Replaced-token detection by the checkpoint in `folder` on one fixed corruption of held-out sequences.
+    """Evaluate replaced-token detection of a checkpoint on a fixed corruption of held-out sequences.
 
     Args:
-        sequences (`Dataset`): packed, column `input_ids`; and `labels`, where they are corrupted already.
-        collate: corrupts the others, with the same generator and seed for all checkpoints compared.
+        folder (`Path`): the checkpoint.
+        sequences (`Dataset`): packed sequences with `input_ids`, and `labels` if they are already corrupted.
+        collate: corrupts the sequences otherwise, with the same generator and seed for all compared checkpoints.
 
     Returns:
-        What [`metrics.replaced_token_detection`] measures.
+        The metrics of [`metrics.replaced_token_detection`].
     """
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     suit_attention(model, model.device)
@@ -53,11 +54,19 @@ def judge_glue(
     max_examples: int | None = None,
     seed: int = 0,
 ) -> dict:
-    """Fine-tune the checkpoint's encoder on a task, all layers alike, and return its usual metric on validation.
+    """Fine-tune the checkpoint's encoder on a GLUE task, with the same learning rate for all layers.
 
     Args:
+        folder (`Path`): the checkpoint.
         glue (`Path`): holds `<task>/train.jsonl` and `<task>/validation.jsonl` with the columns of `glue` on the Hub.
-        max_examples (`int`, *optional*): train on this many examples, drawn with `seed`.
+        task_name (`str`): name of the task.
+        epochs (`float`): passes over the training data.
+        learning_rate (`float`): peak learning rate.
+        max_examples (`int`, *optional*): train on this many examples, sampled with `seed`.
+        seed (`int`): seed of the new head, the order of the examples and dropout.
+
+    Returns:
+        The task's main metric on the validation split, by name, and `examples`, the number of training examples.
     """
     data_args = FineTuningDataArguments(
         str(folder), task=task_name, data_dir=str(glue), max_train_examples=max_examples, both_orders=False
@@ -77,7 +86,7 @@ def judge_glue(
         train_sampling_strategy="group_by_length",
         logging_strategy="no",
     )
-    # Without exit heads, whatever the pre-training had: all arms of a study are fine-tuned alike.
+    # Fine-tune all arms of a study in the same way, without exit heads.
     plain = {"exit_policy": "none"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     examples = read_examples(data_args)

@@ -1,4 +1,4 @@
-"""What a study found, as Markdown and figures; every number is read from the runs' JSON files."""
+"""Write the report of a study as Markdown and figures, from the JSON files of its runs."""
 
 import json
 import re
@@ -21,20 +21,22 @@ from modeling_electra_exit.trainers.runtime.flops import step_flops
 
 # Arms called `rule`, `rule.tight` and `rule.generous` are one rule at several budgets.
 BUDGETS = (".tight", "", ".generous")
-# Between an arm's name and its learning rate, where it is run with several.
+# Separates an arm's name from its learning rate if it is run with several.
 RATE_MARK = "@"
-# What somebody has written about the results, beside them.
+# An optional file, in the folder of the results, with conclusions.
 FINDINGS = "FINDINGS.md"
-# What the name of an arm ends in that has exits and is otherwise the arm of the name without it.
+# Suffix of an arm that adds exits to the arm of the same name without it.
 EXITS_MARK = "_exits"
+# Operations spent before a run on a model or cached replacements that it uses.
+PRIOR_FLOPS = "prior FLOPs"
 TASK_TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
 
-# Title of a column, how to find its value in a result (`KeyError` where there is none), how to print it.
+# Title of a column, function from a result to its value (raises `KeyError` if there is none), format.
 Column = tuple[str, Callable[[dict], float], str]
 
 
 def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
-    """Write `README.md` and its figures into the folder of the results; returns the path of the former."""
+    """Write `README.md` and its figures to the folder of the results. Returns the path of `README.md`."""
     found = {}
     for run in runs:
         if (path := results / run.result_file).exists():
@@ -48,15 +50,15 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     lines = [
         f"# Study: {study['title']}",
         "",
-        f"Written by `python -m research.study {name}` from the JSON files beside it; the recipe is "
-        f"`research/studies/{name}.yaml`. All arms are judged at full depth, on the same corrupted held-out text. "
-        "Where an arm has more than one seed, the mean is followed by the single seeds. FLOPs are of the whole run, "
-        f"dense phases included, over those of the arm `{study['baseline']}`, if the stage names no other: of the "
-        "discriminator's layers alone, and of everything.",
+        f"Written by `python -m research.study {name}` from the JSON files in this folder; the study is defined in "
+        f"`research/studies/{name}.yaml`. All arms are evaluated at full depth on the same corrupted held-out text. "
+        "For an arm with several seeds, the mean is followed by the value of each seed. FLOPs cover the whole run, "
+        "including dense phases, for the discriminator's layers alone and for everything. They are relative to the "
+        f"arm `{study['baseline']}` unless the stage names another.",
         "",
     ]
     if (results / FINDINGS).exists():
-        lines += [f"What its tables say, and what they do not: [{FINDINGS}]({FINDINGS}).", ""]
+        lines += [f"Conclusions and their limits: [{FINDINGS}]({FINDINGS}).", ""]
     timed = {stage: at_better_rate(arms) for stage, arms in found.items() if "steps" in study["stages"][stage]}
     if len(timed) > 1:
         lines += envelope(timed)
@@ -65,12 +67,12 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         baseline = study["stages"][stage].get("baseline", study["baseline"])
         lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
         if baseline != study["baseline"]:
-            lines += [f"Over those of the arm `{baseline}`.", ""]
+            lines += [f"FLOPs and times are relative to the arm `{baseline}`.", ""]
         if all(result.get("step_seconds") for group in arms.values() for result in group):
-            lines += ["Times are by the medians of steps of all arms in turn (`--time_steps`).", ""]
+            lines += ["Times are computed from median step times of all arms in alternation (`--time_steps`).", ""]
         chosen = at_better_rate(arms)
         if len(chosen) < len(arms):
-            lines += ["Each arm at the learning rate (after its name) that was better on the held-out text:", ""]
+            lines += ["Each arm at the learning rate (after its name) with the best held-out ROC-AUC:", ""]
         budgets, scores = scores_at_equal_cost(chosen, baseline)
         parts = (equal_cost(budgets, scores), exits_table(chosen, baseline, scores), difficulty_table(chosen))
         lines += [*table(chosen, baseline), "", *chain(*parts), ""]
@@ -85,17 +87,17 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
 
 
 def timing_file(stage: str) -> str:
-    """Where `--time_steps` writes, among the results."""
+    """Name of the file, in the folder of the results, that `--time_steps` writes."""
     return f"{stage}-step-seconds.json"
 
 
 def tokens_of(results: Iterable[dict]) -> float:
-    """Millions of tokens, the most that a run saw."""
+    """Millions of tokens of the longest run."""
     return max(result["training"]["tokens"] for result in results) / 1e6
 
 
 def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Of the arms that differ by nothing but the learning rate, the one with the better mean held-out ROC-AUC."""
+    """Among arms that differ only in the learning rate, keep the one with the best mean held-out ROC-AUC."""
     best = {}
     for arm, group in arms.items():
         name = arm.split(RATE_MARK)[0]
@@ -105,7 +107,7 @@ def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def find_arm(arms: dict[str, list[dict]], name: str) -> list[dict] | None:
-    """The runs of an arm, whatever its learning rate."""
+    """The runs of an arm at any learning rate; `None` if there are none."""
     return next((group for arm, group in arms.items() if arm.split(RATE_MARK)[0] == name), None)
 
 
@@ -113,7 +115,7 @@ def find_arm(arms: dict[str, list[dict]], name: str) -> list[dict] | None:
 
 
 def columns_of(results: list[dict]) -> list[Column]:
-    """Quality: one pair of columns a held-out set, and one a task, as far as any result has them."""
+    """The columns of quality: two per held-out set and one per task, if any result has them."""
     judged = sorted({key for result in results for key in result["judged"]})
     columns = []
     for key in judged:
@@ -136,30 +138,30 @@ def _judged(key: str, metric: str, result: dict) -> float:
 
 
 def table(arms: dict[str, list[dict]], baseline: str) -> list[str]:
-    """Cost over the baseline's, and quality."""
+    """A table of cost relative to the baseline, and quality."""
     reference = find_arm(arms, baseline)
     columns = columns_of([result for group in arms.values() for result in group])
     costs = {
         "FLOPs, layers": lambda r: r["flops"]["blocks"],
         "FLOPs, all": lambda r: r["flops"]["total"],
-        "FLOPs a step": lambda r: r["flops"]["total"] / r["training"]["steps"],
-        "time a step": _seconds_a_step,
+        "FLOPs per step": lambda r: r["flops"]["total"] / r["training"]["steps"],
+        "time per step": _seconds_a_step,
     }
     if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
-        costs["FLOPs given before"] = lambda r: r["flops"]["total"] + r["given"]["flops"]
+        costs[PRIOR_FLOPS] = lambda r: r["flops"]["total"] + r["given"]["flops"]
     rows = [["arm", *costs, *(title for title, *_ in columns)]]
     for arm, group in arms.items():
         row = [arm]
         for title, cost in costs.items():
-            less = costs["FLOPs, all"] if title == "FLOPs given before" else None
+            less = costs["FLOPs, all"] if title == PRIOR_FLOPS else None
             row.append(_ratio(group, reference, cost, less))
         rows.append(row + [_cell(group, column) for column in columns])
     return _markdown(rows)
 
 
 def envelope(stages: dict[str, dict[str, list[dict]]]) -> list[str]:
-    """Of stages whose arms all take the same time: ROC-AUC of each arm at the end of each stage, at the better of its
-    learning rates, in bold where it is the best of the stage."""
+    """A table for stages whose arms all train for the same time: the final ROC-AUC of each arm in each stage at its
+    best learning rate, with the best of each stage in bold."""
     names = dict.fromkeys(arm.split(RATE_MARK)[0] for arms in stages.values() for arm in arms)
     rows = [["arm", *stages]]
     for name in names:
@@ -171,10 +173,10 @@ def envelope(stages: dict[str, dict[str, list[dict]]]) -> list[str]:
             row.append(f"**{cell}**" if best else cell)
         rows.append(row)
     return [
-        "## Which arm is best in a time",
+        "## The best arm for a training time",
         "",
-        "Held-out ROC-AUC at the end of runs that all take the same time in a stage, each at the better of its "
-        "learning rates and on a schedule that ends there; the best of a stage in bold.",
+        "Held-out ROC-AUC at the end of training. All runs of a stage train for the same time, on schedules that end "
+        "there, each at its best learning rate. The best of each stage is in bold.",
         "",
         *_markdown(rows),
         "",
@@ -183,17 +185,17 @@ def envelope(stages: dict[str, dict[str, list[dict]]]) -> list[str]:
     ]
 
 
-# What arms are made equal by: name in a curve, unit, its sign.
+# The costs at which arms are compared: name in a curve, unit, symbol of the unit.
 COSTS = {"tokens": ("tokens", 1e6, "M"), "FLOPs": ("flops", 1e12, "T"), "time": ("seconds", 1.0, "s")}
 
 
 def scores_at_equal_cost(arms: dict[str, list[dict]], baseline: str) -> tuple[dict, dict]:
-    """Held-out ROC-AUC after as many tokens, operations and seconds as the arm that has spent the least at its end.
-    Arms of less than half of the baseline's operations aside: no arm is cut down to those.
+    """Held-out ROC-AUC at the tokens, operations and seconds of the arm that spends the least. Arms with less than
+    half of the baseline's operations do not set these budgets.
 
     Returns:
-        The budgets by the keys of `COSTS`, and for each of these the scores of each arm's runs; both empty where a
-        run has no learning curve.
+        The budgets by the keys of `COSTS`, and for each the scores of each arm's runs; both empty if a run has no
+        learning curve.
     """
     curves = {arm: [curve(result) for result in group] for arm, group in arms.items()}
     if not all(found["score"] for group in curves.values() for found in group):
@@ -217,24 +219,24 @@ def equal_cost(budgets: dict, scores: dict) -> list[str]:
     rows = [["arm", *titles]]
     rows += [[arm, *(_spread(scores[cost][arm], "{:.4f}") for cost in COSTS)] for arm in scores["tokens"]]
     return [
-        "Held-out ROC-AUC (the mean over the held-out sets) read off the learning curves where each arm has spent "
-        "what the cheapest spends in all (but for those of less than half of the baseline's operations, which are "
-        "read at their own end). Evaluation is left out of the time, and so is what was spent before on what an arm "
-        "is given. Arms that end later are read before their learning rate has fallen, to their disadvantage:",
+        "Held-out ROC-AUC (the mean over the held-out sets) from the learning curves, at the total cost of the "
+        "cheapest arm. Arms with less than half of the baseline's operations do not count as the cheapest, and are "
+        "read at their own end. Times exclude evaluation and prior costs, such as training a given generator. Longer "
+        "runs are read before their learning rate has decayed, which is a disadvantage for them:",
         "",
         *_markdown(rows),
     ]
 
 
 def exits_table(arms: dict[str, list[dict]], baseline: str, scores: dict) -> list[str]:
-    """Arms called `name` and `name_exits`, which differ by their exits alone, in one row, with their `scores` by
-    [`scores_at_equal_cost`]; nothing where there are none."""
+    """A table with the arms `name` and `name_exits`, which differ only in exits, in one row. Empty if there are none.
+    `scores` are those of [`scores_at_equal_cost`]."""
     by_name = {arm.split(RATE_MARK)[0]: arm for arm in arms}
     if not scores or not any(f"{name}{EXITS_MARK}" in by_name for name in by_name):
         return []
     reference = find_arm(arms, baseline)
     columns = {
-        "time a step": lambda arm: _ratio(arms[arm], reference, _seconds_a_step),
+        "time per step": lambda arm: _ratio(arms[arm], reference, _seconds_a_step),
         "equal tokens": lambda arm: _spread(scores["tokens"][arm], "{:.4f}"),
         "equal time": lambda arm: _spread(scores["time"][arm], "{:.4f}"),
     }
@@ -243,20 +245,20 @@ def exits_table(arms: dict[str, list[dict]], baseline: str, scores: dict) -> lis
         if not name.endswith(EXITS_MARK):
             pair = [arm, by_name.get(f"{name}{EXITS_MARK}")]
             rows.append([name, *(cell(each) if each else "" for cell in columns.values() for each in pair)])
-    return ["", "Each arm without exits and, where it was run, with them:", "", *_markdown(rows)]
+    return ["", "Each arm without and, if it was run, with exits:", "", *_markdown(rows)]
 
 
 def _at(found: dict, axis: str, budget: float) -> float:
-    """The score of a curve at a budget, between its points; its first score before the first."""
+    """The score of a curve at a budget, by linear interpolation, constant beyond its ends."""
     return float(np.interp(budget, found[axis], found["score"]))
 
 
 def difficulty_table(arms: dict[str, list[dict]]) -> list[str]:
-    """How hard each arm's own generator was at the end; nothing where all arms have the same one."""
+    """A table of the difficulty of each arm's own generator at the end. Empty if all arms have the same generator."""
     columns = [
         ("replacements equal to the original", lambda r: r["generator"]["generator_equal_rate"], "{:.4f}"),
         ("log-probability of replacements", lambda r: r["generator"]["replacement_log_probability"], "{:.2f}"),
-        ("of the originals there", lambda r: r["generator"]["original_log_probability"], "{:.2f}"),
+        ("log-probability of originals", lambda r: r["generator"]["original_log_probability"], "{:.2f}"),
         ("ROC-AUC on its own replacements", lambda r: r["generator"]["roc_auc"], "{:.4f}"),
     ]
     results = [result for group in arms.values() for result in group]
@@ -268,7 +270,7 @@ def difficulty_table(arms: dict[str, list[dict]]) -> list[str]:
         return []
     rows = [["arm", *(title for title, *_ in columns)]]
     rows += [[arm, *(_cell(group, column) for column in columns)] for arm, group in arms.items()]
-    return ["", "How hard each arm's own generator is, on the held-out text at the end:", "", *_markdown(rows)]
+    return ["", "Difficulty of each arm's own generator, on the held-out text at the end:", "", *_markdown(rows)]
 
 
 def _markdown(rows: list[list[str]]) -> list[str]:
@@ -285,7 +287,8 @@ def _cell(group: list[dict], column: Column) -> str:
 
 
 def _ratio(group: list[dict], reference: list[dict] | None, cost, less=None) -> str:
-    """The mean cost over that of the reference; `less` is taken away from the former, and divides alone."""
+    """The mean cost relative to the reference. With `less`, the mean of cost minus `less`, relative to `less` of the
+    reference."""
     if not reference:
         return ""
     own = mean(cost(r) - (less(r) if less else 0) for r in group)
@@ -299,7 +302,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def held_out_auc(result: dict) -> float:
-    """ROC-AUC at the end, the mean over the held-out sets."""
+    """The final ROC-AUC, averaged over the held-out sets."""
     return mean(found["roc_auc"] for key, found in result["judged"].items() if key.startswith("held_out"))
 
 
@@ -311,12 +314,12 @@ def _mean_auc(group: list[dict]) -> float:
 
 
 def measured_seconds(training: dict) -> float:
-    """Seconds that a run took to train, evaluation and saving left out."""
+    """Training time of a run in seconds, excluding evaluation and saving."""
     return training["tokens"] / training["tokens_per_second"]
 
 
 def cumulative_seconds(result: dict) -> list[float]:
-    """Seconds after each step: by the times of `--time_steps` where there are any, else as the run itself took."""
+    """Seconds after each step: from the times of `--time_steps` if there are any, else from the run itself."""
     steps = result["training"]["steps"]
     timed = result.get("step_seconds")
     if timed is None:
@@ -338,8 +341,8 @@ def _seconds_a_step(result: dict) -> float:
 
 
 def curve(result: dict) -> dict[str, list[float]]:
-    """`score`, the held-out ROC-AUC while training (the mean over the held-out sets), by `tokens`, `flops` and
-    `seconds`."""
+    """The learning curve: `score`, the held-out ROC-AUC averaged over the held-out sets, with `tokens`, `flops` and
+    `seconds` at each point."""
     points = [(entry["step"], _scores(entry)) for entry in result["log"]]
     points = [(step, mean(scores)) for step, scores in points if scores]
     steps, flops, seconds = [step for step, _ in points], cumulative_flops(result), cumulative_seconds(result)
@@ -353,25 +356,25 @@ def curve(result: dict) -> dict[str, list[float]]:
 
 
 def _scores(entry: dict) -> list[float]:
-    """Held-out ROC-AUC in a log entry: on the sets that are common to all arms, or where there are none on the run's
-    own. A run's last entry may have both."""
+    """Held-out ROC-AUC in a log entry: on the sets common to all arms, or on the run's own set if there are none. The
+    last entry of a run may have both."""
     common = [value for name, value in entry.items() if re.fullmatch(r"eval_\w+_roc_auc", name)]
     return common or [entry[name] for name in ("eval_roc_auc",) if name in entry]
 
 
 def cumulative_flops(result: dict) -> list[float]:
-    """Operations executed after each step of a run, everything included."""
+    """Total operations executed after each step of a run."""
     config_fields, data_args, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
     config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
     batch = result["training"]["tokens_per_step"] // length
-    generator = result["flops"]["generator"] / steps  # the same in every step, and some are described nowhere else
+    generator = result["flops"]["generator"] / steps  # constant, and not derivable from the config for every generator
     dense, exiting = (step_flops(config, batch, length, active).discriminator for active in (False, True))
     return list(
         accumulate(generator + (exiting if args.exits_active(step, steps) else dense) for step in range(steps))
     )
 
 
-# ---- Figures. Each returns whether there was anything to draw. ----
+# ---- Figures. Each function returns whether it had anything to draw. ----
 
 
 def _plots(columns: int, height: float = 4.2):
@@ -396,7 +399,7 @@ def _save(figure, path: Path) -> bool:
 
 
 def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
-    """Held-out ROC-AUC while training, by tokens, operations and time: an arm's mean and the range of its seeds."""
+    """Plot held-out ROC-AUC against tokens, operations and time: the mean of each arm and the range of its seeds."""
     figure, plots = _plots(3, height=5)
     for number, (arm, group) in enumerate(arms.items()):
         color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
@@ -414,9 +417,8 @@ def draw_curves(arms: dict[str, list[dict]], path: Path) -> bool:
 
 
 def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
-    """Held-out ROC-AUC at the end against all operations and all time; the line joins the arms that no other beats at
-    no more cost. What an arm was given before counts, and is drawn as a bar to its left. Arms are numbered from the
-    best down."""
+    """Plot the final held-out ROC-AUC against total operations and total time, with the Pareto front. Prior costs are
+    included and drawn as a bar to the left of the point. Arms are numbered from the best down."""
     figure, plots = _plots(2, height=6)
     axes = (("flops", lambda r: r["flops"]["total"], 1e12), ("seconds", lambda r: seconds_of(r), 60))
     ranked = sorted(arms.items(), key=lambda item: -_mean_auc(item[1]))
@@ -438,7 +440,8 @@ def draw_pareto(arms: dict[str, list[dict]], path: Path) -> bool:
 
 
 def draw_envelope(stages: dict[str, dict[str, list[dict]]], path: Path) -> None:
-    """What [`envelope`] has as a table, by the time of the stages: a line an arm through the means, a point a run."""
+    """Plot the table of [`envelope`] against the time of the stages: a line per arm through the means, a point per
+    run."""
     figure, plots = _plots(1)
     names = dict.fromkeys(arm.split(RATE_MARK)[0] for arms in stages.values() for arm in arms)
     minutes = [mean(seconds_of(r) for group in arms.values() for r in group) / 60 for arms in stages.values()]
@@ -453,7 +456,7 @@ def draw_envelope(stages: dict[str, dict[str, list[dict]]], path: Path) -> None:
 
 
 def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
-    """The share of the tokens that each layer computes while exits are active."""
+    """Plot the share of tokens that each layer computes while exits are active."""
     exiting = {arm: group[0]["kept_share"] for arm, group in arms.items() if min(group[0]["kept_share"]) < 1}
     if not exiting:
         return False
@@ -467,7 +470,7 @@ def draw_kept(arms: dict[str, list[dict]], path: Path) -> bool:
 
 
 def draw_budgets(arms: dict[str, list[dict]], path: Path) -> bool:
-    """Quality against the kept share, one curve a rule."""
+    """Plot quality against the share of tokens kept, with one curve per rule."""
     rules = [arm for arm in arms if any(f"{arm}{budget}" in arms for budget in BUDGETS if budget)]
     if not rules:
         return False

@@ -1,5 +1,5 @@
-"""What a training step takes, whole: from the data over the generator to the optimizer. The runs of a study take turns
-in one process, so that a machine that others use too slows all of them alike."""
+"""Time whole training steps, from data loading to the optimizer. The runs of a study alternate in one process, so that
+other load on the machine affects all of them equally."""
 
 import statistics
 import time
@@ -11,13 +11,13 @@ import torch
 from modeling_electra_exit.trainers.pretraining.trainer import ElectraEarlyExitTrainer
 
 
-# Steps of one kind in a row, as a run has them: the first finds caches and memory as another kind left them, and does
-# not count.
+# Consecutive steps of one kind, as in a run. The first step of a turn is not counted, because caches and memory are in
+# the state that another kind left.
 TURN = 4
 
 
 def take_turns(steps: dict[Hashable, Callable[[], object]], turns: int) -> dict[Hashable, list[float]]:
-    """Seconds of the steps of so many turns of each, one turn of each after the other, after a warm-up."""
+    """Time the steps in alternating turns, after one warm-up turn. Returns the seconds of each counted step."""
     samples = {name: [] for name in steps}
     for turn in range(1 + turns):
         for name, step in steps.items():
@@ -32,9 +32,9 @@ def take_turns(steps: dict[Hashable, Callable[[], object]], turns: int) -> dict[
 
 
 def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], turns: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step of each trainer, the median of those of `turns` turns: at full depth as `dense`, and with its
-    exits as `exits`, as far as its run has such steps. What comes once in hundreds of steps is left out. The trainers
-    are used up."""
+    """The median seconds of a step of each trainer over `turns` turns: `dense` at full depth and `exits` with active
+    exits, if its run has such steps. Work that occurs once in hundreds of steps is excluded. The trainers cannot be
+    used afterwards."""
     steps = {}
     for name, trainer in trainers.items():
         endless = _steps(trainer)
@@ -47,13 +47,13 @@ def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], turns: int) -> dict
 
 
 def _step_as(trainer: ElectraEarlyExitTrainer, number: int, steps: Iterator[None]):
-    """One step, as that of the given number."""
+    """Run one training step as step `number`."""
     trainer.state.global_step = number
     next(steps)
 
 
 def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
-    """The first step of a run at full depth, and the first with exits, as far as there are any."""
+    """The first step of a run at full depth (`dense`) and the first with active exits (`exits`), if it has them."""
     first = {}
     for step in range(trainer.args.max_steps):
         exits = trainer.model_config.has_exit_heads and trainer.args.exits_active(step, trainer.args.max_steps)
@@ -62,7 +62,7 @@ def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
 
 
 def _steps(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:
-    """Training steps as [`~transformers.Trainer.train`] makes them, one for each call."""
+    """Run one training step per iteration, as [`~transformers.Trainer.train`] does."""
     trainer.state.max_steps = trainer.args.max_steps
     trainer.current_gradient_accumulation_steps = 1
     trainer.create_optimizer()

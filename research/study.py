@@ -1,4 +1,5 @@
-"""Studies: a matrix of runs, each judged alike: `python -m research.study NAME`, with the recipes in `studies/`."""
+"""Run a study, a matrix of runs that are evaluated in the same way: `python -m research.study NAME`. The studies are
+defined in `studies/`."""
 
 import argparse
 import importlib.util
@@ -47,7 +48,7 @@ from .step_timing import time_steps
 logger = logging.getLogger(__name__)
 
 STUDIES = Path(__file__).with_name("studies")
-# What of a run's log and of its last evaluation a result keeps.
+# The entries of a run's log and of its last evaluation that a result keeps.
 KEPT_IN_LOG = re.compile(
     r"eval_\w*(roc_auc|average_precision)|exit_|kept_|discriminator_(loss|auc)$|generator_(loss|equal_rate)$"
 )
@@ -56,7 +57,11 @@ OWN_GENERATOR = ("roc_auc", "generator_equal_rate", "replacement_log_probability
 
 @dataclass
 class Run:
-    """One arm, of one stage, with one seed."""
+    """A run of one arm in one stage with one seed.
+
+    fields: the fields of its recipe.
+    judges: the evaluations of its stage.
+    """
 
     stage: str
     arm: str
@@ -74,7 +79,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a study; returns the exit status, as [`electra_exit.main.report`] does."""
+    """Run a study. Returns the exit status; see [`electra_exit.main.report`]."""
     show_progress()
     return report(study_command, sys.argv[1:] if argv is None else argv, "python -m research.study")
 
@@ -88,10 +93,10 @@ def study_command(argv: Sequence[str]) -> int:
             raise UsageError(f"no such file or folder: {path}")
     results = args.results or args.output_dir / args.study / "results"
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("the report's figures need matplotlib: pip install 'electra-early-exit[study]'")
+        raise UsageError("the report's figures require matplotlib: pip install 'electra-early-exit[study]'")
     if not args.report_only:
         if not args.train_files:
-            raise UsageError("give the text with --train_files, or --report_only")
+            raise UsageError("--train_files must name the text, got none; or give --report_only")
         (time_study if args.time_steps else run_study)(study, chosen_runs(runs, args), args, results)
     print(write_report(args.study, study, runs, results))
     return 0
@@ -100,40 +105,41 @@ def study_command(argv: Sequence[str]) -> int:
 def study_parser() -> Parser:
     parser = Parser(
         prog="python -m research.study",
-        description="Run and judge the arms of a study that have no result yet, one JSON each, and write its report. "
-        "The same command continues where it was interrupted; several may run at once on different arms.",
+        description="Run and evaluate the arms of a study that have no result yet, and write its report. Each run "
+        "has a JSON file of results. Repeat the command to continue an interrupted study; several commands may run "
+        "different arms at once.",
     )
     parser.add_argument("study", choices=yaml_names(STUDIES))
     parser.add_argument("--train_files", nargs="+", help="the text; see `electra-exit pretrain --help`")
-    parser.add_argument("--blimp", type=Path, help="BLiMP as JSON Lines, plain or .xz; left out: not judged by it")
-    parser.add_argument("--glue", type=Path, help="folder of GLUE tasks as JSON Lines; left out: not judged by them")
+    parser.add_argument("--blimp", type=Path, help="BLiMP as JSON Lines, plain or .xz (default: skip BLiMP)")
+    parser.add_argument("--glue", type=Path, help="folder of GLUE tasks as JSON Lines (default: skip GLUE)")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("runs/study"), help="of the runs (default: %(default)s)"
+        "--output_dir", type=Path, default=Path("runs/study"), help="folder of the runs (default: %(default)s)"
     )
-    parser.add_argument("--results", type=Path, help="of the JSON files and the report (default: in the former)")
-    parser.add_argument("--stages", nargs="+", help="only these (default: all)")
-    parser.add_argument("--arms", nargs="+", help="only these (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="only these (default: all)")
+    parser.add_argument("--results", type=Path, help="folder of results and report (default: within --output_dir)")
+    parser.add_argument("--stages", nargs="+", help="only these stages (default: all)")
+    parser.add_argument("--arms", nargs="+", help="only these arms (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds (default: all)")
     parser.add_argument(
         "--time_steps",
         type=int,
         metavar="N",
-        help="instead of running them, time N turns of a few steps of each arm; the report's times are then these, "
-        "which others on the machine do not disturb",
+        help="time N turns of a few steps of each arm instead of running it; the report then uses these times, in "
+        "which other load on the machine affects all arms equally",
     )
-    parser.add_argument("--report_only", action="store_true", help="write the report of the results there are")
+    parser.add_argument("--report_only", action="store_true", help="only write the report of the existing results")
     return parser
 
 
 def read_study(name: str) -> dict:
-    """A packaged study; one that `extends` another has what the other has, but for what it says itself."""
+    """A packaged study. A study that `extends` another inherits its entries and overrides some."""
     study = yaml.safe_load(STUDIES.joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
     return {**read_study(study["extends"]), **study} if "extends" in study else study
 
 
 def read_runs(study: dict) -> list[Run]:
-    """The runs of a study, in the order of its stages, seeds and arms; where a stage says `learning_rates`, each of
-    its arms is run with all of them, and where it says `steps`, for its own number of them."""
+    """The runs of a study, in the order of its stages, seeds and arms. If a stage has `learning_rates`, each of its
+    arms is run with all of them; if it has `steps`, each arm has its own number of steps."""
     return [
         Run(
             name,
@@ -158,10 +164,10 @@ def read_runs(study: dict) -> list[Run]:
 
 
 def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
-    """Those that the flags name.
+    """The runs that the flags select.
 
     Raises:
-        UsageError: for a stage, arm or seed that the study does not have.
+        UsageError: if the study does not have a stage, arm or seed.
     """
     for flag, field in (("stages", "stage"), ("arms", "arm"), ("seeds", "seed")):
         if (wanted := getattr(args, flag)) is None:
@@ -169,14 +175,14 @@ def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
         known = list(dict.fromkeys(getattr(run, field) for run in runs))
         if unknown := [value for value in wanted if value not in known]:
             raise UsageError(
-                f"--{flag}: no {', '.join(map(str, unknown))} here; there are {', '.join(map(str, known))}"
+                f"--{flag} must be among {', '.join(map(str, known))}, got {', '.join(map(str, unknown))}"
             )
         runs = [run for run in runs if getattr(run, field) in wanted]
     return runs
 
 
 def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
-    """Write what a step of each arm takes, one file a stage; the learning rate does not matter to it."""
+    """Time the steps of each arm, at one learning rate, and write one file per stage."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
     results.mkdir(parents=True, exist_ok=True)
@@ -185,7 +191,7 @@ def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: 
         trainers = {}
         for arm, run in arms.items():
             places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
-            places["corpus_init"] = False  # takes minutes, and changes no time
+            places["corpus_init"] = False  # takes minutes and does not affect the step time
             trainers[arm], *_ = build_trainer(*parse_fields({**run.fields, **places})[:3])
         seconds = time_steps(trainers, args.time_steps)
         path = results / timing_file(stage)
@@ -193,32 +199,32 @@ def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: 
 
 
 def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
-    """The folder of what all runs of a study share, and of those of the study that it extends; and [`make_shared`]."""
+    """The folder that all runs of a study and of the study it extends share, and the fields of [`make_shared`]."""
     common = args.output_dir / study.get("extends", args.study)
     common.mkdir(parents=True, exist_ok=True)
-    with FileLock(common / "shared.lock"):  # others may run other arms at the same time
+    with FileLock(common / "shared.lock"):  # other processes may run other arms
         check_text(common, args.train_files)
         return common, make_shared(study, common, args.train_files)
 
 
 def check_text(folder: Path, train_files: list[str]) -> None:
-    """Note which text a study is of, when it begins.
+    """Record the text of a study when it starts.
 
     Raises:
-        UsageError: if it is not the one that it began with, of which there are tokenizers, models and results.
+        UsageError: if the text differs from the recorded one, on which tokenizer, models and results depend.
     """
     path, now = folder / "text.json", fingerprints(train_files)
     if not path.exists():
         write_json(path, now)
     elif list(read_json(path).values()) != list(now.values()):
         raise UsageError(
-            f"{', '.join(train_files)} is not the text that the study in {folder} began with; put it back as it was, "
-            "or choose another --output_dir"
+            f"{', '.join(train_files)} must be the text that the study in {folder} started with; restore it, or "
+            "choose another --output_dir"
         )
 
 
 def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
-    """Run and judge what has no result yet."""
+    """Run and evaluate the runs that have no result yet."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
     corrupted = {name: load_from_disk(common / "corruptions" / name) for name in study.get("corruptions", {})}
@@ -228,13 +234,13 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
         if path.exists():
             if (made := json.loads(path.read_text(encoding="utf-8"))["fields"]) != run.fields:
                 changed = sorted(n for n in made.keys() | run.fields.keys() if made.get(n) != run.fields.get(n))
-                raise UsageError(f"{path} was made with other fields ({', '.join(changed)}); remove it to run it anew")
+                raise UsageError(f"{path} has different fields ({', '.join(changed)}); remove it to repeat the run")
             continue
         arguments = parse_fields({**run.fields, **places})
         if not (folder / run.name / METRICS_FILE).exists():
             logger.info(f"running {run.name}")
             pretrain(*arguments, show=False, evaluated=corrupted)
-        logger.info(f"judging {run.name}")
+        logger.info(f"evaluating {run.name}")
         result = collect(run, folder / run.name) | {
             "given": cost_of_given(study, run.fields, common),
             "judged": judge(study, run, folder / run.name, corrupted, arguments[1], args),
@@ -242,18 +248,18 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
         results.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(path)  # so that a file that is there is whole
+        temporary.replace(path)  # so that an existing file is always complete
 
 
-# ---- What all runs of a study share, made before the first ----
+# ---- Files shared by all runs of a study ----
 
 
 def make_shared(study: dict, folder: Path, train_files: list[str]) -> dict:
-    """One tokenizer for all arms; the masked language models under `references`, the replacements under `caches`, and
-    the held-out sets under `corruptions`, so far as the study has any and they are not there yet.
+    """Create the files that all runs share, unless they exist: the tokenizer, and those that the study defines among
+    masked language models (`references`), replacements (`caches`) and corrupted held-out sets (`corruptions`).
 
     Returns:
-        The fields, for all runs, that say where they are.
+        The fields of all runs with the paths of these files.
     """
     base = study["base"]
     shared = {"train_files": train_files, "tokenizer_name": str(_tokenizer(folder / "tokenizer", base, train_files))}
@@ -284,7 +290,7 @@ def make_shared(study: dict, folder: Path, train_files: list[str]) -> dict:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Where to write a folder that gets the name `path` when it is finished, so that one that is there is whole."""
+    """A temporary folder that is renamed to `path` at the end, so that an existing `path` is always complete."""
     unfinished = path.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished
@@ -292,7 +298,7 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _own_places(fields: dict, folder: Path) -> dict:
-    """Where the generator's folder is, which a study names within that of what its runs share."""
+    """The path of the generator's folder, which a study names relative to the folder that its runs share."""
     return {"generator_folder": str(folder / fields["generator_folder"])} if "generator_folder" in fields else {}
 
 
@@ -304,8 +310,11 @@ def _tokenizer(folder: Path, base: dict, train_files: list[str]) -> Path:
 
 
 def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
-    """The held-out sequences of a run, corrupted once by a generator that is no part of a model in training; with the
-    columns `input_ids` and `labels`, and `token_type_ids` where there are two segments."""
+    """The held-out sequences of a run, corrupted once by a generator outside the model.
+
+    Returns:
+        A dataset with `input_ids` and `labels`, and `token_type_ids` if there are two segments.
+    """
     start = starting_point(config_fields, data_args, training_args)
     config, packed, tokenizer, _ = prepare_run(config_fields, data_args, start)
     collate, generator = build_collator(config, packed["train"], tokenizer, training_args)
@@ -326,7 +335,7 @@ def corrupt_held_out(config_fields: dict, data_args, training_args) -> Dataset:
 
 
 def collect(run: Run, folder: Path) -> dict:
-    """What a finished run wrote down, without where it was run: its measurements, and its log by the step."""
+    """The result of a finished run, without local paths: its measurements, and its log by step."""
     measured = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     log, seconds = {}, None
@@ -349,8 +358,8 @@ def collect(run: Run, folder: Path) -> dict:
 
 
 def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
-    """Operations and seconds spent before a run on what its generator is given: a model, or cached replacements and
-    the model that they come from."""
+    """Prior costs of a run's generator, as `flops` and `seconds`: those of a pre-trained model, or of cached
+    replacements and the model that they come from."""
     cost = {"flops": 0.0, "seconds": 0.0}
     while "generator_folder" in fields:
         kind, name = fields["generator_folder"].split("/")
@@ -368,7 +377,7 @@ def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
 def judge(
     study: dict, run: Run, folder: Path, corrupted: dict[str, Dataset], data_args, args: argparse.Namespace
 ) -> dict:
-    """Ask the questions that the run's stage asks, as far as the data for them were given."""
+    """Run the evaluations of the run's stage for which data was given. Returns the results by evaluation."""
     settings, answers = study["judges"], {}
     if "held_out" in run.judges and corrupted:
         collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
@@ -376,7 +385,7 @@ def judge(
             answers[f"held_out_{name}"] = judge_held_out(folder, sequences, collate)
     elif "held_out" in run.judges:
         config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
-        # As the run has it, for only then does the cache know the text that it has packed already.
+        # The same tokenizer as in the run, so that the packed text is found in the cache.
         tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
         packed, _ = pack(
             documents, tokenizer, data_args.max_seq_length, data_args.num_proc, data_args.segments,

@@ -1,15 +1,15 @@
-"""A yardstick above chance: how well do a checkpoint's frozen layers tell names from other words?
+"""A downstream test for small checkpoints: probe the frozen encoder for named entities.
 
     python -m research.yardstick CHECKPOINT [CHECKPOINT ...] --data FOLDER --json results.json
 
-A linear probe on the states after the last layer says of every word whether it belongs to a named entity, in WNUT-17
-(Derczynski et al., 2017: names that are rare and new, so that remembering them helps little). The probe is a ridge
-regression on the training sentences, which has one solution and takes seconds. Average precision is measured on the
-test sentences, with a standard error from resampling these. Several checkpoints are resampled together: their
+A linear probe on the states after the last layer predicts whether each word belongs to a named entity in WNUT-17
+(Derczynski et al., 2017), whose names are rare and new, so that memorizing them helps little. The probe is a ridge
+regression on the training sentences, which has a unique solution and takes seconds. Average precision is measured on
+the test sentences, with a standard error from bootstrap resampling. Several checkpoints share the resamples, so their
 differences have smaller errors than their values.
 
-It is the last layer, and not the best one: in models as small as the quickstart, the best are the embeddings, which
-start from statistics of the text and tell nothing of the encoder.
+The probe uses the last layer, not the best one: in models as small as the quickstart, the embeddings are best, but
+they are initialized from statistics of the text and do not reflect the encoder.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from modeling_electra_exit.trainers.runtime.files import write_json
 
 
 BATCH = 64
-# The penalty of the probe, per example and in units of the states' mean square.
+# The ridge penalty, per example and in units of the states' mean square.
 RIDGE = 1e-3
 RESAMPLES = 200
 SPLITS = ("train", "test")
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m research.yardstick", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--data", type=Path, required=True, help="folder of WNUT-17 as train.jsonl and test.jsonl")
-    parser.add_argument("--max_sentences", type=int, help="of each split (default: all)")
-    parser.add_argument("--json", type=Path, help="write what was measured here as well")
+    parser.add_argument("--max_sentences", type=int, help="use this many sentences per split (default: all)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args(argv)
     sentences = {split: read_sentences(args.data / f"{split}.jsonl", args.max_sentences) for split in SPLITS}
     results = compare({name: probe(name, sentences) for name in args.checkpoints}, sentences["test"])
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_sentences(path: Path, count: int | None = None) -> list[tuple[list[str], np.ndarray]]:
-    """Words, and for each whether it is in a named entity.
+    """For each sentence, its words and whether each is part of a named entity.
 
     Raises:
         UsageError: if there is no such file.
@@ -64,10 +64,14 @@ def read_sentences(path: Path, count: int | None = None) -> list[tuple[list[str]
 
 
 def probe(checkpoint: str, sentences: dict[str, list]) -> list[np.ndarray]:
-    """The scores of the words of each test sentence."""
+    """The scores of the words of each test sentence, one array per sentence.
+
+    Raises:
+        UsageError: if the tokenizer is not a fast one.
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if not tokenizer.is_fast:
-        raise UsageError(f"{checkpoint}: the probe needs a fast tokenizer, which says which word a token is of")
+        raise UsageError(f"the probe requires a fast tokenizer, which maps tokens to words, but {checkpoint} has none")
     model = AutoModel.from_pretrained(checkpoint).eval()
     suit_attention(model, model.device)
     inputs = {split: with_ones(word_states(model, tokenizer, sentences[split])) for split in SPLITS}
@@ -78,8 +82,8 @@ def probe(checkpoint: str, sentences: dict[str, list]) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def word_states(model, tokenizer, sentences: list) -> np.ndarray:
-    """The last states of the words' first tokens, fp32 of shape `(words, hidden_size)`. A word that the model has no
-    position or no token for has zeros."""
+    """The last hidden states of the words' first tokens, fp32 of shape `(words, hidden_size)`. A word without a token,
+    or beyond the model's positions, has zeros."""
     longest, kept = model.config.max_position_embeddings, []
     for start in range(0, len(sentences), BATCH):
         words = [words for words, _ in sentences[start : start + BATCH]]
@@ -101,7 +105,7 @@ def with_ones(states: np.ndarray) -> np.ndarray:
 
 
 def ridge(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The weights of the penalised least squares fit to labels of 0 and 1; the last one, of the ones, is free."""
+    """The weights of the penalized least-squares fit to 0/1 labels. The last one, of the bias, has no penalty."""
     inputs = inputs.astype(np.float64)
     gram = inputs.T @ inputs
     penalty = RIDGE * np.diag(gram).mean() * np.eye(len(gram))
@@ -110,8 +114,8 @@ def ridge(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def compare(scores: dict[str, list[np.ndarray]], sentences: list) -> dict[str, dict]:
-    """Average precision of each checkpoint and its difference to the first one, each with a standard error over the
-    sentences, from the same resamples for all."""
+    """The average precision of each checkpoint and its difference from the first one, each with a standard error from
+    bootstrap resamples of the sentences that all checkpoints share."""
     labels = [inside for _, inside in sentences]
     draw = np.random.default_rng(0)
 
@@ -138,16 +142,14 @@ def compare(scores: dict[str, list[np.ndarray]], sentences: list) -> dict[str, d
 
 
 def table(results: dict[str, dict]) -> str:
-    lines = ["| checkpoint | average precision | difference to the first |", "|---|---|---|"]
+    lines = ["| checkpoint | average precision | difference from the first |", "|---|---|---|"]
     for name, of in results.items():
         lines.append(
             f"| {name} | {of['average_precision']:.4f} ± {of['standard_error']:.4f} | "
             f"{of['difference']:+.4f} ± {of['difference_standard_error']:.4f} |"
         )
     of = next(iter(results.values()))
-    return "\n".join(
-        [*lines, "", f"{of['words']:,} words; chance: {of['share_of_entities']:.4f}. After ±, a standard error."]
-    )
+    return "\n".join([*lines, "", f"{of['words']:,} words; chance: {of['share_of_entities']:.4f}; ± standard error."])
 
 
 if __name__ == "__main__":

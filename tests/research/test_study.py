@@ -124,7 +124,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     (results / "FINDINGS.md").write_text("Nothing was found.")
     assert study.main(["tiny", *flags, "--report_only"]) == 0
     report = (results / "README.md").read_text()
-    assert "Over those of the arm `random`." in report
+    assert "relative to the arm `random`." in report
     assert "| random | 1.000 | 1.000 |" in report
     assert "](FINDINGS.md)" in report
     assert (results / "FINDINGS.md").read_text() == "Nothing was found."
@@ -150,15 +150,15 @@ def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_
     path = tmp_path / "results" / "short-dense-seed0.json"
     path.write_text(json.dumps({"fields": {**TINY["base"], "max_steps": 9}}))
     assert study.main(["tiny", *flags, "--stages", "short"]) == 2
-    assert "was made with other fields (exit_policy, max_steps, seed)" in capsys.readouterr().err
+    assert "has different fields (exit_policy, max_steps, seed)" in capsys.readouterr().err
     assert json.loads(path.read_text())["fields"]["max_steps"] == 9
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--arms", "densest"], "--arms: no densest here; there are dense, random, random.tight"),
-        (["--seeds", "7"], "--seeds: no 7 here; there are 0, 1"),
+        (["--arms", "densest"], "--arms must be among dense, random, random.tight, got densest"),
+        (["--seeds", "7"], "--seeds must be among 0, 1, got 7"),
         (["--blimp", "/nowhere/b.jsonl"], "no such file or folder: /nowhere/b.jsonl"),
         (["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
     ],
@@ -172,7 +172,7 @@ def test_mistakes_are_one_line(studies, flags, capsys, changes, message):
 
 def test_text_is_needed_unless_only_the_report_is(studies, tmp_path, capsys):
     assert study.main(["tiny", "--output_dir", str(tmp_path)]) == 2
-    assert "give the text with --train_files" in capsys.readouterr().err
+    assert "--train_files must name the text" in capsys.readouterr().err
     assert study.main(["tiny", "--output_dir", str(tmp_path), "--report_only"]) == 0
     assert Path(capsys.readouterr().out.strip()).exists()
 
@@ -239,7 +239,7 @@ def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(stud
     assert better.count("| frozen@") == 3  # cost and quality, equal cost, difficulty
     assert everything.count("| frozen@") == 2
     for fragment in ("# Study: which generator?", "equal FLOPs", "log-probability of replacements", "only-pareto.png",
-                     "ROC-AUC, hard", "FLOPs given before"):  # fmt: skip
+                     "ROC-AUC, hard", "prior FLOPs"):  # fmt: skip
         assert fragment in better + everything
 
     # What one study made serves the other that extends it.
@@ -264,7 +264,7 @@ def test_arms_of_one_time_are_compared_over_all_times(studies, flags, tmp_path):
     }
     assert study.main(["depth", *flags, "--stages", "time_1", "--arms", "deep@0.001"]) == 0
     report = tmp_path / "results" / "README.md"
-    assert "Which arm is best in a time" not in report.read_text()  # of one there is nothing to compare
+    assert "The best arm for a training time" not in report.read_text()  # of one there is nothing to compare
     done = json.loads((tmp_path / "results" / "time_1-deep@0.001-seed0.json").read_text())
     for run in runs:  # what the others would have found, of which the second rate is better
         found = json.loads(json.dumps({**done, "stage": run.stage, "arm": run.arm, "fields": run.fields}))
@@ -273,7 +273,7 @@ def test_arms_of_one_time_are_compared_over_all_times(studies, flags, tmp_path):
         found["training"]["steps"] = run.fields["max_steps"]
         (tmp_path / "results" / run.result_file).write_text(json.dumps(found))
     assert study.main(["depth", *flags, "--report_only"]) == 0
-    table = report.read_text().split("## Which arm is best in a time")[1].split("## Stage")[0]
+    table = report.read_text().split("## The best arm for a training time")[1].split("## Stage")[0]
     assert "| shallow | **0.6100** | 0.6000 |" in table
     assert "| deep | 0.6000 | **0.6100** |" in table
     assert (tmp_path / "results" / "envelope.png").stat().st_size > 5000
@@ -299,7 +299,7 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
     assert timed == [2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
     assert cumulative_seconds({**result, "step_seconds": {"dense": 2.0}})[-1] == 20
     assert study.main(["tiny", *short]) == 0
-    assert "Times are by the medians" in (tmp_path / "results" / "README.md").read_text()
+    assert "Times are computed from median step times" in (tmp_path / "results" / "README.md").read_text()
 
 
 def test_scores_are_read_off_the_curves_at_equal_cost():
@@ -361,7 +361,7 @@ def test_a_study_is_of_one_text(tmp_path):
     for _ in range(2):
         study.check_text(tmp_path, [str(text)])
     write_corpus(text, seed=1)
-    with pytest.raises(UsageError, match=f"{text} is not the text that the study in {tmp_path} began with"):
+    with pytest.raises(UsageError, match=f"{text} must be the text that the study in {tmp_path} started with"):
         study.check_text(tmp_path, [str(text)])
 
 
