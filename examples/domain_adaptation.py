@@ -1,12 +1,12 @@
-"""Does more pre-training on text of your domain help? The same task before and after, and the better model with exits.
+"""Fine-tune a model before and after further pre-training on text of your domain; calibrate the better one's exits.
 
     python examples/domain_adaptation.py MODEL text.jsonl task.csv runs/domain [USER/REPOSITORY]
 
-MODEL       a BERT, an ELECTRA or a model of ours, folder or Hub id
-text.jsonl  unlabelled text of the domain, a few MB; or .txt, .csv, .parquet
-task.csv    a task of the domain, with the columns `text` and one of labels
+MODEL       BERT, ELECTRA or electra-exit model: folder or Hub id
+text.jsonl  a few MB of unlabelled text of the domain; or .txt, .csv, .parquet
+task.csv    a task of the domain, with a column `text` and a column of labels
 
-What it writes can be pushed: name a repository to do so. Interrupted, the same command continues.
+Name a repository to push the result. Repeat the command to continue an interrupted run.
 """
 
 import json
@@ -16,28 +16,28 @@ from pathlib import Path
 from electra_exit.main import main as electra_exit
 
 
-PRETRAINING = {"num_train_epochs": 10, "max_seq_length": 128}  # the rest is the recipe `domain-adapt`
+PRETRAINING = {"num_train_epochs": 10, "max_seq_length": 128}  # changes to the recipe `domain-adapt`
 FINETUNING = {"learning_rate": 5e-5, "layerwise_lr_decay": 0.9, "num_train_epochs": 3, "max_seq_length": 128,
               "classifier_pooling": "mean", "exit_policy": "random"}  # fmt: skip
-SEEDS = (1, 2, 3)  # a difference means something where it is larger than what seeds differ by
+SEEDS = (1, 2, 3)  # compare the difference between the models with the spread of the seeds
 MAX_ACCURACY_DROP = 0.01
 
 
 def run(command: str, *words, **fields) -> None:
-    """A command of `electra-exit`; ends with its status where it fails."""
+    """Run a command of `electra-exit`, and exit with its status if it fails."""
     flags = [f"--{name}={value}" for name, value in fields.items()]
     if status := electra_exit([command, *map(str, words), *flags]):
         sys.exit(status)
 
 
 def main(model: str, text: str, task: str, folder: str, repository: str | None = None) -> Path:
-    """Returns the folder of the model that is best."""
+    """Returns the folder of the best model."""
     folder = Path(folder)
     adapted = folder / "pretrained"
     run("pretrain", "domain-adapt", init_from=model, train_files=text, output_dir=adapted, **PRETRAINING)
     found = {}
     for name, start in (("before", model), ("after", adapted)):
-        # Both hold out the same examples: the split has a seed of its own, --data_split_seed.
+        # Both hold out the same examples, because the split has a separate seed (--data_split_seed).
         run("finetune", start, "--seeds", *SEEDS, train_file=task, output_dir=folder / name, **FINETUNING)
         found[name] = json.loads((folder / name / "metrics.json").read_text())
     measure = next(iter(found["after"]["evaluation"]))

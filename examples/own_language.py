@@ -1,11 +1,11 @@
-"""A tagger for a language of your own: a tokenizer, a pre-training, a tagger with calibrated exits.
+"""Train a tagger for your own language: a tokenizer, a pre-trained model, and a tagger with calibrated exits.
 
     python examples/own_language.py text.jsonl train.conll runs/mine [USER/REPOSITORY]
 
-text.jsonl   text of the language, some MB: a document a line as {"text": "..."}; or .txt, .csv, .parquet
-train.conll  a word and its tag a line, an empty line after each sentence.
+text.jsonl   a few MB of text, with one document per line as {"text": "..."}; or .txt, .csv, .parquet
+train.conll  one word and its tag per line, with an empty line after each sentence
 
-What it writes can be pushed: name a repository to do so. Interrupted, the same command continues.
+Name a repository to push the result. Repeat the command to continue an interrupted run.
 """
 
 import json
@@ -15,23 +15,23 @@ from pathlib import Path
 from electra_exit.main import main as electra_exit
 
 
-LANGUAGE = "en"  # its ISO 639-1 code, for the model's card
-# What differs from the recipe `quickstart`, of two million parameters. `electra-exit pretrain --help` names more.
+LANGUAGE = "en"  # ISO 639-1 code, for the model card
+# Changes to the recipe `quickstart`. `electra-exit pretrain --help` lists more fields.
 PRETRAINING = {
-    "vocab_size": 8000,  # 16,000 and more for Chinese and Korean
-    "lowercase": False,  # capitals tell names
+    "vocab_size": 8000,  # 16,000 or more for Chinese and Korean
+    "lowercase": False,  # capitals help to recognize names
     "max_seq_length": 64,
     "max_steps": 1600,  # ten to fifteen minutes on two CPU cores
 }
-EXIT_LAYERS = (1, 2)  # after which of the four layers a word may be tagged; the last one always answers
-# A small model learns a task faster than ELECTRA's settings let it, all its layers alike.
+EXIT_LAYERS = (1, 2)  # layers of the four after which a word can exit
+# A small model needs a higher learning rate than ELECTRA's settings, the same for all layers.
 FINETUNING = {"learning_rate": 1e-3, "layerwise_lr_decay": 1.0, "num_train_epochs": 10, "max_seq_length": 64,
               "exit_policy": "random"}  # fmt: skip
-MAX_ACCURACY_DROP = 0.005  # of all words, by exits
+MAX_ACCURACY_DROP = 0.005  # accuracy per word
 
 
 def run(command: str, *words, **fields) -> None:
-    """A command of `electra-exit`; ends with its status where it fails."""
+    """Run a command of `electra-exit`, and exit with its status if it fails."""
     flags = [f"--{name}={value}" for name, value in fields.items()]
     if status := electra_exit([command, *map(str, words), *flags]):
         sys.exit(status)
@@ -44,7 +44,7 @@ def main(text: str, tagged: str, folder: str, repository: str | None = None) -> 
         **PRETRAINING)  # fmt: skip
     run("finetune", pretrained, "--exit_layers", *EXIT_LAYERS, train_file=tagged, output_dir=tagger, **FINETUNING)
     best = tagger / json.loads((tagger / "metrics.json").read_text())["best"]
-    # A tenth of the sentences was held out. Words stop at the exit where it is certain enough.
+    # Calibrate on the tenth of the sentences that was held out.
     run("calibrate", best, tagger / "held_out.jsonl", max_accuracy_drop=MAX_ACCURACY_DROP)
     run("card", best)
     if repository:

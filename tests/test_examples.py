@@ -199,5 +199,5 @@ def test_the_notebook(tmp_path, monkeypatch, capsys):
     assert "ROC-AUC on held-out text: 0." in printed
     assert "[CLS] " in printed
     assert set(known["layers"]) <= {1, 2, 4}
-    assert re.search(r"% right, [1-4]\.\d of 4 layers a text", printed)
-    assert "Finished last" in printed
+    assert re.search(r"% correct, [1-4]\.\d of 4 layers per text", printed)
+    assert "Last exits" in printed
