@@ -15,7 +15,7 @@ from research.report import curve
 
 
 FIGURES = ROOT / "docs" / "figures"
-# Okabe and Ito's colors, told apart with every kind of color blindness; dark enough for lines on white.
+# Okabe and Ito's colors, which are distinguishable with any color blindness and dark enough for lines on white.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#555555", "#E4E4E4"
 ARMS = {"dense": ("no exits", ORANGE), "random_one_exit_early": ("default exits", BLUE)}
 
@@ -34,14 +34,14 @@ def pyplot():
 
 
 def overview_data() -> dict:
-    """The share of the tokens that each layer computes, and the learning curves, of the exits study."""
+    """The share of tokens that each layer computes, and the learning curves, from the exits study."""
     arms = study("exits", "narrow")
     curves = {arm: [curve(result) for result in arms[arm]] for arm in ARMS}
     return {"kept": arms["random_one_exit_early"][0]["kept_share"], "curves": curves}
 
 
 def fingerprint(data) -> str:
-    """Of what a figure shows; it stands in the figure's metadata, and a test compares."""
+    """A hash of the data of a figure. It is stored in the figure's metadata and compared by a test."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -141,7 +141,7 @@ def draw_architecture() -> None:
 
 
 def _draw_rows(plot, rows, bottom: float, color: str, title: str) -> float:
-    """Rows of boxes from the top down, below a title; returns where they end above."""
+    """Draw rows of boxes from top to bottom below a title. Returns the position of their upper end."""
     from matplotlib.patches import FancyBboxPatch
 
     top = bottom + len(rows) + 0.45

@@ -1,6 +1,6 @@
-"""What mkdocs does beyond Markdown: the reference from the code, and links from the pages into the repository.
+"""Hooks of mkdocs: generate the reference from the code, and resolve links from pages into the repository.
 
-`mkdocs.yml` names this file. The line `<!-- reference: KIND NAME -->` becomes a table, or the help of a command.
+`mkdocs.yml` names this file. A line `<!-- reference: KIND NAME -->` becomes a table or the help of a command.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ROOT / "build" / "docs-packages"  # as in mkdocs.yml
-# Reports and cards outside `docs/` that pages link to; they become pages of the site.
+# Reports and cards outside `docs/` that become pages of the site.
 OUTSIDE = ("benchmarks/results/**/*.md", "benchmarks/results/**/*.png", "model_cards/*/*.md", "model_cards/*/*.png")
 REFERENCE = re.compile(r"^<!-- reference: (\w+) ([\w.-]+) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_startup(command, dirty):
-    """Lay the packages out as they are imported, for mkdocstrings: `trainers/` is `modeling_electra_exit.trainers`."""
+    """Copy the packages for mkdocstrings as they are imported: `trainers/` is `modeling_electra_exit.trainers`."""
     shutil.rmtree(PACKAGES, ignore_errors=True)
     code = PACKAGES / "modeling_electra_exit"  # copies, because griffe does not follow links
     shutil.copytree(ROOT / "modeling_electra_exit", code)
@@ -35,7 +35,7 @@ def on_startup(command, dirty):
 
 
 def on_config(config):
-    sys.path.insert(0, str(ROOT))  # here, because mkdocs restores the path after it has imported this file
+    sys.path.insert(0, str(ROOT))  # not at the top, because mkdocs restores the path after importing this file
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     config.repo_url = project.get("urls", {}).get("Repository")
     return config
@@ -58,7 +58,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def _link(found, here: str, config, files) -> str:
-    """A link out of `docs/`: to a page of the site, to the repository, or, without one, the name of the file."""
+    """Resolve a link out of `docs/` to a page of the site, to the repository, or else to the name of the file."""
     picture, text, up, target, anchor = found.groups(default="")
     path = normpath(f"{here}/{up}{target}")
     if path.startswith("docs/"):
@@ -87,13 +87,13 @@ def _code(value) -> str:
 
 
 def _row(name: str, text: str) -> tuple[str, str, str]:
-    """A row of [`_table`] from a help text that ends in its default."""
+    """A row of [`_table`] from a help text that ends with the default."""
     text, default = re.match(r"(?s)(.*?)(?: \(default: (.*)\))?$", text).groups()
     return _code(name), _code(default) if default else "", text
 
 
 def config_fields(name: str) -> str:
-    """The fields that a config class adds to its parents, as its docstring describes them."""
+    """A table of the fields that a config class adds to its parents, from its docstring."""
     from electra_exit.flags import _described_fields
 
     cls = getattr(importlib.import_module("modeling_electra_exit"), name)
@@ -101,7 +101,7 @@ def config_fields(name: str) -> str:
 
 
 def argument_fields(name: str) -> str:
-    """The fields that a dataclass of arguments declares itself, with the help of their flags."""
+    """A table of the fields that a dataclass of arguments declares itself, with their help."""
     module, _, attribute = name.rpartition(".")
     cls = getattr(importlib.import_module(f"modeling_electra_exit.trainers.{module}"), attribute)
     rows = []
@@ -113,7 +113,7 @@ def argument_fields(name: str) -> str:
 
 
 def command(name: str) -> str:
-    """What `electra-exit NAME --help` prints."""
+    """The output of `electra-exit NAME --help`."""
     from electra_exit import main
 
     printed = io.StringIO()
@@ -123,7 +123,7 @@ def command(name: str) -> str:
 
 
 def flags(name: str) -> str:
-    """All flags of a command that takes a recipe, group by group."""
+    """Tables of all flags of a command that takes a recipe, one per group."""
     from electra_exit import parsing
 
     sections = []

@@ -3,8 +3,8 @@
     python -m docs.measurements            # rewrite them in place
     python -m docs.measurements --check    # status 1 if a page differs
 
-A number stands between `<!--= NAME -->` and `<!--/-->`, which Markdown does not show. `NUMBERS` lists the functions
-that compute them, one for each file or study.
+Numbers are between the comments `<!--= NAME -->` and `<!--/-->`, which Markdown does not show. `NUMBERS` lists the
+functions that compute them, one per results file or study.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from statistics import mean, quantiles, stdev
 import numpy as np
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or the recipes of old runs are checked against the Hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise the recipes of old runs are checked against the Hub
 
 from research import report
 
@@ -34,10 +34,10 @@ def pages() -> list[Path]:
 
 
 def fill(text: str, numbers: dict[str, str]) -> str:
-    """`text` with every marked number as it is in `numbers`.
+    """Replace every marked number in `text` by its value in `numbers`.
 
     Raises:
-        KeyError: for a name that no results file gives.
+        KeyError: if a name is not in `numbers`.
     """
 
     def value(found: re.Match) -> str:
@@ -50,13 +50,13 @@ def fill(text: str, numbers: dict[str, str]) -> str:
 
 
 def without_marks(text: str) -> str:
-    """What a reader sees: the numbers without the comments around them."""
+    """The text without the comments around its numbers."""
     return MARKED.sub(lambda found: found[2], text)
 
 
 @cache
 def all_numbers() -> dict[str, str]:
-    """Every number and table, as text, by its name."""
+    """All numbers and tables as text, by name."""
     numbers = {}
     for prefix, compute in NUMBERS.items():
         numbers |= {f"{prefix}.{name}": text for name, text in compute()}
@@ -96,7 +96,7 @@ VARIANTS = {
 def step_table(file: str, *cases: str) -> str:
     """Step time, speed over the plain loop, peak memory and MFU of each variant, case by case."""
     found = records(file)
-    rows = [["variant", "tokens", "precision", "step", "over plain loop", "peak memory", "MFU"]]
+    rows = [["variant", "tokens", "precision", "step", "speedup over plain loop", "peak memory", "MFU"]]
     for case in cases:
         for variant, title in VARIANTS.items():
             name = f"electra-small/{case}/{variant}"
@@ -153,7 +153,7 @@ EXITING = 0.6
 
 
 def quickstart() -> Named:
-    """The quickstart and its predecessor with exits, after the time that the shorter run took."""
+    """The quality of the quickstart and of its predecessor with exits after the time of the shorter run."""
     curves = {}
     for name in ("eight_layers", "quickstart"):
         curve = json.loads((RESULTS / "quickstart" / f"{name}-seed1.json").read_text("utf-8"))["curve"]
@@ -165,7 +165,7 @@ def quickstart() -> Named:
 
 
 def time_to_quality() -> Named:
-    """Quality that a plain loop and the quickstart have after the time that the shorter one took."""
+    """The quality of a plain loop and of the quickstart after the time of the shorter run."""
     curves = {arm: time_to_quality_curve(arm) for arm in ("plain", "ours")}
     seconds = min(at[-1] for at, _ in curves.values())
     yield "seconds", f"{seconds:.0f}"
@@ -180,7 +180,7 @@ def time_to_quality_curve(arm: str) -> tuple[list[float], list[float]]:
 
 
 def exit_steps() -> Named:
-    """What exits save in time, from turns of steps without them, with them, and at full depth with their heads."""
+    """The time that exits save, from alternating steps without exits, with exits, and at full depth with heads."""
     found = records("exits-zen3")
 
     def ratio(case: str, metric: str, variant: str = "exits") -> float:
@@ -226,7 +226,7 @@ def inference() -> Named:
             if record:
                 yield f"{variant}_{batch}", f"{record['ratio']:.1f}"
         rows.append(row)
-    for metric, title, form in (("accuracy", "accuracy", ".4f"), ("layers", "layers, mean", ".2f")):
+    for metric, title, form in (("accuracy", "accuracy", ".4f"), ("layers", "mean layers", ".2f")):
         values = [found[place.format(1, variant), metric]["value"] for variant in ("dense", *columns)]
         rows.append([title, *(f"{value:{form}}" for value in values)])
     yield "table", table(*rows)
@@ -240,7 +240,7 @@ KINDS = {"wordpiece": "WordPiece", "unigram": "Unigram", "bpe": "byte-level BPE"
 
 
 def tokenizers() -> Named:
-    """What types and flags do to languages."""
+    """The effect of tokenizer types and flags on each language."""
     found = records("tokenizers_languages")
     languages = list(dict.fromkeys(name.split("/")[0] for name, _ in found))
 
@@ -260,7 +260,7 @@ def tokenizers() -> Named:
 
 def scaling() -> Named:
     found = records("scaling")
-    rows = [["processes", "tokens/s", "over one process"]]
+    rows = [["processes", "tokens/s", "speedup"]]
     for processes in (1, 2):
         record = found[f"quickstart/processes-{processes}", "tokens_per_second"]
         rows.append([str(processes), f"{record['value']:,.0f}", f"{record['ratio']:.2f}"])
@@ -268,9 +268,7 @@ def scaling() -> Named:
     yield "weak", table(*rows)
 
     found = records("equal_runs")
-    rows = [
-        ["run", "first loss", "last loss", "largest relative difference of a loss", "largest difference of a weight"]
-    ]
+    rows = [["run", "first loss", "last loss", "largest relative loss difference", "largest weight difference"]]
     for name, title in (("1x64", "1 process of 64"), ("2x32", "2 of 32"), ("2x32.fsdp2", "2 of 32, FSDP2"),
                         ("2x32.two-nodes", "2 nodes of 1 process of 32, each with its own address")):  # fmt: skip
         losses = found[f"quickstart/{name}", "loss_curve"]["value"]
@@ -280,7 +278,7 @@ def scaling() -> Named:
     yield "equal", table(*rows)
 
     found = records("communication")
-    rows = [["recipe", "GPUs", "computing", "DDP sends", "takes", "FSDP2 sends", "takes", "exits send", "take"]]
+    rows = [["recipe", "GPUs", "compute time", "DDP sends", "time", "FSDP2 sends", "time", "exits send", "time"]]
     for recipe in ("electra-small", "electra-base"):
         for gpus in (8, 64, 512):
             place = f"{recipe}/gpus-{gpus}."
@@ -418,7 +416,7 @@ def seconds_a_step(result: dict) -> float:
 
 
 def generator_rows(study_name: str, stage: str, columns: dict, suffix: str = "") -> list[list[str]]:
-    """A row for each generator of a stage: time a step over that of `mlm`, and `columns` of its results."""
+    """A row per generator of a stage: its time per step relative to `mlm`, and `columns` of its results."""
     arms = report.at_better_rate(study(study_name, stage))
     baseline = report.find_arm(arms, "mlm")
     rows = []
@@ -434,7 +432,7 @@ SETS = {"ROC-AUC, easy set": ("held_out_easy", "roc_auc"), "ROC-AUC, hard set": 
 
 def generators() -> Named:
     plain, exits = (generator_rows("efficiency", "screen", SETS, suffix) for suffix in ("", "_exits"))
-    head = ["generator", *(f"{title}{mark}" for title in ("time a step", *SETS) for mark in ("", ", with exits"))]
+    head = ["generator", *(f"{title}{mark}" for title in ("time per step", *SETS) for mark in ("", ", with exits"))]
     body = [
         [row[0], *(cell for pair in zip(row[1:], other[1:], strict=True) for cell in pair)]
         for row, other in zip(plain, exits, strict=True)
@@ -442,8 +440,8 @@ def generators() -> Named:
     yield "screen", table(head, *body)
 
     columns = {**SETS, "BLiMP": ("blimp", "accuracy"), "SST-2": ("sst2", "accuracy"), "STS-B": ("stsb", "pearson")}
-    yield "full", table(["generator", "time a step", *columns], *generator_rows("generators", "full", columns))
-    yield "repeated", table(["generator", "time a step", *SETS], *generator_rows("generators", "repeated", SETS))
+    yield "full", table(["generator", "time per step", *columns], *generator_rows("generators", "full", columns))
+    yield "repeated", table(["generator", "time per step", *SETS], *generator_rows("generators", "repeated", SETS))
     ratios = [float(exits_row[1]) / float(row[1]) for row, exits_row in zip(plain, exits, strict=True)]
     yield "exits_min", f"{min(ratios):.2f}"
     yield "exits_max", f"{max(ratios):.2f}"
