@@ -45,7 +45,7 @@ class _Stream(io.FileIO):
 
 @contextmanager
 def lasting_streams(carries_answer: bool) -> Iterator[None]:
-    """Replace the process's standard output and error with such streams. Streams that the caller has replaced stay.
+    """Replace standard output and error with streams that survive write errors, unless the caller has replaced them.
 
     Args:
         carries_answer: whether the command's result goes to standard output, so that a failed write ends the command.

@@ -26,7 +26,7 @@ HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def check_reachable(parser: Parser, models: Iterable[str | None] = (), datasets: Iterable[str | None] = ()) -> None:
-    """Check that the Hub answers if any name is not a local file. If it does not, switch the libraries to their
+    """If a name is not a local file, check that the Hub answers. If it does not answer, switch the libraries to their
     caches.
 
     Raises:
