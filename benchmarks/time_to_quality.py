@@ -9,8 +9,9 @@
 `plain` is a typical loop around Transformers' ELECTRA: generator and discriminator with shared embeddings, generator
 logits at all positions, AdamW, the published initializer range, dropout and loss weights, and the learning rate of
 `--rate`. `electra-pytorch` is the same with the step of that package (pip install electra-pytorch). `ours` is
-`electra-exit pretrain quickstart`. All arms use the quickstart's text, tokenizer, model sizes, sequences per step and
-share of masked tokens, and train for the same time. Each arm's learning rate reaches 0 at the end of its time.
+`electra-exit pretrain quickstart --generator_type mlm`, so that every arm trains a generator. All arms use the
+quickstart's text, tokenizer, model sizes, sequences per step and share of masked tokens, and train for the same time.
+Each arm's learning rate reaches 0 at the end of its time.
 
 Time is the CPU time of the arm's process, excluding evaluations; on a shared machine, run the arms at the same time.
 Quality is the ROC-AUC on a fixed corruption of the held-out text, with replacements sampled by frequency. Repeat the
@@ -288,7 +289,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     args.results.mkdir(parents=True, exist_ok=True)
     output = ["--output_dir", str(args.folder / "ours"), "--report_to", "none", "--seed", str(args.seed)]
-    words = ["quickstart", *flags, *output]
+    words = ["quickstart", "--generator_type", "mlm", *flags, *output]
     fields, data, training, _ = parse(words)
     args.length = data.max_seq_length
     config, packed, tokenizer, _ = prepare_run(fields, data)
