@@ -477,18 +477,25 @@ def inference(plan: Plan, results: Results, seconds: float, text: list[str]) -> 
 
 
 def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
-    """Train with and without exits for half the time each, and find when each reaches the best quality of both."""
+    """Train with and without exits for the same time each, and find when each reaches the best quality of both."""
     from electra_exit.main import main as command_line
 
     end, curves = time.monotonic() + seconds, {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (arm, policy) in enumerate({"dense": "none", "exits": "random"}.items()):
-            # Leave time for reading the text, evaluating and saving.
-            left = max(5, int(0.7 * (end - time.monotonic()) / (2 - number)))
-            words = ["pretrain", *plan.pretraining, "--train_files", *text, "--output_dir", f"{folder}/{arm}"]
-            words += ["--exit_policy", policy, "--eval_strategy", "steps", "--report_to", "none"]
-            if "--max_steps" not in plan.pretraining:
-                words += ["--train_time", f"{left}s", "--warmup_steps", "0.1", "--eval_steps", "200"]
+        # A run of one step first: it trains the tokenizer and packs the text for both, which takes an unknown time.
+        command = ["pretrain", *plan.pretraining, "--train_files", *text, "--report_to", "none"]
+        first = ["--max_steps", "1", "--eval_strategy", "no", "--output_dir", f"{folder}/first"]
+        if command_line([*command, *first]) != 0:
+            results.add("quality/first", "failed", 1.0, "the command failed")
+            return
+        command += ["--tokenizer_name", f"{folder}/first", "--eval_strategy", "steps"]
+        each = max(5, int(0.6 * (end - time.monotonic()) / 2))  # the rest is for evaluating and saving
+        if "--max_steps" not in plan.pretraining:
+            command += ["--train_time", f"{each}s", "--warmup_steps", "0.1"]
+        if "--eval_steps" not in plan.pretraining:
+            command += ["--eval_steps", "50"]
+        for arm, policy in {"dense": "none", "exits": "random"}.items():
+            words = [*command, "--output_dir", f"{folder}/{arm}", "--exit_policy", policy]
             if command_line(words) != 0:
                 results.add(f"quality/{arm}", "failed", 1.0, "the command failed")
                 continue
@@ -496,9 +503,8 @@ def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> No
             measured = json.loads((Path(folder) / arm / "metrics.json").read_text(encoding="utf-8"))
             training = measured["training"]
             a_step = training["tokens_per_step"] / training["tokens_per_second"]
-            curves[arm] = [
-                (log["step"] * a_step, log["eval_roc_auc"]) for log in state["log_history"] if "eval_roc_auc" in log
-            ]
+            found = {log["step"]: log["eval_roc_auc"] for log in state["log_history"] if "eval_roc_auc" in log}
+            curves[arm] = [(step * a_step, roc_auc) for step, roc_auc in found.items()]
             results.add(f"quality/{arm}", "roc_auc", measured["evaluation"]["roc_auc"], "held out")
             results.add(f"quality/{arm}", "tokens", training["tokens"], "tokens")
             results.add(f"quality/{arm}", "tokens_per_second", training["tokens_per_second"], "tokens/s")

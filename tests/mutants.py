@@ -169,8 +169,9 @@ MUTANTS = [
     Mutant(
         "every chosen token counts as replaced",
         MODEL,
-        "return corrupted, (corrupted != text).long(), generator_loss",
-        "return corrupted, (mlm_labels != -100).long(), generator_loss",
+        "corrupted = self.put(text, replacements)\n        return corrupted, (corrupted != text).long()",
+        "corrupted = self.put(text, replacements)\n"
+        "        return corrupted, self.put(torch.zeros_like(text), torch.ones_like(replacements))",
         "tests/modeling/test_modeling.py::test_a_sampled_token_equal_to_the_original_counts_as_original",
     ),
     Mutant(

@@ -485,7 +485,7 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     def _measure(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """In every [`MEASURED_EVERY`]-th step, add the metrics other than losses to the means for the log."""
-        every = min(MEASURED_EVERY, self.state.logging_steps)
+        every = min(MEASURED_EVERY, self.state.logging_steps or MEASURED_EVERY)  # 0 where nothing is logged
         if (self.state.global_step + 1) % every or outputs.rtd_labels is None:
             return
         self._means.add(step_difficulty(outputs, inputs))
