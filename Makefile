@@ -1,10 +1,10 @@
-# Both commands work from a fresh clone: they make .venv, install the locked versions and run.
+# `make pretrain` and `make test` work in a fresh clone: they create .venv, install the locked versions and run.
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := $(addprefix tests/,modeling/test_heads.py $(patsubst %,trainers/%.py,cli/test_cli runtime/test_cpu_kernels \
 	data/test_data runtime/test_distributed finetuning/test_finetuning generators/test_generators finetuning/test_scoring \
 	data/test_streaming pretraining/test_trainer))
-# Their names alone, without the bounds.
+# Names of the dependencies, without version bounds.
 DEPENDENCIES = $(shell $(PYTHON) -c "import re, tomllib; \
 	print(*(re.match(r'[\w.-]+', d)[0] for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
 
@@ -16,13 +16,13 @@ pretrain: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# The tests of what other libraries do for us, with the least versions that pyproject.toml allows. Of torch that is a
-# CUDA build on x86-64: several GB.
+# The tests that depend on other libraries, with the oldest versions that pyproject.toml allows. On x86-64, torch is a
+# CUDA build of several GB.
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest $(OLDEST)
 
-# The whole suite with the newest releases that the registry has, first as pyproject.toml allows them and then beyond its
-# bounds: what will break, before it does. Resolved anew each time.
+# The whole suite with the newest releases in the registry, also beyond the bounds of pyproject.toml, to find breaking
+# changes early. The environment is created anew each time.
 test-latest:
 	$(PYTHON) -m venv --clear .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade --editable '.[demo,study,docs,test]'
@@ -30,7 +30,7 @@ test-latest:
 	.venv-latest/bin/python -m pip install --quiet --no-deps --requirement requirements-test.lock
 	.venv-latest/bin/python -m pytest
 
-# Small changes of meaning, one at a time: each must fail a test.
+# Apply small changes of meaning, one at a time. Each must fail a test.
 mutants: .venv/installed
 	$(BIN)/python tests/mutants.py
 
@@ -39,7 +39,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, in build/site. A broken link or anchor fails.
+# Build the site in build/site. Broken links and anchors are errors.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -55,8 +55,8 @@ docs: .venv/installed
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# For maintainers: `make version VERSION=0.1.0` writes a version and its date, `make release` builds and checks what is
-# uploaded. CONTRIBUTING.md has the steps.
+# For maintainers: `make version VERSION=0.1.0` writes a version and its date; `make release` builds and checks the
+# distributions. CONTRIBUTING.md lists the steps.
 version:
 	$(PYTHON) .ci/release.py version $(VERSION)
 
@@ -68,7 +68,7 @@ release: .venv-release/installed
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
-# For maintainers: resolve the newest versions that fit pyproject.toml, in an environment of its own.
+# For maintainers: resolve the newest versions that pyproject.toml allows, in a separate environment.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 setuptools '.[demo,study,docs,test]'

@@ -1,4 +1,4 @@
-"""A release: `make version VERSION=0.1.0` writes its number, `make release` builds and checks what is uploaded."""
+"""Releases: `make version VERSION=0.1.0` sets the version, `make release` builds and checks the distributions."""
 
 import argparse
 import datetime
@@ -12,25 +12,25 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# The one place that says the version; the rest of this repository reads it or is written by `set_version`.
+# The only definition of the version; the rest of the repository reads it or is updated by `set_version`.
 SOURCE = "modeling_electra_exit/configuration_electra_exit.py"
 VERSION = re.compile(r'^__version__ = "(.*)"$', re.MULTILINE)
 RELEASE = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 UNRELEASED = "## Unreleased"
 IN_README = re.compile(r"(?<=<!--= package\.version -->).*?(?=<!--/-->)")  # as docs/measurements.py marks numbers
-# What the wheel holds beside its metadata.
+# The contents of the wheel besides its metadata.
 PACKAGES = ("electra_exit", "modeling_electra_exit")
 
 
 class ReleaseError(Exception):
-    """Why nothing is released, in one sentence."""
+    """A release is not possible. The message is one sentence."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build wheel and sdist of the commit into dist/, and check them")
-    commands.add_parser("version", help="write a version and the date of today").add_argument("version")
+    commands.add_parser("build", help="build and check the wheel and sdist of the current commit in dist/")
+    commands.add_parser("version", help="write a version and today's date").add_argument("version")
     args = parser.parse_args()
     try:
         if args.command == "version":
@@ -47,15 +47,15 @@ def version_of(root: Path) -> str:
     return VERSION.search((root / SOURCE).read_text(encoding="utf-8"))[1]
 
 
-# ---- The number ----
+# ---- The version ----
 
 
 def set_version(root: Path, version: str, today: datetime.date) -> None:
-    """Write a version into the source, README.md and CITATION.cff. A release, unlike a development version, is also
-    dated, there and in the changelog: what was unreleased is its section.
+    """Write a version to the source, README.md and CITATION.cff. A release, unlike a development version, also gets a
+    date in CITATION.cff and in the changelog, whose unreleased section becomes the section of the release.
 
     Raises:
-        ReleaseError: if it is no version, or nothing is unreleased.
+        ReleaseError: if the version is malformed, or the unreleased section is empty.
     """
     is_release = RELEASE.fullmatch(version) is not None
     if not is_release and not re.fullmatch(r"\d+\.\d+\.\d+\.dev\d+", version):
@@ -76,14 +76,14 @@ def set_version(root: Path, version: str, today: datetime.date) -> None:
         (root / name).write_text(text, encoding="utf-8")
 
 
-# ---- What is uploaded ----
+# ---- The distributions ----
 
 
 def release(root: Path) -> None:
-    """Build wheel and sdist of the commit that is checked out, into dist/, and check them.
+    """Build the wheel and sdist of the current commit in dist/, and check them.
 
     Raises:
-        ReleaseError: if the commit is not what would be released, or a check fails.
+        ReleaseError: if there are uncommitted changes, the version has no date, or a check fails.
     """
     version = refuse_unready(root)
     dist = root / "dist"
@@ -102,7 +102,11 @@ def release(root: Path) -> None:
 
 
 def refuse_unready(root: Path) -> str:
-    """The version. Raises: ReleaseError for changes that are not committed, and for a version without its date."""
+    """The version to release.
+
+    Raises:
+        ReleaseError: if there are uncommitted changes, or the version has no date.
+    """
     if changed := _git(root, "status", "--porcelain"):
         raise ReleaseError(f"commit or remove first: {', '.join(line[3:] for line in changed.splitlines())}")
     version = version_of(root)
@@ -117,7 +121,7 @@ def refuse_unready(root: Path) -> str:
 
 
 def check_wheel(wheel: Path, version: str) -> None:
-    """Raises: ReleaseError if it has another version, or more or less than our packages."""
+    """Raises: ReleaseError if the wheel has another version, lacks files, or contains other packages."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -134,7 +138,7 @@ def check_wheel(wheel: Path, version: str) -> None:
 
 
 def check_sdist(sdist: Path, expected: set[str]) -> None:
-    """Raises: ReleaseError unless it holds the files that are tracked, and beside them only what packaging writes."""
+    """Raises: ReleaseError if the sdist lacks tracked files, or contains others except packaging metadata."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in (member.name for member in archive if member.isfile())}
     written = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}

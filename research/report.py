@@ -287,8 +287,8 @@ def _cell(group: list[dict], column: Column) -> str:
 
 
 def _ratio(group: list[dict], reference: list[dict] | None, cost, less=None) -> str:
-    """The mean cost relative to the reference. With `less`, the mean of cost minus `less`, relative to `less` of the
-    reference."""
+    """The mean cost of a group divided by that of the reference, as text. With `less`, the group's mean of
+    `cost - less` divided by the reference's mean of `less`."""
     if not reference:
         return ""
     own = mean(cost(r) - (less(r) if less else 0) for r in group)

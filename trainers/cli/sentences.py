@@ -1,4 +1,4 @@
-"""The error message and exit status for whatever a command raised, and the setup of logging."""
+"""Turn the exceptions of a command into an error message and an exit status, and set up logging."""
 
 import errno
 import logging

@@ -13,8 +13,8 @@ FIGURE, CURVE = "exit_profile.png", "learning_curve.png"
 
 
 def read_facts(folder: Path, measured: dict | None = None) -> dict:
-    """The facts about a run that its folder records: for a finished run `metrics.json`, for an unfinished one its
-    last evaluation, and for both the throughput of each phase.
+    """The recorded facts of a run: `metrics.json` of a finished run or the last evaluation of an unfinished one, and
+    the throughput of each phase.
 
     Args:
         folder: folder of the run.
