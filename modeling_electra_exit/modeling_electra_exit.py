@@ -789,7 +789,8 @@ class ChosenTokens(NamedTuple):
         return flat.scatter(0, places, replacements)[:-1].view_as(text)
 
     def corrupt(self, text: torch.Tensor, replacements: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As [`replace_tokens`], of the text (batch, sequence) with `replacements` (tokens,)."""
+        """Replace these tokens of the text (batch, sequence) by `replacements` (tokens,), and label the tokens that
+        changed. Returns as [`replace_tokens`]."""
         corrupted = self.put(text, replacements)
         return corrupted, (corrupted != text).long()
 
@@ -819,8 +820,11 @@ def chosen_tokens(mlm_labels: torch.Tensor, masked_positions: torch.Tensor | Non
 
 
 def tokens_in(mask: torch.Tensor, places: int | None = None) -> ChosenTokens:
-    """Those at a `mask` (batch, sequence), of which no row has more than `places`; their targets say nothing. By that
-    number, nothing waits for the device, as by the positions of [`chosen_tokens`]."""
+    """The tokens at a `mask` (batch, sequence), with placeholders as targets.
+
+    With `places`, an upper bound of the number per row, the host does not synchronize with the device, as with the
+    `masked_positions` of [`chosen_tokens`].
+    """
     positions = None
     if places is not None:
         first, positions = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True)
@@ -1243,7 +1247,7 @@ class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTraine
         outputs, early_states = self._encode(proposes, **inputs, **exits, **kwargs)
         if proposes:
             chosen = None if mlm_labels is None else chosen_tokens(mlm_labels, masked_positions)
-            places = None if masked_positions is None else masked_positions.shape[1]  # as many in every epoch
+            places = None if masked_positions is None else masked_positions.shape[1]  # the same in every epoch
             proposed = None if proposal_mask is None else tokens_in(proposal_mask, places)
             generator_loss, proposals = self.predict_originals(early_states, chosen, proposed)
 

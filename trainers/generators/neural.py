@@ -35,7 +35,7 @@ class Frozen(StepGenerator):
         self.model = MaskedLanguageModel(self.args.generator_folder, context.tokenizer, self.args.device)
 
     def corrupt(self, inputs, progress):
-        """As of any generator; with `masked_positions`, nothing waits for the device."""
+        """As in the base class. With `masked_positions`, the host does not synchronize with the device."""
         input_ids, mlm_labels = inputs["input_ids"], inputs["mlm_labels"]
         chosen = chosen_tokens(mlm_labels, inputs.get("masked_positions"))
         beside = (inputs.get(name) for name in ("attention_mask", "token_type_ids"))
