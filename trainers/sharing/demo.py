@@ -37,8 +37,9 @@ button.primary:hover { background: #174a85; }
              background: color-mix(in srgb, #e8590c calc(var(--p) * 62%), #eef1f4); }
 .tokens small { display: block; font-size: .75rem; color: #1c2024; font-variant-numeric: tabular-nums; }
 .answer { font-size: 1.5rem; font-weight: 600; }
-.result table { border-collapse: collapse; margin: .6rem 0; }
-.result th, .result td { padding: .25rem 1.4rem .25rem 0; text-align: left; font-variant-numeric: tabular-nums; }
+.result.result table { border-collapse: collapse; margin: .6rem 0; }
+.result.result :is(th, td) { padding: .25rem 1.4rem .25rem .5rem; text-align: left;
+                             font-variant-numeric: tabular-nums; }
 .result caption { text-align: left; }
 """
 
