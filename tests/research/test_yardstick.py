@@ -51,7 +51,7 @@ def test_a_model_that_tells_words_is_told_from_one_that_does_not(data, checkpoin
     results = read_json(out)
     chance = results[blind]["share_of_entities"]
     assert results[blind]["average_precision"] == pytest.approx(chance, abs=0.1)
-    assert results[seeing]["average_precision"] > 0.7
+    assert results[seeing]["average_precision"] > chance + 0.3
     assert results[seeing]["difference"] > 3 * results[seeing]["difference_standard_error"] > 0
     assert results[blind]["difference_standard_error"] == 0
     assert f"chance: {chance:.4f}" in capsys.readouterr().out
