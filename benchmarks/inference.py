@@ -44,6 +44,8 @@ def build_variants(dense, tokenizer, calibration, args) -> dict:
     if not args.no_compile:
         variants["dense.compiled"] = torch.compile(copy.deepcopy(dense), dynamic=True)
     for name, options in RULES.items():
+        if name in ONE_AT_A_TIME and 1 not in args.batch_sizes:
+            continue
         model = copy.deepcopy(dense)
         found = calibrate_exits(model, calibration, args.max_accuracy_drop, **options,
                                 data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip

@@ -218,6 +218,45 @@ def exit_steps() -> Named:
 SST2_EXAMPLES = 872
 
 
+def own_task() -> Named:
+    """Speedup and accuracy of calibrated exits on the task of `benchmarks/own_task.py`, by seed and on average."""
+    rows = [["seed", "full depth", "with exits", "difference in points", "mean layers", "speedup at batch size 32"]]
+    points, speedups = [], []
+    for path in sorted((RESULTS / "own_task").glob("seed-*.json")):
+        found = {
+            (record["name"].split("/")[-1], record["metric"]): record for record in json.loads(path.read_text("utf-8"))
+        }
+        dense, exits = (found[variant, "accuracy"]["value"] for variant in ("dense", "exits"))
+        speedup = found["exits", "examples_per_second"]["ratio"]
+        points.append(100 * (exits - dense))
+        speedups.append(speedup)
+        layers = found["exits", "layers"]["value"]
+        rows.append(
+            [path.stem[5:], f"{dense:.4f}", f"{exits:.4f}", f"{points[-1]:+.2f}", f"{layers:.2f}", f"{speedup:.2f}"]
+        )
+    yield "seeds", str(len(points))
+    yield "speedup", f"{mean(speedups):.2f}"
+    yield "points", f"{mean(points):+.2f}"
+    yield "points_error", f"{stdev(points) / len(points) ** 0.5:.2f}"
+    yield "table", table(*rows)
+
+
+def domain_adapt() -> Named:
+    """Accuracy on the task of `benchmarks/domain_adapt.py` before and after, in percent."""
+    scores = json.loads((RESULTS / "domain_adapt" / "eras.json").read_text("utf-8"))["accuracy"]
+    for name, each in scores.items():
+        yield name, f"{100 * mean(each):{'+' if name == 'difference' else ''}.1f}"
+        yield f"{name}_error", f"{100 * stdev(each) / len(each) ** 0.5:.1f}"
+
+
+def bag_of_words() -> Named:
+    """The quickstart on SST-2 (accuracy) and WNUT-17 (F1), beside baselines that look at words."""
+    found = json.loads((RESULTS / "bag_of_words.json").read_text("utf-8"))
+    for metric in ("accuracy", "entity_f1"):
+        for name, value in found[metric].items():
+            yield f"{metric}.{re.sub('[ -]', '_', name)}", f"{value:.3f}"
+
+
 def inference() -> Named:
     found, place = records("inference"), "sst2-minilm/55/float32/batch-{}/{}"
     columns = {"dense.compiled": "compiled", "exits": "with exits", "exits.stay": "exits that no example takes",
@@ -480,7 +519,10 @@ NUMBERS = {
     "exit_steps": exit_steps,
     "quickstart": quickstart,
     "time_to_quality": time_to_quality,
+    "bag_of_words": bag_of_words,
+    "domain_adapt": domain_adapt,
     "inference": inference,
+    "own_task": own_task,
     "tokenizers": tokenizers,
     "scaling": scaling,
     "faults": faults,
