@@ -1115,8 +1115,8 @@ class ElectraEarlyExitModel(ElectraEarlyExitPreTrainedModel):
             protected = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         else:
             protected = functools.reduce(torch.logical_or, [original_ids == token_id for token_id in special])
-        protected[:, 0].fill_(True)
-        return protected
+        # Not assigned: `= True` copies from the host, and `fill_` of a part cannot be traced.
+        return torch.cat([torch.ones_like(protected[:, :1]), protected[:, 1:]], dim=1)
 
 
 class ElectraEarlyExitForPreTraining(PlainPreTraining, ElectraEarlyExitPreTrainedModel):

@@ -90,7 +90,7 @@ def test_each_kind_of_model_trains_on_and_one_line_says_what_is_new(name, source
     measured = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert measured["start"] == {"model": "source"}
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "Pre-training started from `source`" in card
+    assert "The weights were initialized from `source`" in card
     assert "base_model" not in card
     for file in ("config.json", "README.md", "tokenizer_config.json"):
         assert str(tmp_path) not in (tmp_path / "run" / file).read_text()
@@ -109,7 +109,7 @@ def test_an_electra_comes_with_its_generator(source, adapt, tmp_path, caplog):
     saved = weights(tmp_path / "run")
     name = "encoder.layer.1.output.dense.weight"
     assert torch.equal(saved[f"generator.{name}"], generator.electra.state_dict()[name])
-    assert "and that of the generator from `generator`" in (tmp_path / "run" / "README.md").read_text()
+    assert "those of the generator from `generator`" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_heads_of_other_exits_start_as_the_final_head(source, adapt, tmp_path):

@@ -275,7 +275,8 @@ def test_the_first_ctrl_c_saves_and_the_second_ends_at_once(tokenizer, tmp_path,
         trainer.train()
     assert stop.value.step == 3
     assert checkpoints.damage(tmp_path / "checkpoint-3") is None
-    assert capfd.readouterr().err.count("finishing the step and saving; Ctrl-C again ends the run at once") == 1
+    said = "finishing the step and saving a checkpoint; press Ctrl-C again to end at once"
+    assert capfd.readouterr().err.count(said) == 1
 
     again = make_trainer(tokenizer, tmp_path, max_steps=9, save_strategy="no")
     again.training_step = lambda *args: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
