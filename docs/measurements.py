@@ -249,9 +249,9 @@ def domain_adapt() -> Named:
         yield f"{name}_error", f"{100 * stdev(each) / len(each) ** 0.5:.1f}"
 
 
-def bag_of_words() -> Named:
+def small_models() -> Named:
     """The quickstart on SST-2 (accuracy) and WNUT-17 (F1), beside baselines that look at words."""
-    found = json.loads((RESULTS / "bag_of_words.json").read_text("utf-8"))
+    found = json.loads((RESULTS / "small_models.json").read_text("utf-8"))
     for metric in ("accuracy", "entity_f1"):
         for name, value in found[metric].items():
             yield f"{metric}.{re.sub('[ -]', '_', name)}", f"{value:.3f}"
@@ -519,10 +519,10 @@ NUMBERS = {
     "exit_steps": exit_steps,
     "quickstart": quickstart,
     "time_to_quality": time_to_quality,
-    "bag_of_words": bag_of_words,
     "domain_adapt": domain_adapt,
     "inference": inference,
     "own_task": own_task,
+    "small_models": small_models,
     "tokenizers": tokenizers,
     "scaling": scaling,
     "faults": faults,

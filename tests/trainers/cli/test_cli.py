@@ -25,7 +25,7 @@ from tests.conftest import write_corpus
 
 
 PRETRAIN_RECIPES = ["domain-adapt", "electra-base", "electra-small", "quickstart"]
-FINETUNING_RECIPES = ["glue-base", "glue-large", "glue-small"]
+FINETUNING_RECIPES = ["glue-base", "glue-large", "glue-small", "small-models"]
 RECIPE = {
     "vocab_size": 80,
     "max_seq_length": 32,

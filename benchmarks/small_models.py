@@ -1,13 +1,12 @@
-"""Compare a fine-tuned small model with baselines that only see words, and with the same model from random weights.
+"""Fine-tune a small model with the recipe `small-models`, beside baselines that only see words, and other settings.
 
-    python -m benchmarks.bag_of_words MODEL glue/sst2/train.jsonl wnut17 FOLDER \\
-        --json benchmarks/results/bag_of_words.json
+    python -m benchmarks.small_models MODEL glue/sst2/train.jsonl wnut17 FOLDER \\
+        --json benchmarks/results/small_models.json
 
 SST-2: the training set is a random sample of its training examples, the evaluation set another one. Both contain
 phrases, and phrases of one sentence can be in both, which favors recognizing words. The bag of words is a logistic
 regression on TF-IDF weights (scikit-learn). WNUT-17: F1 of named entities on `validation.jsonl`, beside the most
-frequent tag of each word. The settings of fine-tuning were not tuned. Repeat the command to continue an interrupted
-run.
+frequent tag of each word. Repeat the command to continue an interrupted run.
 """
 
 import argparse
@@ -25,12 +24,16 @@ from benchmarks.domain_adapt import run
 
 
 TRAINING, EVALUATION = 10_000, 3_000
-FINETUNE = {
-    "max_seq_length": 64, "learning_rate": 1e-3, "exit_policy": "none", "adam_bias_correction": True,
-    "layerwise_lr_decay": 1.0, "lr_scheduler_type": "linear", "train_sampling_strategy": "group_by_length", "seeds": 7,
-}  # fmt: skip
-TEXTS = {"num_train_epochs": 2, "classifier_pooling": "mean"}
-WORDS = {"num_train_epochs": 8, "text_column": "tokens", "label_column": "ner_tags"}
+SEED = 7
+# Of the recipes: the length of the examples, which is short, and the epochs.
+TEXTS = {"max_seq_length": 64, "num_train_epochs": 3, "seeds": SEED}
+WORDS = {
+    "max_seq_length": 64,
+    "num_train_epochs": 8,
+    "seeds": SEED,
+    "text_column": "tokens",
+    "label_column": "ner_tags",
+}
 
 
 def bag_of_words(train: list[dict], evaluation: list[dict]) -> float:
@@ -66,11 +69,15 @@ def main():
     save_random(args.model, args.folder / "random")
     files = {"train_file": args.folder / "train.jsonl", "validation_file": args.folder / "evaluation.jsonl"}
     accuracy = {"bag of words": bag_of_words(*splits.values())}
-    for name, model in (("pre-trained", args.model), ("random weights", args.folder / "random")):
-        measured = run("finetune", str(model), args.folder / name.replace(" ", "-"), **files, **FINETUNE, **TEXTS)
+    for name, recipe, model in (
+        ("pre-trained", "small-models", args.model),
+        ("random weights", "small-models", args.folder / "random"),
+        ("published settings", "glue-small", args.model),
+    ):
+        measured = run("finetune", recipe, args.folder / name.replace(" ", "-"), model=model, **files, **TEXTS)
         accuracy[name] = measured["evaluation"]["accuracy"]["mean"]
     files = {"train_file": args.tagging / "train.jsonl", "validation_file": args.tagging / "validation.jsonl"}
-    tagging = run("finetune", args.model, args.folder / "tagging", **files, **FINETUNE, **WORDS)
+    tagging = run("finetune", "small-models", args.folder / "tagging", model=args.model, **files, **WORDS)
     f1 = {
         "pre-trained": tagging["evaluation"]["entity_f1"]["mean"],
         "most frequent tags": tagging["baselines"]["most frequent tag of each word"]["entity_f1"],
@@ -80,7 +87,7 @@ def main():
         for name, value in values.items():
             print(f"{metric:12}{name:20}{value:.4f}")
     if args.json:
-        settings = {"examples": {"train": TRAINING, "evaluation": EVALUATION}, "finetune": [FINETUNE, TEXTS, WORDS]}
+        settings = {"examples": {"train": TRAINING, "evaluation": EVALUATION}, "texts": TEXTS, "words": WORDS}
         args.json.write_text(json.dumps({**result, **settings}, indent=1) + "\n", encoding="utf-8")
 
 
