@@ -7,6 +7,10 @@ The domain is the US State of the Union addresses. The task is to predict the er
 paragraph. The pre-training text is that of the training speeches; the test speeches are read only for evaluation. Both
 fine-tuning runs use the same settings, which were not tuned, and the same seeds. Repeat the command to continue an
 interrupted run.
+
+    python -m benchmarks.domain_adapt MODEL DATA FOLDER --learning_rate 1e-5 --exit_policy none
+
+Other flags are those of `electra-exit pretrain` and change the further pre-training.
 """
 
 import argparse
@@ -48,11 +52,10 @@ def main():
     parser.add_argument("data", type=Path, help="output folder of benchmarks/own_task.py")
     parser.add_argument("folder", type=Path, help="folder for the runs")
     parser.add_argument("--json", type=Path, help="write the result to this file")
-    args = parser.parse_args()
+    args, changes = parser.parse_known_args()
     adapted = args.folder / "adapted"
-    pretraining = run(
-        "pretrain", "domain-adapt", adapted, init_from=args.model, train_files=args.data / "text.txt", **ADAPT
-    )
+    start = {"init_from": args.model, "train_files": args.data / "text.txt"}
+    pretraining = run("pretrain", "domain-adapt", adapted, *changes, **start, **ADAPT)
     files = {"train_file": args.data / "train.csv", "validation_file": args.data / "test.csv"}
     found = {}
     for name, model in (("before", args.model), ("after", str(adapted))):
@@ -64,7 +67,8 @@ def main():
         print(f"  {name:12}{statistics.mean(scores):+.4f} ± {statistics.stdev(scores):.4f}   {scores}")
     if args.json:
         result = {
-            "model": Path(args.model).name, "adapt": ADAPT, "finetune": FINETUNE, "seeds": SEEDS, METRIC: found,
+            "model": Path(args.model).name, "adapt": ADAPT, "changes": changes, "finetune": FINETUNE, "seeds": SEEDS,
+            METRIC: found,
             "pretraining": {name: pretraining[name] for name in ("evaluation", "training", "data")},
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
