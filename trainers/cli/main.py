@@ -38,6 +38,9 @@ ANSWERING = ("score", "info")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with `argv` (default: `sys.argv[1:]`). Returns the exit status; see [`report`]."""
+    # OpenMP reads this when torch loads it. By default, its threads wait in a loop. If another process is busy, that
+    # takes most of the processor, and a training step of the quickstart several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return report(_run, sys.argv[1:] if argv is None else argv, "electra-exit", ANSWERING)
 
 

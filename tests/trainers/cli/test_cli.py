@@ -1,6 +1,7 @@
 """The command line as a user meets it: the whole path on tiny data, and every mistake answered in one line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -232,6 +233,14 @@ for argv in json.loads(sys.argv[1]):
     print("status", main(argv), flush=True)
     assert not {"torch", "transformers"} & set(sys.modules), argv
 """
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_do_not_take_the_processor_from_others(monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "whatever is restored")
+    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    cli.main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_help_and_typos_are_answered_before_torch_is_loaded():

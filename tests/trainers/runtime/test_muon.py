@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import Parameter
 from transformers.training_args import OptimizerNames
 
@@ -181,6 +182,18 @@ def test_the_device_decides_how_to_orthogonalize(monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         expected = torch.stack([expected(each) for each in square]) if expected else muon.newton_schulz(square)
         assert torch.equal(muon.orthogonalize(square), expected)
+
+
+def test_a_cpu_orthogonalizes_with_one_blas_thread(monkeypatch):
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    used = []
+    monkeypatch.setattr(muon, "zolotarev", lambda matrix: (used.append(threads()), matrix)[1])
+    with threadpool_limits(limits=2, user_api="blas"):
+        muon.orthogonalize(torch.ones(1, 4, 4))
+        assert used == [{1}]
+        assert threads() == {2}
 
 
 def groups_of(optimizer, model) -> tuple[set[str], set[str]]:
