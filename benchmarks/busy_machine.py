@@ -1,0 +1,64 @@
+"""Time the quickstart's training step on an idle CPU and beside other busy processes, for OpenMP's two wait policies.
+
+    python -m benchmarks.busy_machine --json benchmarks/results/busy_machine.json
+
+Run it on an otherwise idle machine. Each busy process occupies one core.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from modeling_electra_exit.trainers.runtime.files import read_json
+
+
+POLICIES = {"threads spin": "ACTIVE", "threads sleep": "PASSIVE"}
+STEPS = 12
+BUSY_LOOP = "while True: pass"
+
+
+def seconds_per_step(policy: str, busy: int, folder: Path) -> float:
+    """Run a few steps of the quickstart with OMP_WAIT_POLICY `policy` beside `busy` other processes."""
+    command = [sys.executable, "-m", "electra_exit", "pretrain", "quickstart", "--max_steps", STEPS, "--corpus_init",
+               "false", "--validation_fraction", "0.001", "--report_to", "none", "--output_dir", folder]  # fmt: skip
+    with ExitStack() as stack:
+        for _ in range(busy):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_LOOP]))
+            stack.callback(other.kill)
+        environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+        subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
+    training = read_json(folder / "metrics.json")["training"]
+    return training["tokens"] / training["tokens_per_second"] / training["steps"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    args = parser.parse_args()
+    samples = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(args.repeats):
+            for busy in (0, 1):
+                for name, policy in POLICIES.items():
+                    seconds = seconds_per_step(policy, busy, Path(folder) / f"{name}-{busy}-{repeat}")
+                    samples.setdefault(f"{'busy' if busy else 'idle'}/{name}", []).append(seconds)
+    records = []
+    for name, seconds in samples.items():
+        baseline = f"{name.split('/')[0]}/{next(iter(POLICIES))}"
+        value, reference = statistics.median(seconds), statistics.median(samples[baseline])
+        records.append({"name": name, "metric": "step", "value": value, "unit": "s", "baseline": baseline,
+                        "ratio": value / reference, "samples": seconds})  # fmt: skip
+        print(f"{name:24}{value:8.3f} s   {value / reference:5.2f} of {baseline}")
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
