@@ -334,7 +334,8 @@ def train(
     """
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    evaluation = trainer.evaluate(held_out)
+    with trainer.stoppable():
+        evaluation = trainer.evaluate(held_out)
     with naming_write_errors(f"the model in {folder}"):
         trainer.save_unpushed()  # pushed later, with metrics and card
         trainer.save_state()

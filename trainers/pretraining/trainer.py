@@ -22,7 +22,7 @@ from modeling_electra_exit.modeling_electra_exit import originals
 
 from .. import metrics
 from ..data.streaming import PackedStream
-from ..errors import DivergenceError, WriteError
+from ..errors import DivergenceError, Preempted, WriteError
 from ..generators.difficulty import Difficulty, DifficultyCallback
 from ..generators.masked_lm import MaskedLanguageModel
 from ..runtime import cpu_kernels
@@ -113,12 +113,22 @@ class ElectraTrainer(CompatibleTrainer):
             step = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).global_step
             logger.info(f"{self.args.output_dir} continues from step {step}: {resume_from_checkpoint}")
         workers = naming_dead_workers("--dataloader_num_workers")
-        with self.kernels(), self.preemption, quiet_event_writers(), workers:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.kernels(), self.stoppable(), quiet_event_writers(), workers:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def stoppable(self):
+        """Context manager for training or an evaluation, which ends early after SIGTERM or the first Ctrl-C.
+
+        Raises:
+            Preempted, Interrupted: then, with the step of the checkpoint.
+        """
+        with self.preemption:
+            with contextlib.suppress(Preempted):
+                yield
             if self.preemption.requested():
                 saved = run_on_main_and_broadcast(lambda: self.checkpoint_folder(None).is_dir())
                 raise self.preemption.stop(self.state.global_step if saved else None)
-        return output
 
     def newest(self, checkpoint: str | bool | None) -> str | bool | None:
         """Replace `True` by the newest undamaged checkpoint. Without one, `True` is returned, for which `Trainer`

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from benchmarks.faults import DAMAGES, KILLS, STATUS, TERMS, Case, LimitFileSize
+from benchmarks.faults import DAMAGES, KILLS, STATUS, TERMS, TRAINER, Case, Fault, LimitFileSize
 from electra_exit import main as cli
 from modeling_electra_exit.trainers.errors import Interrupted, WorkerError, WriteError
 from modeling_electra_exit.trainers.runtime import checkpoints, files
@@ -236,6 +236,17 @@ def test_the_best_checkpoint_is_known_by_its_name(tokenizer, tmp_path):
     assert trainer.state.best_model_checkpoint == best
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == best
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_evaluation_ends_the_run_in_a_sentence(tmp_path, number):
+    case = Case(tmp_path, "run")
+    fault = Fault("in the last evaluation", f"{TRAINER}.prediction_step", 10, signal=number)
+    assert case.run(fault.inject) == STATUS[number], case.output_text()
+    assert f"continues from step 12: electra-exit pretrain {case.recipe}" in case.output_text()
+    assert not (case.output / "metrics.json").exists()
+    assert case.run() == 0, case.output_text()
+    assert (case.output / "metrics.json").exists()
 
 
 def test_resuming_after_the_last_step_takes_no_other(tokenizer, tmp_path):
