@@ -35,7 +35,8 @@ def _fetch(target: Path):
         (archive,) = Path(folder).glob("*.tar.gz")
         unpacked = Path(folder) / "unpacked"
         with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 or newer
+            tar.extractall(unpacked, **safely)
         package = next(unpacked.glob("*/tests"))
         for name, text in STAND_INS.items():
             if not (package / name).exists():
