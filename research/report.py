@@ -59,20 +59,23 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     ]
     if (results / FINDINGS).exists():
         lines += [f"Conclusions and their limits: [{FINDINGS}]({FINDINGS}).", ""]
-    timed = {stage: at_better_rate(arms) for stage, arms in found.items() if "steps" in study["stages"][stage]}
+    stages = study["stages"]
+    best = {stage: at_better_rate(arms, stages[stage].get("choosing_seed")) for stage, arms in found.items()}
+    timed = {stage: arms for stage, arms in best.items() if "steps" in stages[stage]}
     if len(timed) > 1:
         lines += envelope(timed)
         draw_envelope(timed, results / "envelope.png")
     for stage, arms in found.items():
-        baseline = study["stages"][stage].get("baseline", study["baseline"])
+        baseline = stages[stage].get("baseline", study["baseline"])
         lines += [f"## Stage {stage}: {tokens_of(find_arm(arms, baseline) or chain(*arms.values())):.1f} M tokens", ""]
         if baseline != study["baseline"]:
             lines += [f"FLOPs and times are relative to the arm `{baseline}`.", ""]
         if all(result.get("step_seconds") for group in arms.values() for result in group):
             lines += ["Times are computed from median step times of all arms in alternation (`--time_steps`).", ""]
-        chosen = at_better_rate(arms)
+        chosen, choosing_seed = best[stage], stages[stage].get("choosing_seed")
         if len(chosen) < len(arms):
-            lines += ["Each arm at the learning rate (after its name) with the best held-out ROC-AUC:", ""]
+            how = "" if choosing_seed is None else f" of seed {choosing_seed}, without that seed if there are others"
+            lines += [f"Each arm at the learning rate (after its name) with the best held-out ROC-AUC{how}:", ""]
         budgets, scores = scores_at_equal_cost(chosen, baseline)
         parts = (equal_cost(budgets, scores), exits_table(chosen, baseline, scores), difficulty_table(chosen))
         lines += [*table(chosen, baseline), "", *chain(*parts), ""]
@@ -96,14 +99,20 @@ def tokens_of(results: Iterable[dict]) -> float:
     return max(result["training"]["tokens"] for result in results) / 1e6
 
 
-def at_better_rate(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Among arms that differ only in the learning rate, keep the one with the best mean held-out ROC-AUC."""
-    best = {}
+def at_better_rate(arms: dict[str, list[dict]], choosing_seed: int | None = None) -> dict[str, list[dict]]:
+    """Among arms that differ only in the learning rate, keep the one with the best mean held-out ROC-AUC.
+
+    With `choosing_seed`, only runs with this seed count for the choice. If the chosen arm has runs with other seeds,
+    only those are kept, because the seed that chose the rate favors it.
+    """
+    best, score = {}, {}
     for arm, group in arms.items():
         name = arm.split(RATE_MARK)[0]
-        if name not in best or _mean_auc(group) > _mean_auc(arms[best[name]]):
-            best[name] = arm
-    return {arm: arms[arm] for arm in best.values()}
+        choosing = [result for result in group if choosing_seed == result["seed"]] or group
+        if _mean_auc(choosing) > score.get(name, 0.0):
+            best[name], score[name] = arm, _mean_auc(choosing)
+    chosen = {arm: arms[arm] for arm in best.values()}
+    return {arm: [r for r in group if r["seed"] != choosing_seed] or group for arm, group in chosen.items()}
 
 
 def find_arm(arms: dict[str, list[dict]], name: str) -> list[dict] | None:
@@ -451,6 +460,8 @@ def draw_envelope(stages: dict[str, dict[str, list[dict]]], path: Path) -> None:
         plots.plot([at for at, _ in groups], [mean(s) for _, s in groups], f"C{number}-", label=name)
         plots.plot([at for at, s in groups for _ in s], [score for _, s in groups for score in s], f"C{number}.")
     plots.set(xlabel="minutes on this machine", ylabel="held-out ROC-AUC at the end", xscale="log")
+    for set_formatter in (plots.xaxis.set_major_formatter, plots.xaxis.set_minor_formatter):
+        set_formatter("{x:g}")
     plots.legend(fontsize=8)
     _save(figure, path)
 

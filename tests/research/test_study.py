@@ -14,6 +14,7 @@ from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.pretraining.run import build_config
 from research import study
 from research.report import (
+    at_better_rate,
     cumulative_flops,
     cumulative_seconds,
     curve,
@@ -277,6 +278,19 @@ def test_arms_of_one_time_are_compared_over_all_times(studies, flags, tmp_path):
     assert "| shallow | **0.6100** | 0.6000 |" in table
     assert "| deep | 0.6000 | **0.6100** |" in table
     assert (tmp_path / "results" / "envelope.png").stat().st_size > 5000
+
+
+def test_the_seed_that_chose_the_learning_rate_is_not_among_the_results():
+    def group(**scores):
+        return [{"seed": int(s[1:]), "judged": {"held_out": {"roc_auc": auc}}} for s, auc in scores.items()]
+
+    arms = {"deep@0.001": group(s0=0.8, s1=0.5), "deep@0.002": group(s0=0.7, s1=0.9), "flat@0.001": group(s0=0.6)}
+    assert list(at_better_rate(arms)) == ["deep@0.002", "flat@0.001"]  # the better mean
+    chosen = at_better_rate(arms, choosing_seed=0)
+    assert {arm: [result["seed"] for result in results] for arm, results in chosen.items()} == {
+        "deep@0.001": [1],
+        "flat@0.001": [0],  # no other
+    }
 
 
 def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp_path, capsys):
