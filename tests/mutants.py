@@ -331,7 +331,7 @@ MUTANTS = [
 ''',
         '''        """Excludes saving from the training time."""
 ''',
-        "tests/trainers/pretraining/test_trainer.py::test_on_a_device_a_loss_that_is_no_number_stops_the_run_later",
+        "tests/trainers/pretraining/test_trainer.py::test_on_a_device_a_nan_loss_stops_the_run_one_step_later",
     ),
     Mutant(
         "a batch's part of the loss is judged as if it were all of it",
@@ -345,7 +345,7 @@ MUTANTS = [
         TRAINER,
         "if not value * parts <= EXPLODED * self._uninformed_loss():",
         "if value * parts > EXPLODED * self._uninformed_loss():",
-        "tests/trainers/pretraining/test_trainer.py::test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights",
+        "tests/trainers/pretraining/test_trainer.py::test_a_nan_loss_stops_the_run_before_the_weights_are_updated",
     ),
     Mutant(
         "evaluation masks as the epoch in training does",
@@ -423,7 +423,7 @@ MUTANTS = [
         HUB,
         'state["best_model_checkpoint"] = Path(best).name',
         'state["best_model_checkpoint"] = best',
-        "tests/trainers/sharing/test_hub_faults.py::test_where_the_best_checkpoint_lies_is_not_told",
+        "tests/trainers/sharing/test_hub_faults.py::test_the_path_of_the_best_checkpoint_is_not_pushed",
     ),
     Mutant(
         "the pickled arguments are pushed with a checkpoint",

@@ -167,7 +167,7 @@ def test_a_version_is_written_in_every_place(repository):
 
 
 @pytest.mark.parametrize("version", ["1.2", "v1.2.3", "1.2.3-dev", "", "one"])
-def test_what_is_no_version_is_refused(repository, version):
+def test_malformed_versions_are_rejected(repository, version):
     with pytest.raises(release.ReleaseError, match=f"a version must be like 1.2.3, .* got {version!r}"):
         release.set_version(repository, version, datetime.date(2031, 2, 3))
 

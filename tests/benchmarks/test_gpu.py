@@ -71,7 +71,7 @@ def test_a_part_that_does_not_end_is_ended_and_leaves_its_records(gpu, tmp_path,
     assert "steps failed with exit status 1" in said
 
 
-def test_a_difference_that_is_no_number_does_not_hold(gpu, tmp_path):
+def test_a_nan_difference_fails_the_comparison(gpu, tmp_path):
     results = gpu().Results(tmp_path / "part.json")
     results.holds("a", float("nan"), 1.0)
     results.holds("b", 0.5, 1.0)

@@ -123,7 +123,7 @@ def code_that_travels():
     return {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.glob("[!_]*.py")}
 
 
-def test_code_that_travels_imports_torch_and_transformers_alone():
+def test_saved_code_imports_only_torch_and_transformers():
     for name, tree in code_that_travels().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

@@ -63,7 +63,7 @@ def test_nothing_masked_means_no_loss_and_no_gradient():
     assert not inputs[1].grad.any()
 
 
-def test_a_second_backward_pass_is_refused_and_not_wrong():
+def test_a_second_backward_pass_is_rejected():
     inputs, targets = head(rows=3)
     loss, _ = PredictMaskedTokens.apply(*inputs, targets)
     loss.backward(retain_graph=True)

@@ -647,7 +647,7 @@ def test_a_batch_of_tokens_exits_as_each_text_alone(criterion, context, attentio
 
 @pytest.mark.parametrize("context", ["all", "first", "none"])
 @pytest.mark.parametrize("reentry", [0, 1])
-def test_detection_with_a_threshold_exits_as_each_text_alone(context, reentry):
+def test_detection_with_a_threshold_does_not_depend_on_the_batch(context, reentry):
     model = tiny_model(
         exit_policy="threshold", exit_entropy_threshold=[0.47, 0.67], exit_context=context, exit_reentry_layers=reentry
     ).eval()

@@ -301,7 +301,7 @@ def test_at_full_depth_heads_and_regressors_learn_from_a_sample(padding):
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if n.startswith(("exit_g", "exit_p")))
 
 
-def test_the_sample_at_full_depth_is_of_what_all_would_have_said():
+def test_full_depth_samples_use_the_output_of_all_tokens():
     model = tiny_model(exit_signal="expected_gain")
     inputs = {"input_ids": masked_batch()["input_ids"], "exit_policy": "none"}
     sampled, everything = model.train()(**inputs), model.eval()(**inputs)
@@ -669,7 +669,7 @@ def test_the_self_generator_learns_originals_and_proposes_from_its_layer(norm_po
         ({}, {"attention_mask": torch.ones(4, 1, 64, 64)}, r"shape \(batch, sequence\)"),
     ],
 )
-def test_misuse_is_refused_in_words(overrides, inputs, message):
+def test_misuse_raises_a_clear_error(overrides, inputs, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**overrides).train()(**{**masked_batch(), **inputs})
 

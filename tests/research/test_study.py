@@ -146,7 +146,7 @@ def test_text_is_packed_once_for_all_runs_and_their_judges(studies, flags, monke
     assert len(set(packed)) == 1
 
 
-def test_a_result_of_other_fields_is_not_taken_for_this_one(studies, flags, tmp_path, capsys):
+def test_a_result_with_different_fields_is_rejected(studies, flags, tmp_path, capsys):
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "short-dense-seed0.json"
     path.write_text(json.dumps({"fields": {**TINY["base"], "max_steps": 9}}))

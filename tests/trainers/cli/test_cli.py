@@ -139,7 +139,7 @@ def test_packaged_recipes_parse(name):
         assert training.lr_scheduler_type == "electra"
 
 
-def test_what_is_beside_the_weights_is_not_worth_a_run(recipe, tmp_path, monkeypatch, caplog, capsys):
+def test_failures_of_card_and_figures_do_not_end_the_run(recipe, tmp_path, monkeypatch, caplog, capsys):
     def no_space(*args, **kwargs):
         raise OSError(28, "No space left on device")
 

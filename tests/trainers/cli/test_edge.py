@@ -53,7 +53,7 @@ def command_that_raises(monkeypatch, error):
         (type("PanicException", (BaseException,), {})("in Rust"), 1, "unexpected PanicException: in Rust"),
     ],
 )
-def test_whatever_is_raised_is_one_sentence(monkeypatch, capsys, error, status, said):
+def test_every_exception_becomes_one_sentence(monkeypatch, capsys, error, status, said):
     command_that_raises(monkeypatch, error)
     assert cli.main(["raises"]) == status
     (line,) = capsys.readouterr().err.strip().split("\n")

@@ -107,7 +107,7 @@ def test_what_is_in_the_cache_is_used(loopback, closed, tmp_path, tokenizer):
     assert "`no/model` is not a local file or folder, and the Hub" in done.stderr.strip().split("\n")[-1]
 
 
-def test_a_hub_that_answers_is_within_reach_whatever_it_says(loopback, closed, monkeypatch):
+def test_a_hub_that_answers_with_an_error_is_reachable(loopback, closed, monkeypatch):
     for endpoint, reason in ((loopback.url, None), (f"{loopback.url}/none", None), (closed, "Connection refused")):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         assert hub._ask() == reason
@@ -127,7 +127,7 @@ def test_glue_has_one_name():
     assert hub.GLUE_ON_THE_HUB == GLUE_ON_THE_HUB
 
 
-def test_only_a_command_asks_for_names(monkeypatch):
+def test_only_commands_contact_the_hub(monkeypatch):
     """A study's report, too, reads what a run was told."""
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(hub, "unreachable", lambda: pytest.fail("the Hub was asked"))

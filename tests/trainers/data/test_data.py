@@ -219,7 +219,7 @@ def test_prepare_goes_the_whole_way(corpus):
         ({"dataset_name": "no-such/data-set"}, "cannot load the data set `no-such/data-set`"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, arguments, message):
+def test_unreadable_files_are_reported_in_one_line(tmp_path, arguments, message):
     plain = {"a.doc": "x", "a.txt": "one\n\ntwo", "one.txt": "one", "a.jsonl": '{"text": "x"}\n'}
     for name, text in {**plain, "a::b.txt": "x", "$HOME.txt": "x"}.items():
         (tmp_path / name).write_text(text)
@@ -365,7 +365,7 @@ def test_a_vocabulary_without_room_for_the_script_is_refused():
         pack(documents, tokenizer, 16)
 
 
-def test_unknown_tokens_are_counted_and_told(tokenizer, caplog):
+def test_unknown_tokens_are_counted_and_logged(tokenizer, caplog):
     with caplog.at_level("INFO", logger="modeling_electra_exit"):
         _, counts = pack(splits(["the cat runs \u10d0"] * 5), tokenizer, 16, segments="one")
     assert counts["train"].unknown == 5

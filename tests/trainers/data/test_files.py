@@ -105,7 +105,7 @@ def test_a_run_on_standard_input_continues_without_it(recipe, corpus, tmp_path, 
     assert "standard input" in json.loads((folder / "run.json").read_text())["inputs"]
 
 
-def test_a_folder_that_has_gained_or_lost_a_file_is_another_text(recipe, tmp_path, capsys):  # noqa: F811
+def test_an_added_or_removed_file_changes_the_text_fingerprint(recipe, tmp_path, capsys):  # noqa: F811
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(2):

@@ -151,7 +151,7 @@ def test_a_batch_has_the_types_of_its_sequences(tokenizer):
         assert types == feature["token_type_ids"] + [0] * (40 - len(feature["input_ids"]))
 
 
-def test_much_padding_is_told(tokenizer, caplog):
+def test_much_padding_is_logged(tokenizer, caplog):
     documents = DatasetDict(train=Dataset.from_dict({"text": ["the cat runs"] * 10}))
     pack(documents, tokenizer, 64)
     assert re.search(r"train: 9\d% of the positions will be padding.*--segments one to concatenate them", caplog.text)

@@ -64,7 +64,7 @@ def test_the_case_of_a_column_name_does_not_matter():
         ("training_of_staff/data.csv", "label", "training_of_staff"),
     ],
 )
-def test_a_task_is_named_by_what_says_something_of_it(tmp_path, monkeypatch, file, label, name):
+def test_a_task_is_named_after_its_label_or_folder(tmp_path, monkeypatch, file, label, name):
     path = tmp_path / file
     path.parent.mkdir()
     path.write_text(f"text,{label}\n" + "the cat sleeps,a\na dog sings,b\n" * 20)
@@ -190,7 +190,7 @@ BOTH = {"text": TEXTS, "label": CLASSES}
         (BOTH, {"pair": "more"}, "must have the column `more`, got text, label"),
     ],
 )
-def test_what_is_not_clear_is_asked_in_one_sentence(table, asked, message):
+def test_ambiguous_columns_are_rejected_in_one_sentence(table, asked, message):
     with pytest.raises(DataError) as caught:
         find_columns(Dataset.from_dict(table), "the data", Columns(**asked), Columns(), None)
     assert message in str(caught.value)
@@ -236,7 +236,7 @@ def test_numbers_may_be_learned_as_such(tmp_path):
     assert found.splits["train"].features["labels"].dtype == "float32"
 
 
-def test_a_column_that_knows_its_names_is_learned_by_these(tmp_path):
+def test_class_names_come_from_the_label_column(tmp_path):
     names = ["zebra", "ant"]
     classes = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     rows = Dataset.from_dict({"text": TEXTS, "label": [0, 1] * (COUNT // 2)}, classes)

@@ -51,7 +51,7 @@ def test_a_tokenizer_that_pads_on_the_left_changes_no_score(checkpoint, threshol
     assert list(scorer(TEXTS)) == expected
 
 
-def test_exits_give_every_text_what_it_gets_alone(checkpoint):
+def test_exits_do_not_depend_on_the_batch(checkpoint):
     scorer = scoring.Scorer(checkpoint, 0.68)
     scores = list(scorer(TEXTS))
     left = {layer for score in scores for layer in score.exit_layers}
@@ -62,7 +62,7 @@ def test_exits_give_every_text_what_it_gets_alone(checkpoint):
         torch.testing.assert_close(torch.tensor(score.replaced), torch.tensor(alone.replaced), atol=1e-5, rtol=1e-5)
 
 
-def test_of_a_long_text_the_tokenizer_meets_the_beginning_alone(checkpoint, monkeypatch):
+def test_scoring_tokenizes_only_the_beginning_of_a_long_text(checkpoint, monkeypatch):
     scorer, met = scoring.Scorer(checkpoint), []
     whole = type(scorer.tokenizer).__call__
     for text in ("a cat runs under the old tree " * 20_000, "x" * 45_000 + " cat" * 30_000, "cat" * 20_000):
@@ -88,7 +88,7 @@ def test_a_torch_for_gpus_scores_on_the_cpu_where_there_is_none(checkpoint, monk
     assert scoring.Scorer(checkpoint).device.type == "cpu"
 
 
-def test_batches_hold_what_fits_and_miss_nothing(monkeypatch):
+def test_batches_fit_the_limit_and_cover_all_rows(monkeypatch):
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 20)
     lengths = [7, 3, 50, 5, 5, 4, 1]
     batches = list(scoring.batches_by_length(lengths))
@@ -126,7 +126,7 @@ def test_words_and_numbers_in_a_csv_are_text(checkpoint, tmp_path, capsys):
     assert all(len(score["tokens"]) > 2 for score in scores)
 
 
-def test_a_plain_electra_is_asked_too(tokenizer, tmp_path):
+def test_a_plain_electra_checkpoint_can_be_scored(tokenizer, tmp_path):
     config = {name: getattr(tiny_config(), name) for name in ("vocab_size", "embedding_size", "hidden_size",
               "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")}  # fmt: skip
     plain = ElectraForPreTraining(ElectraConfig(**config)).eval()

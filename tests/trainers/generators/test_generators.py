@@ -115,7 +115,7 @@ def test_shuffled_tokens_change_places_and_none_is_lost(tokenizer):
     assert shuffle(row, positions[:1], np.random.default_rng(0)) == row[20]
 
 
-def test_nothing_to_draw():
+def test_no_figure_without_data():
     with pytest.raises(ValueError, match="none can be drawn"):
         TokenDistribution(np.zeros(5))
 

@@ -92,7 +92,7 @@ def test_it_resumes_without_the_first_run_as_if_it_had_not_been_interrupted(firs
     assert json.loads((tmp_path / "longer" / "metrics.json").read_text())["start"]["steps"] == 4
 
 
-def test_what_cannot_go_on_is_said_in_one_sentence(first, tmp_path, tokenizer, capsys, caplog):
+def test_impossible_continuations_are_rejected_in_one_sentence(first, tmp_path, tokenizer, capsys, caplog):
     BertTokenizer().train_new_from_iterator([" ".join(WORDS)], 60, show_progress=False).save_pretrained(
         tmp_path / "other"
     )

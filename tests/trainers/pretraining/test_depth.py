@@ -81,7 +81,7 @@ def test_a_schedule_says_how_deep_and_for_how_long():
 @pytest.mark.parametrize(
     "text", ["8", "4:0.5,2", "2:0.5,2", "2:0.6,4:0.4,8", "2:0,8", "2:15,8", "2,8", "0:0.5,2", "2:0.5,x", "2:0.5,", ""]
 )
-def test_what_is_no_schedule_is_refused(tmp_path, text):
+def test_malformed_depth_schedules_are_rejected(tmp_path, text):
     with pytest.raises(ValueError, match="`depth_schedule` must be increasing depths"):
         ElectraEarlyExitTrainingArguments(str(tmp_path), depth_schedule=text, use_cpu=True)
 

@@ -45,7 +45,7 @@ def test_the_header_says_what_the_run_will_be(tokenizer, tmp_path, said):
     assert max(8 + len(lines[name]) for name in ours) <= 80
 
 
-def test_without_exits_nothing_is_promised_of_them(tokenizer, tmp_path, said):
+def test_without_exits_the_header_does_not_mention_them(tokenizer, tmp_path, said):
     trainer = make_trainer(tokenizer, tmp_path, tiny_model(exit_policy="none"))
     trainer.add_callback(OverviewCallback(trainer, {}))
     trainer.train()
@@ -76,7 +76,7 @@ def test_numbers_in_short():
     assert [in_short(n) for n in (999_999, 1e6, 1.2345e9, 7e12)] == ["999,999", "1 M", "1.23 G", "7 T"]
 
 
-def test_a_dry_run_says_it_all_and_leaves_no_run(recipe, tmp_path, said, caplog):  # noqa: F811
+def test_dry_run_reports_everything_and_leaves_no_run_folder(recipe, tmp_path, said, caplog):  # noqa: F811
     before = sorted(path.name for path in tmp_path.iterdir())
     assert cli.main(["pretrain", recipe(max_steps=1_000_000), "--dry_run"]) == 0
     lines = said()

@@ -183,7 +183,7 @@ def test_what_contradicts_the_model_is_one_sentence(source, adapt, tmp_path, cap
     assert "--generator_init_from requires --init_from" in capsys.readouterr().err
 
 
-def test_a_model_of_ours_that_was_calibrated_learns_on_with_other_heads(source, adapt, tmp_path):
+def test_pretraining_from_a_calibrated_model_drops_its_thresholds(source, adapt, tmp_path):
     folder = source(ElectraEarlyExitForSequenceClassification(tiny_config(inference_exit_thresholds=[0.9, 0.9])))
     assert adapt(folder, "--generator_type", "unigram") == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())

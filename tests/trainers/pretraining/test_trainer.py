@@ -345,7 +345,7 @@ def test_what_is_no_loss_is_measured_in_every_tenth_step_or_a_logged_one(
     assert len(logged) == 12 // logging_steps
 
 
-def test_means_are_of_the_micro_steps_that_have_the_number():
+def test_means_skip_micro_steps_without_the_value():
     means = trainer_module.Means()
     assert not means
     static = torch.tensor(1.0)
@@ -366,7 +366,7 @@ def test_the_exit_loss_warms_up(tokenizer, tmp_path):
     assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1], abs=0.01)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_reaches_the_weights(tokenizer, tmp_path):
+def test_a_nan_loss_stops_the_run_before_the_weights_are_updated(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, save_strategy="steps", save_steps=1, gradient_accumulation_steps=2)
     broken, batches = trainer.model.discriminator_predictions.dense.bias, []
     trainer.model.register_forward_pre_hook(
@@ -425,9 +425,7 @@ def slow_device(monkeypatch):
 
 
 @pytest.mark.parametrize(("settings", "detected"), [({"save_steps": 3}, 3), ({"logging_steps": 4}, 4)])
-def test_on_a_device_a_loss_that_is_no_number_stops_the_run_later(
-    tokenizer, tmp_path, slow_device, settings, detected
-):
+def test_on_a_device_a_nan_loss_stops_the_run_one_step_later(tokenizer, tmp_path, slow_device, settings, detected):
     """Before it gets into a checkpoint or a log line, with the batch that it is of."""
     trainer = make_trainer(
         tokenizer, tmp_path, save_strategy="steps", **{"logging_steps": 6, "save_steps": 6} | settings

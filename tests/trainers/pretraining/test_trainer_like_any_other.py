@@ -202,7 +202,7 @@ def test_every_way_in_names_the_tokens_that_must_not_exit(tokenizer, tmp_path, w
         assert getattr(mine.model.config, name) == getattr(tokenizer, name)
 
 
-def test_tokens_that_the_tokenizer_names_otherwise_are_told(tokenizer, tmp_path, caplog):
+def test_renamed_special_tokens_are_logged(tokenizer, tmp_path, caplog):
     args = make_trainer(tokenizer, tmp_path).args
     with caplog.at_level(logging.WARNING):
         mine = ElectraEarlyExitTrainer(

@@ -305,7 +305,7 @@ class Broken(TensorBoardCallback):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_report_that_fails_is_named_once_and_ends_nothing(tokenizer, tmp_path, caplog):
+def test_a_failing_report_is_logged_once_and_does_not_end_the_run(tokenizer, tmp_path, caplog):
     report = Broken()
     trainer = make_trainer(tokenizer, tmp_path, max_steps=4)
     trainer.add_callback(report)
@@ -316,7 +316,7 @@ def test_a_report_that_fails_is_named_once_and_ends_nothing(tokenizer, tmp_path,
     assert [record.message for record in caplog.records].count(said) == 1
 
 
-def test_a_folder_of_events_that_is_gone_or_full_ends_nothing(tokenizer, tmp_path, caplog, capfd):
+def test_a_missing_or_full_event_folder_does_not_end_the_run(tokenizer, tmp_path, caplog, capfd):
     trainer = make_trainer(tokenizer, tmp_path, max_steps=6, report_to=["tensorboard"])
     step, before = trainer.training_step, resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -130,7 +130,7 @@ def shown(parameters) -> str:
 @pytest.mark.parametrize(
     ("owner", "name", "parameters"), CALLABLES, ids=lambda value: getattr(value, "__name__", value)
 )
-def test_a_callable_takes_what_we_know(owner, name, parameters):
+def test_a_callable_has_the_expected_signature(owner, name, parameters):
     assert shown(inspect.signature(getattr(owner, name)).parameters.values()) == parameters
 
 
@@ -145,7 +145,7 @@ def test_an_attribute_is_read_where_we_set_it(owner, line):
 
 
 @pytest.mark.parametrize("schema", OPERATORS)
-def test_an_operator_takes_what_we_know(schema):
+def test_an_operator_has_the_expected_schema(schema):
     namespace, name = schema.split("(")[0].split("::")
     assert str(getattr(getattr(torch.ops, namespace), name).default._schema) == schema
 
@@ -204,7 +204,7 @@ def test_only_one_module_uses_private_parts():
 # ---- What the module adds ----
 
 
-def test_arguments_are_others_for_a_call_alone_even_if_it_fails(tmp_path):
+def test_replaced_arguments_are_restored_after_an_error(tmp_path):
     args = ElectraTrainingArguments(tmp_path, optim="muon", dataloader_drop_last=True)
 
     def fail():

@@ -81,7 +81,7 @@ def dropped(states, p):
 
 @pytest.mark.parametrize("p", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_has_the_probability_asked_for_and_moves_no_mean(p, dtype):
+def test_dropout_has_the_given_probability_and_keeps_the_mean(p, dtype):
     torch.manual_seed(0)
     ones = torch.ones(300, 701, dtype=dtype).t()
     left = torch.stack([dropped(ones, p) for _ in range(20)]).float()

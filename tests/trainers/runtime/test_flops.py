@@ -58,7 +58,7 @@ def test_every_kind_of_exit_equals_what_torch_counts(overrides, training, active
 
 
 @pytest.mark.parametrize("overrides", [{"generator_type": "none"}, {"exit_policy": "none"}, {"embedding_size": 32}])
-def test_parts_that_are_not_there_cost_nothing(overrides):
+def test_absent_parts_have_no_flops(overrides):
     model = tiny_model(**overrides)
     model.set_attn_implementation("eager")
     batch = masked_batch(batch_size=2)

@@ -164,7 +164,7 @@ def test_orthogonalizes_by_the_iteration_too():
 
 
 @pytest.mark.parametrize("function", [muon.orthogonalize, muon.newton_schulz])
-def test_nothing_stays_nothing_and_no_number_is_not_hidden(function):
+def test_zero_matrices_remain_zero_and_nan_is_kept(function):
     assert not function(torch.zeros(1, 4, 4)).any()
     assert function(torch.full((1, 4, 6), 1e-12)).abs().max() < 0.01  # a norm of nearly 0 is not enlarged to 1
     broken = torch.ones(2, 4, 6)
@@ -268,7 +268,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_uninterrupted_one(tokenize
         assert all(torch.equal(value, states[1]["state"][index][name]) for name, value in state.items())
 
 
-def test_a_step_that_the_scaler_skips_moves_nothing():
+def test_a_step_skipped_by_the_scaler_updates_nothing():
     """Fused Adam unscales gradients itself and is stepped all the same; Muon would take them as they are."""
     parameters, vector = matrices(), Parameter(torch.ones(3))
     optimizer = ElectraMuon([{"params": [vector, *parameters]}], parameters, lr=0.1, fused=True)

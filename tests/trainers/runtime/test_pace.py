@@ -41,7 +41,7 @@ def test_times_as_people_write_them(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "2 hours", "-1h", "0s", "2h!", "1h 3x"])
-def test_what_is_no_time_is_refused(text):
+def test_malformed_train_times_are_rejected(text):
     with pytest.raises(ValueError, match="`train_time` must be a time such as 2h"):
         seconds_of(text)
 
@@ -68,7 +68,7 @@ def test_a_machine_that_changes_its_speed_is_planned_for_anew(factor):
     assert max(jumps) < 0.03  # what the steps between two plans can miss
 
 
-def test_the_first_plan_is_told_and_a_very_different_one_again(caplog):
+def test_the_first_plan_and_large_changes_are_logged(caplog):
     caplog.set_level("INFO")
     clock = Clock()
     drive(Pace(100.0, clock), clock, lambda step: 0.1 if clock.now < 50 else 0.4)

@@ -47,7 +47,7 @@ def test_changed_text_is_refused_by_name_and_the_same_text_is_not(unfinished, ca
     assert (folder / "metrics.json").exists()
 
 
-def test_other_threads_and_versions_are_said(unfinished, caplog):
+def test_changed_thread_counts_and_versions_are_logged(unfinished, caplog):
     path, _, folder = unfinished
     record = json.loads((folder / "run.json").read_text())
     assert record["environment"]["torch threads"] == torch.get_num_threads()

@@ -142,7 +142,7 @@ def served(detector, monkeypatch):
     assert asked == []
 
 
-def test_the_page_is_of_this_machine_alone_and_asks_no_other(served):
+def test_the_page_is_served_locally_only(served):
     blocks, url, shared = served
     assert url.startswith("http://127.0.0.1:")
     assert not shared
@@ -158,7 +158,7 @@ def test_the_page_is_of_this_machine_alone_and_asks_no_other(served):
     assert outside == [], "neither fonts nor scripts of others"
 
 
-def test_the_button_asks_the_model(served, detector):
+def test_the_button_runs_the_model(served, detector):
     from gradio_client import Client
 
     _, url, _ = served

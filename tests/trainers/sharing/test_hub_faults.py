@@ -132,7 +132,7 @@ def test_a_secret_in_the_card_or_the_message_stops_the_push_before_anything_is_s
             pushing.push_files({"a.json": b"{}"}, card, "alice/mini", message=message, token="hf_abc")
 
 
-def test_where_the_best_checkpoint_lies_is_not_told(model_folder):
+def test_the_path_of_the_best_checkpoint_is_not_pushed(model_folder):
     state = {"best_model_checkpoint": "/data/alice/runs/x/checkpoint-4", "global_step": 5}
     (model_folder / "trainer_state.json").write_text(json.dumps(state))
     for name in ("optimizer.pt", "rng_state.pth"):

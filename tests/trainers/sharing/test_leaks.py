@@ -324,7 +324,7 @@ def texts_of(name: str, content: bytes):
         yield content[8 : 8 + int.from_bytes(content[:8], "little")].decode("unicode_escape")
 
 
-def test_of_a_folder_seeded_with_every_leak_nothing_is_pushed(tmp_path, model_folder, loopback):
+def test_no_seeded_leak_is_pushed(tmp_path, model_folder, loopback):
     home = tmp_path / "home" / "alice"
     (tmp_path / "disk" / "alice").mkdir(parents=True)
     (tmp_path / "home").symlink_to(tmp_path / "disk")

@@ -77,7 +77,7 @@ def test_metadata_is_what_the_hub_reads(tmp_path):
         assert all(isinstance(metric["value"], float) for metric in result["metrics"])
 
 
-def test_names_the_data_set_license_and_language_that_the_run_was_told(tmp_path):
+def test_names_the_data_set_license_and_language_of_the_run(tmp_path):
     told = {
         **MEASURED,
         "data": {**MEASURED["data"], "dataset_name": "someone/texts", "language": ["en"]},
@@ -109,7 +109,7 @@ def test_says_nothing_of_exits_or_a_generator_that_are_not_there(tmp_path):
         assert fragment not in text
 
 
-def test_what_was_not_recorded_is_not_said(tmp_path):
+def test_missing_records_are_omitted(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     text = write_model_card(tmp_path).read_text()
     for missing in ("## Evaluation", "Training cost", "Every number below", "Versions:", "model-index", "license:",
@@ -129,7 +129,7 @@ def test_the_learning_curve_is_drawn_and_shown(tmp_path):
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_a_run_under_way_it_says_how_far_and_what_the_last_evaluation_was(tmp_path):
+def test_an_unfinished_run_shows_its_progress_and_last_evaluation(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     evaluation = {f"eval_{name}": value for name, value in MEASURED["evaluation"].items()}
     speeds = [{"exits_active": active, "tokens_per_second": 100 + 50 * active} for active in (0.0, 1.0) for _ in "abc"]
@@ -176,7 +176,7 @@ def test_says_which_random_tokens_stood_in_for_a_generator(tmp_path):
     )
 
 
-def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkeypatch, caplog):
+def test_a_figure_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     measured = {**MEASURED, "kept_share": [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]}
 
     def half(figure, path, **kwargs):
@@ -190,7 +190,7 @@ def test_a_figure_that_cannot_be_written_costs_the_figure_alone(tmp_path, monkey
     assert not (tmp_path / "exit_profile.png").exists()
 
 
-def test_a_run_that_cannot_draw_says_so_once(tmp_path, monkeypatch, caplog):
+def test_a_run_without_matplotlib_logs_one_message(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     can_draw.cache_clear()
     measured = {**MEASURED, "kept_share": [1.0, 1.0, 0.5, 0.5, 0.25, 1.0]}

@@ -120,7 +120,7 @@ def test_a_fine_tuning_is_on_the_page(tmp_path):
         assert fragment in text
 
 
-def test_it_needs_no_other_file_and_no_script(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text()
     elements = Elements(text)
     assert not any(elements.all(tag) for tag in ("script", "link", "img", "iframe"))
