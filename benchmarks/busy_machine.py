@@ -2,7 +2,8 @@
 
     python -m benchmarks.busy_machine --json benchmarks/results/busy_machine.json
 
-Run it on an otherwise idle machine. Each busy process occupies one core.
+Run it on an otherwise idle machine. The busy process has its own session, as another user's has, because Linux divides
+the processor among sessions first.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def seconds_per_step(policy: str, busy: int, folder: Path) -> float:
                "false", "--validation_fraction", "0.001", "--report_to", "none", "--output_dir", folder]  # fmt: skip
     with ExitStack() as stack:
         for _ in range(busy):
-            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_LOOP]))
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_LOOP], start_new_session=True))
             stack.callback(other.kill)
         environment = {**os.environ, "OMP_WAIT_POLICY": policy}
         subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
