@@ -16,7 +16,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.steps import records
 from modeling_electra_exit.trainers.runtime.files import read_json
+from research.report import measured_seconds
 
 
 POLICIES = {"threads spin": "ACTIVE", "threads sleep": "PASSIVE"}
@@ -35,7 +37,7 @@ def seconds_per_step(policy: str, busy: int, folder: Path) -> float:
         environment = {**os.environ, "OMP_WAIT_POLICY": policy}
         subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
     training = read_json(folder / "metrics.json")["training"]
-    return training["tokens"] / training["tokens_per_second"] / training["steps"]
+    return measured_seconds(training) / training["steps"]
 
 
 def main():
@@ -43,22 +45,21 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the result to this file")
     args = parser.parse_args()
-    samples = {}
+    samples = {machine: {name: [] for name in POLICIES} for machine in ("idle", "busy")}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(args.repeats):
-            for busy in (0, 1):
-                for name, policy in POLICIES.items():
-                    seconds = seconds_per_step(policy, busy, Path(folder) / f"{name}-{busy}-{repeat}")
-                    samples.setdefault(f"{'busy' if busy else 'idle'}/{name}", []).append(seconds)
-    records = []
-    for name, seconds in samples.items():
-        baseline = f"{name.split('/')[0]}/{next(iter(POLICIES))}"
-        value, reference = statistics.median(seconds), statistics.median(samples[baseline])
-        records.append({"name": name, "metric": "step", "value": value, "unit": "s", "baseline": baseline,
-                        "ratio": value / reference, "samples": seconds})  # fmt: skip
-        print(f"{name:24}{value:8.3f} s   {value / reference:5.2f} of {baseline}")
+            for busy, (machine, by_policy) in enumerate(samples.items()):
+                for name, seconds in by_policy.items():
+                    run = Path(folder) / f"{machine}-{name}-{repeat}"
+                    seconds.append(seconds_per_step(POLICIES[name], busy, run))
+    found = []
+    for machine, by_policy in samples.items():
+        medians = {name: statistics.median(seconds) for name, seconds in by_policy.items()}
+        found += records(machine, "step_seconds", "s", medians, next(iter(POLICIES)), by_policy)
+    for record in found:
+        print(f"{record['name']:24}{record['value']:8.3f} s   {record['ratio']:5.2f} of {record['baseline']}")
     if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -218,6 +218,11 @@ def exit_steps() -> Named:
 SST2_EXAMPLES = 872
 
 
+def standard_error(values: list[float]) -> float:
+    """The standard error of the mean."""
+    return stdev(values) / len(values) ** 0.5
+
+
 def own_task() -> Named:
     """Speedup and accuracy of calibrated exits on the task of `benchmarks/own_task.py`, by seed and on average."""
     rows = [["seed", "full depth", "with exits", "difference in points", "mean layers", "speedup at batch size 32"]]
@@ -237,7 +242,7 @@ def own_task() -> Named:
     yield "seeds", str(len(points))
     yield "speedup", f"{mean(speedups):.2f}"
     yield "points", f"{mean(points):+.2f}"
-    yield "points_error", f"{stdev(points) / len(points) ** 0.5:.2f}"
+    yield "points_error", f"{standard_error(points):.2f}"
     yield "table", table(*rows)
 
 
@@ -246,7 +251,7 @@ def domain_adapt() -> Named:
     for path in sorted((RESULTS / "domain_adapt").glob("*.json")):
         for name, each in json.loads(path.read_text("utf-8"))["accuracy"].items():
             yield f"{path.stem}.{name}", f"{100 * mean(each):{'+' if name == 'difference' else ''}.1f}"
-            yield f"{path.stem}.{name}_error", f"{100 * stdev(each) / len(each) ** 0.5:.1f}"
+            yield f"{path.stem}.{name}_error", f"{100 * standard_error(each):.1f}"
 
 
 def small_models() -> Named:
@@ -421,7 +426,7 @@ def exits() -> Named:
             pairs = zip(judged(default, "held_out", metric), judged(baseline, "held_out", metric), strict=True)
             differences = [ours - theirs for ours, theirs in pairs]
             yield f"{name}_{short}", f"{mean(differences):+.3f}"
-            yield f"{name}_{short}_error", f"{stdev(differences) / len(differences) ** 0.5:.3f}"
+            yield f"{name}_{short}_error", f"{standard_error(differences):.3f}"
             yield f"{name}_{short}_each", ", ".join(f"{difference:+.3f}" for difference in differences)
     yield "dense_auc", f"{mean(judged(dense, 'held_out', 'roc_auc')):.3f}"
     yield "default_auc", f"{mean(judged(default, 'held_out', 'roc_auc')):.3f}"

@@ -59,8 +59,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
     ]
     if (results / FINDINGS).exists():
         lines += [f"Conclusions and their limits: [{FINDINGS}]({FINDINGS}).", ""]
-    stages = study["stages"]
-    best = {stage: at_better_rate(arms, stages[stage].get("choosing_seed")) for stage, arms in found.items()}
+    stages, choosing_seed = study["stages"], study.get("choosing_seed")
+    best = {stage: at_better_rate(arms, choosing_seed) for stage, arms in found.items()}
     timed = {stage: arms for stage, arms in best.items() if "steps" in stages[stage]}
     if len(timed) > 1:
         lines += envelope(timed)
@@ -72,7 +72,7 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
             lines += [f"FLOPs and times are relative to the arm `{baseline}`.", ""]
         if all(result.get("step_seconds") for group in arms.values() for result in group):
             lines += ["Times are computed from median step times of all arms in alternation (`--time_steps`).", ""]
-        chosen, choosing_seed = best[stage], stages[stage].get("choosing_seed")
+        chosen = best[stage]
         if len(chosen) < len(arms):
             how = "" if choosing_seed is None else f" of seed {choosing_seed}, without that seed if there are others"
             lines += [f"Each arm at the learning rate (after its name) with the best held-out ROC-AUC{how}:", ""]
