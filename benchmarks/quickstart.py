@@ -16,7 +16,9 @@ prints a table of the finished and unfinished runs. `eight_layers.yaml`, next to
 import argparse
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -101,10 +103,14 @@ def measure(recipe: str, flags: list[str], args: argparse.Namespace) -> None:
 
 
 def summary(folder: Path) -> str:
-    """A table of the runs in a folder: their progress, and their quality at the time of the shortest run."""
+    """A table of the runs in a folder: their progress, their quality at the time of the shortest run, and the time of
+    all their steps, which [`whole_run`] estimates for an unfinished one."""
     runs = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
     common = min(run["curve"][-1]["seconds"] for run in runs)
-    names = ("recipe", "seed", "steps", "seconds", "ROC-AUC", f"at {common:,.0f} s", f"seconds to {GOAL}")
+    names = (
+        "recipe", "seed", "steps", "seconds", "ROC-AUC", f"at {common:,.0f} s", f"seconds to {GOAL}",
+        "seconds of all steps",
+    )  # fmt: skip
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for run in runs:
         last, points = run["curve"][-1], run["curve"]
@@ -113,9 +119,17 @@ def summary(folder: Path) -> str:
         cells = (
             run["recipe"], run["seed"], f"{last['step']:,} of {run['max_steps']:,}", f"{last['seconds']:,.0f}",
             f"{last[f'{OWN}/roc_auc']:.4f}", f"{then:.4f}", "not reached" if reached is None else f"{reached:,.0f}",
+            f"{whole_run(run):,.0f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def whole_run(run: dict) -> float:
+    """Seconds that all steps of a run take, from the median time of its steps between evaluations."""
+    points = [{"step": 0, "seconds": run["seconds_before_training"]}, *run["curve"]]
+    paces = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(points)]
+    return run["seconds_before_training"] + run["max_steps"] * median(paces)
 
 
 def main():

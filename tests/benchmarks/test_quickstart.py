@@ -49,3 +49,8 @@ def test_a_run_is_measured_and_goes_on(measure, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["x", "summary", "--results", str(tmp_path)])
     quickstart.main()
     assert "| now | 1 | 6 of 6 |" in capsys.readouterr().out
+
+
+def test_the_time_of_all_steps_is_estimated_from_the_steps_that_were_run():
+    curve = [{"step": 2, "seconds": 14.0}, {"step": 4, "seconds": 20.0}, {"step": 6, "seconds": 26.0}]
+    assert quickstart.whole_run({"seconds_before_training": 10.0, "max_steps": 10, "curve": curve}) == 40.0
