@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoModelForPreTraining, AutoTokenizer
@@ -13,6 +14,9 @@ from modeling_electra_exit.trainers.finetuning.run import encode_splits, evaluat
 from modeling_electra_exit.trainers.finetuning.starting import Start
 from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection
 from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
+
+from .resampling import resampled
+from .yardstick import measure, probe, read_data
 
 
 BATCH = 128
@@ -29,20 +33,45 @@ def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForRep
         collate: corrupts the sequences otherwise, with the same generator and seed for all compared checkpoints.
 
     Returns:
-        The metrics of [`metrics.replaced_token_detection`].
+        The metrics of [`metrics.replaced_token_detection`]; the number of `tokens` and `sequences`; and the
+        `roc_auc_standard_error` and `average_precision_standard_error` that come from the choice of the sequences.
     """
     model = AutoModelForPreTraining.from_pretrained(folder).eval()
     suit_attention(model, model.device)
-    logits, labels = [], []
+    logits, labels = [], []  # of each sequence
     for start in range(0, len(sequences), BATCH):
         batch = collate(list(sequences.select(range(start, min(start + BATCH, len(sequences))))))
         mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
         with torch.inference_mode():
             answers = model(**{name: batch[name] for name in READ if name in batch}).logits
-        logits.append(answers[mask])
-        labels.append(batch["labels"][mask])
+        for row, kept in enumerate(mask):
+            logits.append(answers[row, kept].float())
+            labels.append(batch["labels"][row, kept])
     metric = metrics.load("replaced_token_detection")
-    return metric.compute(predictions=torch.cat(logits).float(), references=torch.cat(labels))
+    found = metric.compute(predictions=torch.cat(logits), references=torch.cat(labels))
+    resamples = resampled([of.numpy() for of in logits], [of.numpy() for of in labels])
+    errors = {
+        f"{name}_standard_error": float(np.nanstd(values))
+        for name, values in resamples.items()
+        if found[name] is not None
+    }
+    return {**found, **errors, "tokens": sum(map(len, labels)), "sequences": len(sequences)}
+
+
+def judge_entities(folder: Path, data: Path) -> dict:
+    """Probe the checkpoint's frozen encoder for named entities; see [`research.yardstick`].
+
+    Args:
+        folder (`Path`): the checkpoint.
+        data (`Path`): holds WNUT-17 as `train.jsonl` and `test.jsonl`.
+
+    Returns:
+        The result of [`research.yardstick.measure`], with the average precision of each resample of the test
+        sentences as `resamples`. They are the same for all checkpoints, so differences have a paired standard error.
+    """
+    sentences = read_data(data)
+    found, resamples = measure(probe(str(folder), sentences), sentences["test"])
+    return {**found, "resamples": [round(float(value), 6) for value in resamples]}
 
 
 def judge_glue(
@@ -66,7 +95,8 @@ def judge_glue(
         seed (`int`): seed of the new head, the order of the examples and dropout.
 
     Returns:
-        The task's main metric on the validation split, by name, and `examples`, the number of training examples.
+        The task's main metric on the validation split, by name, and the numbers of training and validation examples as
+        `examples` and `validation_examples`.
     """
     data_args = FineTuningDataArguments(
         str(folder), task=task_name, data_dir=str(glue), max_train_examples=max_examples, both_orders=False
@@ -94,4 +124,8 @@ def judge_glue(
     encoded = encode_splits(examples, tokenizer, start.model, data_args)
     trainer = train(start, encoded, task, tokenizer, data_args, args)
     main = task.metrics[0]
-    return {main: evaluate(trainer, task)[main], "examples": len(trainer.train_dataset)}
+    return {
+        main: evaluate(trainer, task)[main],
+        "examples": len(trainer.train_dataset),
+        "validation_examples": len(encoded["validation"]),
+    }

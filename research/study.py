@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ from modeling_electra_exit.trainers.pretraining.starting import starting_point
 from modeling_electra_exit.trainers.runtime.files import read_json, write_json
 from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fingerprints
 
-from .judge import BATCH, judge_glue, judge_held_out
+from .judge import BATCH, judge_entities, judge_glue, judge_held_out
 from .report import RATE_MARK, measured_seconds, timing_file, write_report
 from .step_timing import time_steps
 
@@ -88,7 +89,7 @@ def study_command(argv: Sequence[str]) -> int:
     args = study_parser().parse_args(list(argv))
     study = read_study(args.study)
     runs = read_runs(study)
-    for path in (args.blimp, args.glue):
+    for path in (args.blimp, args.glue, args.entities):
         if path is not None and not path.exists():
             raise UsageError(f"no such file or folder: {path}")
     results = args.results or args.output_dir / args.study / "results"
@@ -106,13 +107,16 @@ def study_parser() -> Parser:
     parser = Parser(
         prog="python -m research.study",
         description="Run and evaluate the arms of a study that have no result yet, and write its report. Each run "
-        "has a JSON file of results. Repeat the command to continue an interrupted study; several commands may run "
-        "different arms at once.",
+        "has a JSON file of results. Repeat the command to continue an interrupted study, or to add an evaluation to "
+        "finished runs whose checkpoints are still in --output_dir; several commands may run different arms at once.",
     )
     parser.add_argument("study", choices=yaml_names(STUDIES))
     parser.add_argument("--train_files", nargs="+", help="the text; see `electra-exit pretrain --help`")
     parser.add_argument("--blimp", type=Path, help="BLiMP as JSON Lines, plain or .xz (default: skip BLiMP)")
     parser.add_argument("--glue", type=Path, help="folder of GLUE tasks as JSON Lines (default: skip GLUE)")
+    parser.add_argument(
+        "--entities", type=Path, help="folder of WNUT-17 as JSON Lines (default: skip the probe for named entities)"
+    )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/study"), help="folder of the runs (default: %(default)s)"
     )
@@ -224,31 +228,44 @@ def check_text(folder: Path, train_files: list[str]) -> None:
 
 
 def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
-    """Run and evaluate the runs that have no result yet."""
+    """Run and evaluate the runs that have no result yet, and add missing evaluations to results whose run is kept."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
     corrupted = {name: load_from_disk(common / "corruptions" / name) for name in study.get("corruptions", {})}
+    results.mkdir(parents=True, exist_ok=True)
     for run in runs:
         places = {**shared, "output_dir": str(folder / run.name), **_own_places(run.fields, common)}
-        path = results / run.result_file
-        if path.exists():
-            if (made := json.loads(path.read_text(encoding="utf-8"))["fields"]) != run.fields:
-                changed = sorted(n for n in made.keys() | run.fields.keys() if made.get(n) != run.fields.get(n))
-                raise UsageError(f"{path} has different fields ({', '.join(changed)}); remove it to repeat the run")
+        path, finished = results / run.result_file, (folder / run.name / METRICS_FILE).exists()
+        result = known_result(path, run)
+        if result is not None and not finished:
             continue
         arguments = parse_fields({**run.fields, **places})
-        if not (folder / run.name / METRICS_FILE).exists():
+        if not finished:
             logger.info(f"running {run.name}")
             pretrain(*arguments, show=False, evaluated=corrupted)
-        logger.info(f"evaluating {run.name}")
-        result = collect(run, folder / run.name) | {
-            "given": cost_of_given(study, run.fields, common),
-            "judged": judge(study, run, folder / run.name, corrupted, arguments[1], args),
-        }
-        results.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(path)  # so that an existing file is always complete
+        if result is None:
+            result = {**collect(run, folder / run.name), "given": cost_of_given(study, run.fields, common)}
+        known = result.get("judged", {})
+        judged = judge(study, run, folder / run.name, corrupted, arguments[1], args, known)
+        if judged != known:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({**result, "judged": judged}, indent=1, sort_keys=True) + "\n", "utf-8")
+            temporary.replace(path)  # so that an existing file is always complete
+
+
+def known_result(path: Path, run: Run) -> dict | None:
+    """The result of a run if it has one.
+
+    Raises:
+        UsageError: if it is of a run with other fields.
+    """
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if (made := result["fields"]) != run.fields:
+        changed = sorted(n for n in made.keys() | run.fields.keys() if made.get(n) != run.fields.get(n))
+        raise UsageError(f"{path} has different fields ({', '.join(changed)}); remove it to repeat the run")
+    return result
 
 
 # ---- Files shared by all runs of a study ----
@@ -375,33 +392,55 @@ def cost_of_given(study: dict, fields: dict, common: Path) -> dict[str, float]:
 
 
 def judge(
-    study: dict, run: Run, folder: Path, corrupted: dict[str, Dataset], data_args, args: argparse.Namespace
-) -> dict:
-    """Run the evaluations of the run's stage for which data was given. Returns the results by evaluation."""
-    settings, answers = study["judges"], {}
+    study: dict,
+    run: Run,
+    folder: Path,
+    corrupted: dict[str, Dataset],
+    data_args,
+    args: argparse.Namespace,
+    known: dict[str, dict],
+) -> dict[str, dict]:
+    """Run the evaluations of the run's stage for which data was given, except those that are `known`. Returns the
+    results by evaluation, including `known`."""
+    settings, evaluations = study["judges"], {}
     if "held_out" in run.judges and corrupted:
-        collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
         for name, sequences in corrupted.items():
-            answers[f"held_out_{name}"] = judge_held_out(folder, sequences, collate)
+            evaluations[f"held_out_{name}"] = partial(judge_corrupted, folder, sequences)
     elif "held_out" in run.judges:
-        config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
-        # The same tokenizer as in the run, so that the packed text is found in the cache.
-        tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
-        packed, _ = pack(
-            documents, tokenizer, data_args.max_seq_length, data_args.num_proc, data_args.segments,
-            data_args.data_split_seed,
-        )  # fmt: skip
-        replacements = build_generator(config, packed["train"], tokenizer)
-        collate = DataCollatorForReplacedTokenDetection(
-            tokenizer, None, config.mlm_probability, replacements=replacements, **settings["held_out"]
-        )
-        answers["held_out"] = judge_held_out(folder, packed["validation"], collate)
+        evaluations["held_out"] = partial(corrupt_and_judge, folder, data_args, settings["held_out"])
+    if "entities" in run.judges and args.entities is not None:
+        evaluations["entities"] = partial(judge_entities, folder, args.entities)
     if "blimp" in run.judges and args.blimp is not None:
-        answers["blimp"] = judge_blimp(folder, args.blimp, **settings["blimp"])
+        evaluations["blimp"] = partial(judge_blimp, folder, args.blimp, **settings["blimp"])
     if "glue" in run.judges and args.glue is not None:
         for task, options in settings["glue"].items():
-            answers[task] = judge_glue(folder, args.glue, task, seed=run.seed, **options)
-    return answers
+            evaluations[task] = partial(judge_glue, folder, args.glue, task, seed=run.seed, **options)
+    missing = {name: evaluate for name, evaluate in evaluations.items() if name not in known}
+    if missing:
+        logger.info(f"evaluating {run.name}: {', '.join(missing)}")
+    return {**known, **{name: evaluate() for name, evaluate in missing.items()}}
+
+
+def judge_corrupted(folder: Path, sequences: Dataset) -> dict:
+    """[`judge_held_out`] on sequences that are already corrupted."""
+    collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
+    return judge_held_out(folder, sequences, collate)
+
+
+def corrupt_and_judge(folder: Path, data_args, options: dict) -> dict:
+    """[`judge_held_out`] on the held-out text of a run, corrupted in the same way for all runs of a study."""
+    config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
+    # The same tokenizer as in the run, so that the packed text is found in the cache.
+    tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
+    packed, _ = pack(
+        documents, tokenizer, data_args.max_seq_length, data_args.num_proc, data_args.segments,
+        data_args.data_split_seed,
+    )  # fmt: skip
+    replacements = build_generator(config, packed["train"], tokenizer)
+    collate = DataCollatorForReplacedTokenDetection(
+        tokenizer, None, config.mlm_probability, replacements=replacements, **options
+    )
+    return judge_held_out(folder, packed["validation"], collate)
 
 
 if __name__ == "__main__":

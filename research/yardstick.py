@@ -28,11 +28,12 @@ from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
 from modeling_electra_exit.trainers.runtime.files import write_json
 
+from .resampling import resampled
+
 
 BATCH = 64
 # The ridge penalty, per example and in units of the states' mean square.
 RIDGE = 1e-3
-RESAMPLES = 200
 SPLITS = ("train", "test")
 
 
@@ -43,12 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_sentences", type=int, help="use this many sentences per split (default: all)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args(argv)
-    sentences = {split: read_sentences(args.data / f"{split}.jsonl", args.max_sentences) for split in SPLITS}
+    sentences = read_data(args.data, args.max_sentences)
     results = compare({name: probe(name, sentences) for name in args.checkpoints}, sentences["test"])
     print(table(results))
     if args.json:
         write_json(args.json, results)
     return 0
+
+
+def read_data(folder: Path, count: int | None = None) -> dict[str, list]:
+    """[`read_sentences`] of each split."""
+    return {split: read_sentences(folder / f"{split}.jsonl", count) for split in SPLITS}
 
 
 def read_sentences(path: Path, count: int | None = None) -> list[tuple[list[str], np.ndarray]]:
@@ -113,31 +119,32 @@ def ridge(inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.linalg.solve(gram + penalty + 1e-9 * np.eye(len(gram)), inputs.T @ labels)
 
 
-def compare(scores: dict[str, list[np.ndarray]], sentences: list) -> dict[str, dict]:
-    """The average precision of each checkpoint and its difference from the first one, each with a standard error from
-    bootstrap resamples of the sentences that all checkpoints share."""
+def measure(scores: list[np.ndarray], sentences: list) -> tuple[dict, np.ndarray]:
+    """The quality of the scores of [`probe`]: `average_precision`, its `standard_error` over resamples of the
+    sentences, the number of `words` and the `share_of_entities`, which is the average precision of chance. Also the
+    average precision of each resample; the resamples are the same for all checkpoints."""
     labels = [inside for _, inside in sentences]
-    draw = np.random.default_rng(0)
+    resamples = resampled(scores, labels)["average_precision"]
+    true = np.concatenate(labels)
+    return {
+        "average_precision": float(average_precision_score(true, np.concatenate(scores))),
+        "standard_error": float(np.std(resamples)),
+        "words": len(true),
+        "share_of_entities": float(true.mean()),
+    }, resamples
 
-    def measured(chosen) -> dict[str, float]:
-        true = np.concatenate([labels[i] for i in chosen])
-        return {
-            name: average_precision_score(true, np.concatenate([of[i] for i in chosen])) for name, of in scores.items()
-        }
 
-    whole = measured(range(len(labels)))
-    resampled = [measured(draw.integers(len(labels), size=len(labels))) for _ in range(RESAMPLES)]
-    first = next(iter(scores))
+def compare(scores: dict[str, list[np.ndarray]], sentences: list) -> dict[str, dict]:
+    """[`measure`] of each checkpoint, and its `difference` from the first one with its `difference_standard_error`."""
+    measured = {name: measure(of, sentences) for name, of in scores.items()}
+    first, first_resamples = next(iter(measured.values()))
     return {
         name: {
-            "average_precision": value,
-            "standard_error": float(np.std([sample[name] for sample in resampled])),
-            "difference": value - whole[first],
-            "difference_standard_error": float(np.std([sample[name] - sample[first] for sample in resampled])),
-            "words": int(sum(map(len, labels))),
-            "share_of_entities": float(np.concatenate(labels).mean()),
+            **found,
+            "difference": found["average_precision"] - first["average_precision"],
+            "difference_standard_error": float(np.std(resamples - first_resamples)),
         }
-        for name, value in whole.items()
+        for name, (found, resamples) in measured.items()
     }
 
 

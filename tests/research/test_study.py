@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from research.report import (
     scores_at_equal_cost,
 )
 from research.step_timing import first_of_each
-from tests.conftest import write_corpus
+from tests.conftest import WORDS, write_corpus
 from tests.trainers.cli.test_cli import RECIPE
 
 
@@ -51,7 +52,7 @@ TINY = {
     },
     "stages": {
         "short": {"fields": {"max_steps": 3}, "judges": ["held_out"], "seeds": [0], "arms": ["dense"]},
-        "full": {"judges": ["held_out", "blimp", "glue"], "seeds": [0, 1],
+        "full": {"judges": ["held_out", "blimp", "glue", "entities"], "seeds": [0, 1],
                  "arms": ["dense", "random", "random.tight"]},
     },
 }  # fmt: skip
@@ -81,8 +82,15 @@ def flags(tmp_path):
     pairs = [{"sentence_good": "the cat sings", "sentence_bad": "cat the sings", "UID": f"u{i % 2}"} for i in range(8)]
     with lzma.open(tmp_path / "blimp.jsonl.xz", "wt") as file:
         file.write("\n".join(map(json.dumps, pairs)))
+    entities = tmp_path / "entities"
+    entities.mkdir()
+    for split, count in (("train", 12), ("test", 6)):
+        rows = [{"tokens": ["the", WORDS[i], "sings"], "ner_tags": ["O", "B-x" if i % 2 else "O", "O"]}
+                for i in range(count)]  # fmt: skip
+        (entities / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return [
         "--train_files", str(text), "--blimp", str(tmp_path / "blimp.jsonl.xz"), "--glue", str(glue),
+        "--entities", str(entities),
         "--output_dir", str(tmp_path / "out"), "--results", str(tmp_path / "results"),
     ]  # fmt: skip
 
@@ -94,9 +102,13 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     assert sorted(found) == [f"full-{arm}-seed0.json" for arm in ("dense", "random", "random.tight")]
     for result in found.values():
         assert 0 <= result["judged"]["held_out"]["roc_auc"] <= 1
+        assert 0 < result["judged"]["held_out"]["roc_auc_standard_error"] < 0.2
+        assert result["judged"]["held_out"]["tokens"] > 10 * result["judged"]["held_out"]["sequences"] > 0
         assert result["judged"]["blimp"]["pairs"] == 4
         assert result["judged"]["sst2"]["examples"] == 8
-        assert "stsb" in result["judged"]
+        assert result["judged"]["stsb"]["validation_examples"] == 12
+        assert result["judged"]["entities"]["words"] == 18
+        assert len(result["judged"]["entities"]["resamples"]) == 200
         assert str(tmp_path) not in json.dumps(result)  # what was run, and not where
     rates = {result["judged"]["held_out"]["replaced_rate"] for result in found.values()}
     assert len(rates) == 1  # one corruption for all
@@ -116,6 +128,22 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     assert study.main(["tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
     assert started == []  # the run itself was finished; only its judgement was missing
     assert json.loads((results / "full-random-seed0.json").read_text()) == found["full-random-seed0.json"]
+
+    # An evaluation that a result lacks is added if the run is kept. The others stay as they are.
+    path = results / "full-random-seed0.json"
+    without = json.loads(path.read_text())
+    del without["judged"]["entities"]
+    without["judged"]["held_out"]["roc_auc"] = 0.7
+    path.write_text(json.dumps(without))
+    shutil.move(tmp_path / "out/tiny/full/random", tmp_path / "elsewhere")
+    assert study.main(["tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
+    assert json.loads(path.read_text()) == without
+    shutil.move(tmp_path / "elsewhere", tmp_path / "out/tiny/full/random")
+    assert study.main(["tiny", *flags, "--stages", "full", "--seeds", "0"]) == 0
+    judged = json.loads(path.read_text())["judged"]
+    assert judged["entities"] == found["full-random-seed0.json"]["judged"]["entities"]
+    assert judged["held_out"]["roc_auc"] == 0.7
+    assert started == []
 
     # A stage may compare with another arm than the others.
     stages = {**TINY["stages"], "full": {**TINY["stages"]["full"], "baseline": "random"}}
@@ -161,6 +189,7 @@ def test_a_result_with_different_fields_is_rejected(studies, flags, tmp_path, ca
         (["--arms", "densest"], "--arms must be among dense, random, random.tight, got densest"),
         (["--seeds", "7"], "--seeds must be among 0, 1, got 7"),
         (["--blimp", "/nowhere/b.jsonl"], "no such file or folder: /nowhere/b.jsonl"),
+        (["--entities", "/nowhere/wnut17"], "no such file or folder: /nowhere/wnut17"),
         (["--train_files", "/nowhere/a.txt"], "no such file: /nowhere/a.txt"),
     ],
 )
@@ -367,7 +396,7 @@ def test_packaged_studies_make_sense(name):
     for run in runs:
         config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
         build_config(config_fields)
-        assert set(run.judges) <= {"held_out", "blimp", "glue"}
+        assert set(run.judges) <= {"held_out", "blimp", "glue", "entities"}
 
 
 def test_a_study_is_of_one_text(tmp_path):
