@@ -90,7 +90,7 @@ class PredictMaskedTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, noise=None):
         device = hidden.device.type
-        casts = torch.amp.is_autocast_available(device)  # false for `meta`
+        casts = device != "meta"  # `torch.amp.is_autocast_available` would break the graph in PyTorch 2.11
         dtype = torch.get_autocast_dtype(device) if casts and torch.is_autocast_enabled(device) else hidden.dtype
         needs_gradients = any(ctx.needs_input_grad)
         loss = torch.zeros((), device=hidden.device)
