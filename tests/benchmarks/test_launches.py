@@ -15,6 +15,7 @@ from modeling_electra_exit.trainers.generators.neural import Frozen
 from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
 from tests.modeling.test_heads import ANSWER, CHOICE, SEQUENCE, TOKEN, batch_of, examples, head_model
 from tests.trainers.generators.test_generators import frozen_context, saved_masked_lm
+from tests.trainers.pretraining.test_trainer import make_trainer
 
 
 DEVICES = [
@@ -86,6 +87,33 @@ def test_a_frozen_generator_waits_for_no_device(launches, tokenizer, tmp_path, p
     del batch["masked_positions"]
     with launches.DeviceCalls() as calls, pytest.raises(NotImplementedError, match="nonzero"):
         generator.corrupt(batch, 0.5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("padding", [False, True])
+def test_the_generator_of_the_model_itself_waits_for_no_device(
+    launches, tokenizer, tmp_path, monkeypatch, device, padding
+):
+    """The whole loss of a training step: what the generator remembers is used, computed and remembered."""
+    trainer = make_trainer(tokenizer, tmp_path, tiny_model(generator_type="self", vocab_size=len(tokenizer)))
+    trainer.state.max_steps = 10
+    monkeypatch.setitem(trainer.args.__dict__, "_setup_devices", torch.device(device))
+    with launches.without_values(device):
+        for name, value in vars(trainer.generator).items():
+            if isinstance(value, torch.Tensor):
+                setattr(trainer.generator, name, torch.empty(value.shape, dtype=value.dtype, device=device))
+        with torch.device(device):
+            trainer.model = type(trainer.model)(trainer.model.config).train()
+        batch = launches.batch_of(trainer.model.config, 4, 64, device, padding=padding)
+        del batch["labels"]
+        with launches.DeviceCalls() as calls:
+            trainer.compute_loss(trainer.model, batch)
+        assert calls.waits == []
+        assert calls.launches["index_copy_"] == 1
+        del batch["masked_positions"]
+        with launches.DeviceCalls() as calls, contextlib.suppress(NotImplementedError, RuntimeError):
+            trainer.compute_loss(trainer.model, batch)
+        assert "nonzero" in calls.waits[0]
 
 
 def test_places_give_what_a_frozen_generator_gives_without(tokenizer, tmp_path, monkeypatch):

@@ -15,6 +15,12 @@ from ..data.sequences import token_counts
 from ..runtime.arguments import ElectraEarlyExitTrainingArguments
 
 
+def num_chosen(mlm_probability: float, length: int) -> int:
+    """Number of tokens that the collator chooses in a sequence of `length` tokens; fewer if it has not enough ordinary
+    ones."""
+    return max(1, round(mlm_probability * length))
+
+
 @dataclass
 class GeneratorContext:
     """Inputs for the creation of a generator.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..generators.base import Replacements, StepGenerator
+from ..generators.base import Replacements, StepGenerator, num_chosen
 from ..generators.registry import build_generator
 from .row_generators import row_generators
 
@@ -186,12 +186,8 @@ class DataCollatorForReplacedTokenDetection:
     def _choose(self, row: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The positions to corrupt, never of special tokens."""
         candidates = self._ordinary.take(row, mode="clip").nonzero()[0]
-        count = min(len(candidates), self._num_chosen(len(row)))
+        count = min(len(candidates), num_chosen(self.mlm_probability, len(row)))
         return candidates[generator.choice(len(candidates), count, replace=False)] if count else candidates
-
-    def _num_chosen(self, length: int) -> int:
-        """Number of tokens to choose in a sequence of `length` tokens; fewer if it has not enough ordinary ones."""
-        return max(1, round(self.mlm_probability * length))
 
     def _positions(self, chosen: torch.Tensor) -> torch.Tensor:
         """Positions at which `chosen` (batch, sequence) is true, (batch, places), padded with -1. The number of places
@@ -199,7 +195,7 @@ class DataCollatorForReplacedTokenDetection:
         rows, columns = chosen.nonzero(as_tuple=True)
         counts = chosen.sum(dim=1)
         places = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-        positions = torch.full((len(chosen), self._num_chosen(chosen.shape[1])), -1)
+        positions = torch.full((len(chosen), num_chosen(self.mlm_probability, chosen.shape[1])), -1)
         positions[rows, places] = columns
         return positions
 

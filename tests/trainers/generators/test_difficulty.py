@@ -95,7 +95,7 @@ def test_self_is_evaluated_on_its_own_proposals_and_remembers_none(tokenizer, tm
     trainer.evaluate()
     batch = next(kwargs for kwargs in seen if "mlm_labels" in kwargs)
     assert (batch["input_ids"][batch["mlm_labels"] != -100] == 9).all()
-    assert trainer.generator.proposals == {}
+    assert trainer.generator.state_dict() == {}
 
 
 @pytest.mark.parametrize(

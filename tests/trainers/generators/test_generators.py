@@ -12,14 +12,14 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer
 
-from modeling_electra_exit import ElectraEarlyExitForMaskedLM, ElectraEarlyExitForPreTraining
+from modeling_electra_exit import ElectraEarlyExitForMaskedLM, ElectraEarlyExitForPreTraining, modeling_electra_exit
 from modeling_electra_exit.configuration_electra_exit import GENERATOR_TYPES
 from modeling_electra_exit.modeling_electra_exit import originals
 from modeling_electra_exit.trainers import DataCollatorForReplacedTokenDetection, ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.data.sequences import token_counts
 from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.generators.base import GeneratorContext, StepGenerator
-from modeling_electra_exit.trainers.generators.neural import Frozen
+from modeling_electra_exit.trainers.generators.neural import Frozen, text_keys
 from modeling_electra_exit.trainers.generators.registry import GENERATORS, IN_MODEL, build_generator
 from modeling_electra_exit.trainers.generators.statistical import Bigram, TokenDistribution, bigram_counts
 from modeling_electra_exit.trainers.runtime.flops import step_flops
@@ -264,7 +264,7 @@ def test_a_frozen_generator_that_cannot_be_used_is_one_line(tokenizer, tmp_path)
 # ---- The discriminator itself ----
 
 
-def test_self_proposals_serve_the_next_visit_and_unigram_the_first(tokenizer, tmp_path):
+def test_self_proposals_serve_the_next_visit_and_unigram_the_first(tokenizer, monkeypatch):
     sequences = corpus_of(tokenizer)
     config = tiny_config(generator_type="self")
     generator = build_generator(config, sequences, tokenizer)
@@ -291,10 +291,48 @@ def test_self_proposals_serve_the_next_visit_and_unigram_the_first(tokenizer, tm
     generator.remember(generator.keys(text, mask)[1:], proposals)
     restored = build_generator(config, sequences, tokenizer)
     restored.load_state_dict(generator.state_dict())
-    for of in (generator, restored):
-        after = of.corrupt(later, 0.5)["input_ids"].flip(0)
+    fewer = {**later, "masked_positions": torch.nn.functional.pad(later["masked_positions"], (0, 3), value=-1)}
+    for of, on_a_device in itertools.product((generator, restored), (False, True)):
+        monkeypatch.setattr(modeling_electra_exit, "in_graph", lambda value=on_a_device: value)
+        if on_a_device:
+            of.remember(generator.keys(text, mask)[1:], proposals)
+        after = of.corrupt(fewer, 0.5)["input_ids"].flip(0)
         assert torch.equal(after[1:][proposals != -100], proposals[proposals != -100])
         assert not torch.equal(after[0][batch["proposal_mask"][0]], 50 + batch["proposal_mask"][0].nonzero().squeeze())
+        assert torch.equal(after[~batch["proposal_mask"]], text[~batch["proposal_mask"]])
+
+
+def test_proposals_for_sequences_of_another_text_are_dropped(tokenizer):
+    generator = build_generator(tiny_config(generator_type="self"), corpus_of(tokenizer), tokenizer)
+    batch = {"input_ids": torch.full((2, 30), 7), "mlm_labels": torch.full((2, 30), -100)}
+    batch["mlm_labels"][:, 2:9] = 8  # more tokens than the collator would choose
+    keys = generator.keys(originals(**batch), None)
+    assert not torch.isin(keys, generator.known).any()
+    generator.remember(keys, batch["mlm_labels"])
+    assert generator.state_dict() == {}
+    assert (generator.corrupt(batch, 0.0)["input_ids"][:, 2:9] != 8).any()
+    generator.remember(generator.known[:2], batch["mlm_labels"])  # as many as the collator would choose
+    assert generator.state_dict()["proposals"].tolist() == [[8] * 4] * 2
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("kind", [list, Dataset.from_list, lambda rows: Dataset.from_list(rows).to_iterable_dataset()])
+def test_sequences_of_a_padded_text_are_known(tokenizer, left, kind):
+    ids, real = torch.randint(5, 100, (6, 20)), torch.arange(20).expand(6, -1) < torch.tensor([[20], [7], [12]] * 2)
+    rows = [
+        {"input_ids": text.where(mask, 0).tolist(), "attention_mask": mask.long().tolist()}
+        for text, mask in (zip(ids, real.flip(1), strict=True) if left else zip(ids, real, strict=True))
+    ]
+    known, longest = text_keys(kind(rows), multipliers := np.arange(1, 21) * 3**20)
+    own = [(np.array(row["input_ids"])[np.array(row["attention_mask"]) == 1] + 1) for row in rows]
+    assert known.tolist() == sorted((each * multipliers[: len(each)]).sum() for each in own)
+    assert longest == 20
+
+
+def test_a_text_longer_than_the_model_is_one_line_for_self(tokenizer):
+    config = tiny_config(generator_type="self", max_position_embeddings=16)
+    with pytest.raises(UsageError, match="at most `max_position_embeddings` tokens, 16, got one of 30"):
+        build_generator(config, corpus_of(tokenizer), tokenizer)
 
 
 def test_sequences_are_told_apart_and_known_again_with_more_padding(tokenizer):
