@@ -1,4 +1,4 @@
-"""Evaluate the checkpoints of a study, all in the same way and at full depth."""
+"""Evaluate the checkpoints of a study, all in the same way, and at full depth except with a learned routing."""
 
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForR
 from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
 
 from .resampling import resampled
+from .routing import Routing
 from .yardstick import measure, probe, read_data
 
 
@@ -24,19 +25,25 @@ BATCH = 128
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForReplacedTokenDetection) -> dict:
+def judge_held_out(
+    folder: Path,
+    sequences: Dataset,
+    collate: DataCollatorForReplacedTokenDetection,
+    routing: Routing | None = None,
+) -> dict:
     """Evaluate replaced-token detection of a checkpoint on a fixed corruption of held-out sequences.
 
     Args:
         folder (`Path`): the checkpoint.
         sequences (`Dataset`): packed sequences with `input_ids`, and `labels` if they are already corrupted.
         collate: corrupts the sequences otherwise, with the same generator and seed for all compared checkpoints.
+        routing ([`Routing`], *optional*): that with which the checkpoint was trained.
 
     Returns:
         The metrics of [`metrics.replaced_token_detection`]; the number of `tokens` and `sequences`; and the
         `roc_auc_standard_error` and `average_precision_standard_error` that come from the choice of the sequences.
     """
-    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    model = AutoModelForPreTraining.from_pretrained(folder).eval() if routing is None else routing.load(folder)
     suit_attention(model, model.device)
     logits, labels = [], []  # of each sequence
     for start in range(0, len(sequences), BATCH):
@@ -58,19 +65,21 @@ def judge_held_out(folder: Path, sequences: Dataset, collate: DataCollatorForRep
     return {**found, **errors, "tokens": sum(map(len, labels)), "sequences": len(sequences)}
 
 
-def judge_entities(folder: Path, data: Path) -> dict:
+def judge_entities(folder: Path, data: Path, routing: Routing | None = None) -> dict:
     """Probe the checkpoint's frozen encoder for named entities; see [`research.yardstick`].
 
     Args:
         folder (`Path`): the checkpoint.
         data (`Path`): holds WNUT-17 as `train.jsonl` and `test.jsonl`.
+        routing ([`Routing`], *optional*): that with which the checkpoint was trained.
 
     Returns:
         The result of [`research.yardstick.measure`], with the average precision of each resample of the test
         sentences as `resamples`. They are the same for all checkpoints, so differences have a paired standard error.
     """
     sentences = read_data(data)
-    found, resamples = measure(probe(str(folder), sentences), sentences["test"])
+    encoder = None if routing is None else routing.load(folder).electra
+    found, resamples = measure(probe(str(folder), sentences, encoder), sentences["test"])
     return {**found, "resamples": [round(float(value), 6) for value in resamples]}
 
 

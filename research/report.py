@@ -18,6 +18,8 @@ from modeling_electra_exit.trainers.finetuning.tasks import TASKS
 from modeling_electra_exit.trainers.pretraining.run import build_config
 from modeling_electra_exit.trainers.runtime.flops import step_flops
 
+from .routing import Routing, recipe_of
+
 
 # Arms called `rule`, `rule.tight` and `rule.generous` are one rule at several budgets.
 BUDGETS = (".tight", "", ".generous")
@@ -51,7 +53,8 @@ def write_report(name: str, study: dict, runs: list, results: Path) -> Path:
         f"# Study: {study['title']}",
         "",
         f"Written by `python -m research.study {name}` from the JSON files in this folder; the study is defined in "
-        f"`research/studies/{name}.yaml`. All arms are evaluated at full depth on the same corrupted held-out text. "
+        f"`research/studies/{name}.yaml`. All arms are evaluated at full depth (a learned router: at its capacity) on "
+        "the same corrupted held-out text. "
         "For an arm with several seeds, the mean is followed by the value of each seed. FLOPs cover the whole run, "
         "including dense phases, for the discriminator's layers alone and for everything. They are relative to the "
         f"arm `{study['baseline']}` unless the stage names another.",
@@ -333,7 +336,7 @@ def cumulative_seconds(result: dict) -> list[float]:
     timed = result.get("step_seconds")
     if timed is None:
         return [measured_seconds(result["training"]) * (step + 1) / steps for step in range(steps)]
-    _, _, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    _, _, args, _ = parse_fields({**recipe_of(result["fields"]), "output_dir": "unused"})
     return list(
         accumulate(
             timed["exits" if "exits" in timed and args.exits_active(s, steps) else "dense"] for s in range(steps)
@@ -373,11 +376,12 @@ def _scores(entry: dict) -> list[float]:
 
 def cumulative_flops(result: dict) -> list[float]:
     """Total operations executed after each step of a run."""
-    config_fields, data_args, args, _ = parse_fields({**result["fields"], "output_dir": "unused"})
+    config_fields, data_args, args, _ = parse_fields({**recipe_of(result["fields"]), "output_dir": "unused"})
     config, length, steps = build_config(config_fields), data_args.max_seq_length, result["training"]["steps"]
     batch = result["training"]["tokens_per_step"] // length
     generator = result["flops"]["generator"] / steps  # constant, and not derivable from the config for every generator
-    dense, exiting = (step_flops(config, batch, length, active).discriminator for active in (False, True))
+    counted = step_flops if (routing := Routing.of(result["fields"])) is None else routing.step_flops
+    dense, exiting = (counted(config, batch, length, active).discriminator for active in (False, True))
     return list(
         accumulate(generator + (exiting if args.exits_active(step, steps) else dense) for step in range(steps))
     )

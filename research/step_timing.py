@@ -32,9 +32,9 @@ def take_turns(steps: dict[Hashable, Callable[[], object]], turns: int) -> dict[
 
 
 def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], turns: int) -> dict[str, dict[str, float]]:
-    """The median seconds of a step of each trainer over `turns` turns: `dense` at full depth and `exits` with active
-    exits, if its run has such steps. Work that occurs once in hundreds of steps is excluded. The trainers cannot be
-    used afterwards."""
+    """The median seconds of a step of each trainer over `turns` turns: `dense` at full depth (or with a router), and
+    `exits` with active exits or random layers, if its run has such steps. Work that occurs once in hundreds of steps
+    is excluded. The trainers cannot be used afterwards."""
     steps = {}
     for name, trainer in trainers.items():
         endless = _steps(trainer)
@@ -56,7 +56,7 @@ def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
     """The first step of a run at full depth (`dense`) and the first with active exits (`exits`), if it has them."""
     first = {}
     for step in range(trainer.args.max_steps):
-        exits = trainer.model_config.has_exit_heads and trainer.args.exits_active(step, trainer.args.max_steps)
+        exits = trainer.has_exits and trainer.args.exits_active(step, trainer.args.max_steps)
         first.setdefault("exits" if exits else "dense", step)
     return first
 

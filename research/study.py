@@ -43,6 +43,7 @@ from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fing
 
 from .judge import BATCH, judge_entities, judge_glue, judge_held_out
 from .report import RATE_MARK, measured_seconds, timing_file, write_report
+from .routing import Routing, recipe_of, trainer_class
 from .step_timing import time_steps
 
 
@@ -53,6 +54,8 @@ STUDIES = Path(__file__).with_name("studies")
 KEPT_IN_LOG = re.compile(
     r"eval_\w*(roc_auc|average_precision)|exit_|kept_|discriminator_(loss|auc)$|generator_(loss|equal_rate)$"
 )
+# The evaluations that use a learned router.
+ROUTED_JUDGES = {"held_out", "entities"}
 OWN_GENERATOR = ("roc_auc", "generator_equal_rate", "replacement_log_probability", "original_log_probability")
 
 
@@ -60,7 +63,7 @@ OWN_GENERATOR = ("roc_auc", "generator_equal_rate", "replacement_log_probability
 class Run:
     """A run of one arm in one stage with one seed.
 
-    fields: the fields of its recipe.
+    fields: the fields of its recipe and, beside them, its [`Routing`] if it has one.
     judges: the evaluations of its stage.
     """
 
@@ -73,6 +76,10 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.stage}/{self.arm}/seed-{self.seed}"
+
+    @property
+    def routing(self) -> Routing | None:
+        return Routing.of(self.fields)
 
     @property
     def result_file(self) -> str:
@@ -143,8 +150,12 @@ def read_study(name: str) -> dict:
 
 def read_runs(study: dict) -> list[Run]:
     """The runs of a study, in the order of its stages, seeds and arms. If a stage has `learning_rates`, each of its
-    arms is run with all of them; if it has `steps`, each arm has its own number of steps."""
-    return [
+    arms is run with all of them; if it has `steps`, each arm has its own number of steps.
+
+    Raises:
+        UsageError: if the routing of an arm is malformed, or not known to an evaluation of its stage.
+    """
+    runs = [
         Run(
             name,
             arm if rate is None else f"{arm}{RATE_MARK}{rate:g}",
@@ -165,6 +176,13 @@ def read_runs(study: dict) -> list[Run]:
         for own in [study["arms"][arm]]
         for rate in stage.get("learning_rates", [None])
     ]
+    for run in runs:
+        if run.routing is not None and run.routing.learned and set(run.judges) - ROUTED_JUDGES:
+            raise UsageError(
+                f"the judges of stage {run.stage} must be among {', '.join(sorted(ROUTED_JUDGES))} for the arm "
+                f"{run.arm}, whose router no other evaluation knows, got {', '.join(run.judges)}"
+            )
+    return runs
 
 
 def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
@@ -196,7 +214,8 @@ def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: 
         for arm, run in arms.items():
             places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
             places["corpus_init"] = False  # takes minutes and does not affect the step time
-            trainers[arm], *_ = build_trainer(*parse_fields({**run.fields, **places})[:3])
+            arguments = parse_fields({**recipe_of(run.fields), **places})
+            trainers[arm], *_ = build_trainer(*arguments[:3], trainer_class=trainer_class(run.routing))
         seconds = time_steps(trainers, args.time_steps)
         path = results / timing_file(stage)
         path.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -239,14 +258,19 @@ def run_study(study: dict, runs: list[Run], args: argparse.Namespace, results: P
         result = known_result(path, run)
         if result is not None and not finished:
             continue
-        arguments = parse_fields({**run.fields, **places})
+        config_fields, data_args, training_args, given = parse_fields({**recipe_of(run.fields), **places})
+        if run.routing is not None:
+            given["routing"] = run.fields["routing"]  # recorded, so that the run does not resume with another one
         if not finished:
             logger.info(f"running {run.name}")
-            pretrain(*arguments, show=False, evaluated=corrupted)
+            pretrain(
+                config_fields, data_args, training_args, given, show=False, evaluated=corrupted,
+                trainer_class=trainer_class(run.routing),
+            )  # fmt: skip
         if result is None:
             result = {**collect(run, folder / run.name), "given": cost_of_given(study, run.fields, common)}
         known = result.get("judged", {})
-        judged = judge(study, run, folder / run.name, corrupted, arguments[1], args, known)
+        judged = judge(study, run, folder / run.name, corrupted, data_args, args, known)
         if judged != known:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**result, "judged": judged}, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -405,11 +429,11 @@ def judge(
     settings, evaluations = study["judges"], {}
     if "held_out" in run.judges and corrupted:
         for name, sequences in corrupted.items():
-            evaluations[f"held_out_{name}"] = partial(judge_corrupted, folder, sequences)
+            evaluations[f"held_out_{name}"] = partial(judge_corrupted, folder, sequences, run.routing)
     elif "held_out" in run.judges:
-        evaluations["held_out"] = partial(corrupt_and_judge, folder, data_args, settings["held_out"])
+        evaluations["held_out"] = partial(corrupt_and_judge, folder, data_args, settings["held_out"], run.routing)
     if "entities" in run.judges and args.entities is not None:
-        evaluations["entities"] = partial(judge_entities, folder, args.entities)
+        evaluations["entities"] = partial(judge_entities, folder, args.entities, run.routing)
     if "blimp" in run.judges and args.blimp is not None:
         evaluations["blimp"] = partial(judge_blimp, folder, args.blimp, **settings["blimp"])
     if "glue" in run.judges and args.glue is not None:
@@ -421,13 +445,13 @@ def judge(
     return {**known, **{name: evaluate() for name, evaluate in missing.items()}}
 
 
-def judge_corrupted(folder: Path, sequences: Dataset) -> dict:
+def judge_corrupted(folder: Path, sequences: Dataset, routing: Routing | None) -> dict:
     """[`judge_held_out`] on sequences that are already corrupted."""
     collate = DataCollatorForReplacedTokenDetection(AutoTokenizer.from_pretrained(folder))
-    return judge_held_out(folder, sequences, collate)
+    return judge_held_out(folder, sequences, collate, routing)
 
 
-def corrupt_and_judge(folder: Path, data_args, options: dict) -> dict:
+def corrupt_and_judge(folder: Path, data_args, options: dict, routing: Routing | None) -> dict:
     """[`judge_held_out`] on the held-out text of a run, corrupted in the same way for all runs of a study."""
     config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
     # The same tokenizer as in the run, so that the packed text is found in the cache.
@@ -440,7 +464,7 @@ def corrupt_and_judge(folder: Path, data_args, options: dict) -> dict:
     collate = DataCollatorForReplacedTokenDetection(
         tokenizer, None, config.mlm_probability, replacements=replacements, **options
     )
-    return judge_held_out(folder, packed["validation"], collate)
+    return judge_held_out(folder, packed["validation"], collate, routing)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import modeling_electra_exit  # noqa: F401 registers the architecture
 from modeling_electra_exit.trainers.errors import UsageError
@@ -69,8 +69,13 @@ def read_sentences(path: Path, count: int | None = None) -> list[tuple[list[str]
     return [(row["tokens"], np.array([tag != "O" for tag in row["ner_tags"]])) for row in rows]
 
 
-def probe(checkpoint: str, sentences: dict[str, list]) -> list[np.ndarray]:
+def probe(checkpoint: str, sentences: dict[str, list], model: PreTrainedModel | None = None) -> list[np.ndarray]:
     """The scores of the words of each test sentence, one array per sentence.
+
+    Args:
+        checkpoint (`str`): the checkpoint, folder or Hub id.
+        sentences: the result of [`read_data`].
+        model (*optional*): its encoder, in evaluation mode. If omitted, loaded with `AutoModel`.
 
     Raises:
         UsageError: if the tokenizer is not a fast one.
@@ -78,7 +83,7 @@ def probe(checkpoint: str, sentences: dict[str, list]) -> list[np.ndarray]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if not tokenizer.is_fast:
         raise UsageError(f"the probe requires a fast tokenizer, which maps tokens to words, but {checkpoint} has none")
-    model = AutoModel.from_pretrained(checkpoint).eval()
+    model = model or AutoModel.from_pretrained(checkpoint).eval()
     suit_attention(model, model.device)
     inputs = {split: with_ones(word_states(model, tokenizer, sentences[split])) for split in SPLITS}
     labels = np.concatenate([inside for _, inside in sentences["train"]])

@@ -24,6 +24,7 @@ from research.report import (
     held_out_auc,
     scores_at_equal_cost,
 )
+from research.routing import recipe_of
 from research.step_timing import first_of_each
 from tests.conftest import WORDS, write_corpus
 from tests.trainers.cli.test_cli import RECIPE
@@ -382,7 +383,7 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
 def test_steps_are_timed_with_exits_and_without_as_the_run_has_them(changes, first):
     fields = {**TINY["base"], "max_steps": 10, "output_dir": "unused", **changes}
     config_fields, _, args, _ = parse_fields(fields)
-    trainer = SimpleNamespace(args=args, model_config=build_config(config_fields))
+    trainer = SimpleNamespace(args=args, has_exits=build_config(config_fields).has_exit_heads)
     assert first_of_each(trainer) == first
 
 
@@ -394,7 +395,7 @@ def test_packaged_studies_make_sense(name):
     assert {run.arm.split("@")[0] for run in runs} == set(content["arms"])
     assert all(stage.get("baseline", content["baseline"]) in stage["arms"] for stage in content["stages"].values())
     for run in runs:
-        config_fields, *_ = parse_fields({**run.fields, "output_dir": "x", "train_files": ["x"]})
+        config_fields, *_ = parse_fields({**recipe_of(run.fields), "output_dir": "x", "train_files": ["x"]})
         build_config(config_fields)
         assert set(run.judges) <= {"held_out", "blimp", "glue", "entities"}
 

@@ -77,13 +77,12 @@ def overview(trainer, counts: dict) -> dict[str, str]:
 def step_costs(trainer) -> dict[bool, float]:
     """FLOPs of a step, by whether exits are active."""
     batch, length = trainer.sequences_of_step(), trainer.sequence_length
-    beside = trainer.flops_beside(batch, length)
-    return {active: step_flops(trainer.model_config, batch, length, active).total + beside for active in (False, True)}
+    return {active: trainer.step_flops(trainer.model_config, batch, length, active).total for active in (False, True)}
 
 
 def active_steps(trainer, first: int, last: int) -> int:
     """Number of steps with active exits from `first` up to, but not including, `last`, counted from 0."""
-    if not trainer.model_config.has_exit_heads:
+    if not trainer.has_exits:
         return 0
     return sum(trainer.args.exits_active(step, trainer.state.max_steps) for step in range(first, last))
 

@@ -10,7 +10,7 @@ import random
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,7 +39,6 @@ from ..runtime.distributed import run_on_main_and_broadcast
 from ..runtime.files import naming_write_errors, tolerated, write_json
 from ..runtime.flops import (
     StepFlops,
-    kept_share,
     step_flops,
     step_flops_as_published,
     without_exits,
@@ -66,13 +65,14 @@ def pretrain(
     given: dict,
     show: bool = True,
     evaluated: dict[str, Dataset] | None = None,
+    trainer_class: Callable[..., ElectraEarlyExitTrainer] = ElectraEarlyExitTrainer,
 ) -> None:
     """Run or resume a pre-training to its end, and write model, metrics, report and card to its folder.
 
     Args:
         config_fields, data_args, training_args, given: as [`parsing.parse`] returns them.
         show: whether to print the results at the end.
-        evaluated: as in [`build_trainer`].
+        evaluated, trainer_class: as in [`build_trainer`].
 
     Raises:
         UsageError, DataError: for errors that the user can fix, before anything is written.
@@ -82,7 +82,7 @@ def pretrain(
     if training_args.max_steps <= 0 and training_args.num_train_epochs <= 0:
         raise UsageError("nothing to train: --max_steps, or with -1 --num_train_epochs, must be a positive number")
     if training_args.dry_run:
-        dry_run(config_fields, data_args, training_args, given, evaluated)
+        dry_run(config_fields, data_args, training_args, given, evaluated, trainer_class)
         return
     given = {name: value for name, value in given.items() if name != "hub_token"}  # secrets are not stored
     folder = Path(training_args.output_dir)
@@ -92,7 +92,9 @@ def pretrain(
         record.start = before.start if checkpoint and before else start_facts(training_args)
         if training_args.continue_from is not None:
             restart(training_args, given, record.start["steps"])
-        trainer, data_report, held_out = build_trainer(config_fields, data_args, training_args, evaluated, checkpoint)
+        trainer, data_report, held_out = build_trainer(
+            config_fields, data_args, training_args, evaluated, checkpoint, trainer_class
+        )
         trainer.add_callback(outlived(OverviewCallback(trainer, data_report["counts"].get("train", {}))))
         record.tokenizer = tokenizer_fingerprint(trainer.processing_class)
         run_on_main_and_broadcast(lambda: record.begin(before, folder))
@@ -118,6 +120,7 @@ def dry_run(
     training_args: ElectraEarlyExitTrainingArguments,
     given: dict,
     evaluated: dict[str, Dataset] | None = None,
+    trainer_class: Callable[..., ElectraEarlyExitTrainer] = ElectraEarlyExitTrainer,
 ) -> None:
     """Prepare a run, train a few steps, and log its settings and expected time. The output is deleted."""
     args = copy.copy(training_args)
@@ -129,7 +132,7 @@ def dry_run(
         _keep_standard_input(data_args, args)
         if args.continue_from is not None:
             restart(args, given, start_facts(args)["steps"])
-        trainer, data_report, _ = build_trainer(config_fields, data_args, args, evaluated)
+        trainer, data_report, _ = build_trainer(config_fields, data_args, args, evaluated, trainer_class=trainer_class)
         for lines in (OneLineProgressCallback, OneLinePrinterCallback):
             trainer.pop_callback(lines)
         trainer.add_callback(OverviewCallback(trainer, data_report["counts"].get("train", {}), stops=True))
@@ -204,6 +207,7 @@ def build_trainer(
     args: ElectraEarlyExitTrainingArguments,
     evaluated: dict[str, Dataset] | None = None,
     checkpoint: str | None = None,
+    trainer_class: Callable[..., ElectraEarlyExitTrainer] = ElectraEarlyExitTrainer,
 ) -> tuple[ElectraEarlyExitTrainer, dict, Dataset]:
     """Create data, config, model and Trainer.
 
@@ -213,6 +217,7 @@ def build_trainer(
         evaluated (`dict[str, Dataset]`, *optional*): held-out sequences by name to evaluate during training, such as
             pre-corrupted ones. If omitted, the run's validation split.
         checkpoint: checkpoint of the run to resume from; the model that the run started from is then not needed.
+        trainer_class: class of the Trainer, or a function with the same parameters.
 
     Returns:
         The Trainer, a description of the data for the card, and the packed validation split.
@@ -241,7 +246,7 @@ def build_trainer(
     suit_attention(model, args.device)
     if args.corpus_init and start is None:
         initialize_from_corpus(model, train, tokenizer.all_special_ids, args.seed)
-    trainer = ElectraEarlyExitTrainer(
+    trainer = trainer_class(
         model,
         args,
         max_seq_length=data_args.max_seq_length,
@@ -344,7 +349,7 @@ def train(
         "training": _training_report(trainer),
         "flops": flops_report(trainer),
         "parameters": _parameter_report(trainer.model_config, trainer.accelerator.unwrap_model(trainer.model)),
-        "kept_share": kept_share(trainer.model_config, data_report["max_seq_length"]),
+        "kept_share": kept_share(trainer),
         "data": data_report,
         **({"start": start} if start else {}),
         "versions": {
@@ -391,11 +396,10 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     for (first, stage), end in zip(begins, ends, strict=True):
         exits = Counter(args.exits_active(step, trainer.state.max_steps) for step in range(first, end))
         for active, count in exits.items():
-            executed = executed + step_flops(stage, batch, length, active) * count
-            published += step_flops_as_published(stage, batch, length, active) * count
-    beside = trainer.flops_beside(batch, length) * steps
-    executed.generator += beside
-    published += beside
+            executed = executed + trainer.step_flops(stage, batch, length, active) * count
+            layers = trainer.layer_tokens(stage, length, active)
+            published += step_flops_as_published(stage, batch, length, active, layers) * count
+    published += trainer.flops_beside(batch, length) * steps
     without = without_exits(config)
     dense: StepFlops = step_flops(without, batch, length, False) * steps
     report = {}
@@ -406,6 +410,12 @@ def flops_report(trainer: ElectraEarlyExitTrainer) -> dict:
     report["total_as_published"] = published
     report["dense_total_as_published"] = step_flops_as_published(without, batch, length, False) * steps
     return report
+
+
+def kept_share(trainer: ElectraEarlyExitTrainer) -> list[float]:
+    """Share of the tokens of a sequence that each layer computes while exits are active."""
+    length = trainer.sequence_length
+    return [computed / length for computed, _ in trainer.layer_tokens(trainer.model_config, length, True)]
 
 
 def _parameter_report(config, model) -> dict:

@@ -32,7 +32,7 @@ from ..runtime.compatibility import CompatibleTrainer, attention_of, completed, 
 from ..runtime.depths import FoundDepths
 from ..runtime.distributed import any_rank, naming_dead_workers, run_on_main_and_broadcast
 from ..runtime.files import INCOMPLETE, naming_write_errors, read_json, share_weights, tolerated, write_json
-from ..runtime.flops import active_tokens, step_flops
+from ..runtime.flops import StepFlops, layer_tokens, step_flops
 from ..runtime.late import LateNumbers
 from ..runtime.muon import MUON, ElectraMuon, layer_matrices
 from ..runtime.optimization import ELECTRA_SCHEDULE, ElectraAdamW, electra_schedule
@@ -440,11 +440,14 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
             return self.train_dataset.loader(self.train_batch_size, self.data_collator, self.args.mask_seed)
         return super().get_train_dataloader()
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether tokens exit in the training steps for which `args.exits_active` is true."""
+        return self.model_config.has_exit_heads
+
     def exits_active(self) -> bool:
         """Whether tokens exit in the current training step."""
-        return self.model_config.has_exit_heads and self.args.exits_active(
-            self.state.global_step, self.state.max_steps
-        )
+        return self.has_exits and self.args.exits_active(self.state.global_step, self.state.max_steps)
 
     @property
     def sequence_length(self) -> int:
@@ -568,8 +571,18 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         """FLOPs executed in one training step on this batch."""
         case = *inputs["input_ids"].shape, self.exits_active()
         if case not in self._step_flops:
-            self._step_flops[case] = step_flops(self.model_config, *case).total + self.flops_beside(*case[:2])
+            self._step_flops[case] = self.step_flops(self.model_config, *case).total
         return self._step_flops[case]
+
+    def step_flops(self, config, rows: int, length: int, exits_active: bool) -> StepFlops:
+        """FLOPs of a training step of a model with this config, those of a generator outside the model included."""
+        layers = self.layer_tokens(config, length, exits_active)
+        flops = step_flops(config, rows, length, exits_active, layers=layers)
+        return flops + StepFlops(0, 0, self.flops_beside(rows, length))
+
+    def layer_tokens(self, config, length: int, exits_active: bool) -> list[tuple[int, int]]:
+        """Numbers of tokens of a sequence that each layer computes and attends to in a training step."""
+        return layer_tokens(config, length, exits_active)
 
     def flops_beside(self, rows: int, length: int) -> float:
         """FLOPs in a training step of a generator outside the model."""
@@ -593,8 +606,8 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         config, length = self.model_config, self.sequence_length
         if not config.has_exit_heads:
             return {}
-        counts = active_tokens(config, length, self._exits_were_active)
-        shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, n in enumerate(counts, 1)}
+        counts = self.layer_tokens(config, length, self._exits_were_active)
+        shares = {f"kept_layer_{layer}": round(n / length, 4) for layer, (n, _) in enumerate(counts, 1)}
         state = self.accelerator.unwrap_model(self.model).exit_state
         measured = {"auc": state.auc, "recall_left": 1 - state.error_on_left()[:, 1]}
         exits = {

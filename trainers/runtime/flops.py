@@ -72,6 +72,12 @@ def context_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_a
     return [sequence_length if layer in config.exit_layers else count for layer, count in enumerate(active)]
 
 
+def layer_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool) -> list[tuple[int, int]]:
+    """Numbers of tokens of a sequence that each layer computes and attends to, one pair per layer."""
+    given = config, sequence_length, exits_active
+    return list(zip(active_tokens(*given), context_tokens(*given), strict=True))
+
+
 def head_tokens(config: ElectraEarlyExitConfig, sequence_length: int, exits_active: bool, training: bool) -> list[int]:
     """Number of tokens of a sequence that each exit head reads, one entry per exit."""
     if not config.has_exit_heads:
@@ -97,6 +103,7 @@ def step_flops(
     exits_active: bool,
     num_masked: int | None = None,
     training: bool = True,
+    layers: list[tuple[int, int]] | None = None,
 ) -> StepFlops:
     """FLOPs of one step.
 
@@ -107,14 +114,15 @@ def step_flops(
         exits_active (`bool`): whether tokens exit in this step.
         num_masked (`int`, *optional*): masked tokens per sequence. If omitted, `mlm_probability` of the tokens.
         training (`bool`): whether to count the backward pass.
+        layers (`list[tuple[int, int]]`, *optional*): tokens that each layer computes and attends to. If omitted, those
+            of the config's exits, [`layer_tokens`].
 
     Returns:
         [`StepFlops`] of the batch.
     """
     hidden, tokens = config.hidden_size, sequence_length
-    active = active_tokens(config, tokens, exits_active)
-    context = context_tokens(config, tokens, exits_active)
-    blocks = sum(layer_flops(hidden, config.intermediate_size, q, k) for q, k in zip(active, context, strict=True))
+    layers = layers or layer_tokens(config, tokens, exits_active)
+    blocks = sum(layer_flops(hidden, config.intermediate_size, *of_layer) for of_layer in layers)
     head = 2 * (hidden * hidden + hidden)
     heads = tokens * head + _projection(config.embedding_size, hidden, tokens)
     if config.has_exit_heads:
@@ -143,11 +151,6 @@ def _projection(embedding_size: int, hidden_size: int, tokens: int) -> float:
     return 0.0 if embedding_size == hidden_size else 2 * tokens * embedding_size * hidden_size
 
 
-def kept_share(config: ElectraEarlyExitConfig, sequence_length: int) -> list[float]:
-    """Share of the sequence that each layer computes while exits are active, one entry per layer."""
-    return [count / sequence_length for count in active_tokens(config, sequence_length, True)]
-
-
 # ---- The convention of the ELECTRA paper ----
 # google-research/electra, `flops_computation.py`: elementwise operations count in addition to matrix products; an
 # embedding look-up counts as a product with a one-hot vector; the backward pass counts as much as the forward pass.
@@ -157,7 +160,11 @@ _PUBLISHED_TRAINING_FACTOR = 2
 
 
 def step_flops_as_published(
-    config: ElectraEarlyExitConfig, batch_size: int, sequence_length: int, exits_active: bool
+    config: ElectraEarlyExitConfig,
+    batch_size: int,
+    sequence_length: int,
+    exits_active: bool,
+    layers: list[tuple[int, int]] | None = None,
 ) -> float:
     """FLOPs of one training step, generator included, in the convention of the ELECTRA paper.
 
@@ -166,9 +173,7 @@ def step_flops_as_published(
     Args: as in [`step_flops`].
     """
     tokens = sequence_length
-    layers = zip(
-        active_tokens(config, tokens, exits_active), context_tokens(config, tokens, exits_active), strict=True
-    )
+    layers = layers or layer_tokens(config, tokens, exits_active)
     forward = sum(_published_layer(config, queries, keys) for queries, keys in layers)
     forward += tokens * (_published_embedding(config, tokens) + _published_detection_head(config))
     if config.has_exit_heads:

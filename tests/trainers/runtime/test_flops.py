@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_electra_exit import ElectraEarlyExitConfig
 from modeling_electra_exit.trainers.runtime.flops import (
     active_tokens,
-    kept_share,
+    layer_tokens,
     step_flops,
     step_flops_as_published,
 )
@@ -90,12 +90,14 @@ def test_share_of_the_design():
         assert executed == pytest.approx(share, abs=0.01)
 
 
-def test_active_tokens_and_kept_share():
+def test_the_tokens_of_each_layer():
     config = ElectraEarlyExitConfig(exit_layers=[4, 8], exit_capacities=[0.5, 0.25])
     assert active_tokens(config, 128, True) == [128] * 4 + [64] * 4 + [32] * 3 + [128]
     assert active_tokens(config, 128, False) == [128] * 12
     assert active_tokens(ElectraEarlyExitConfig(exit_policy="none"), 128, True) == [128] * 12
-    assert kept_share(config, 128) == [1.0] * 4 + [0.5] * 4 + [0.25] * 3 + [1.0]
+    config.exit_context = "first"
+    exited = [(64, 128), (64, 64), (64, 64), (64, 64), (32, 128), (32, 32), (32, 32)]
+    assert layer_tokens(config, 128, True) == [(128, 128)] * 4 + exited + [(128, 128)]
 
 
 @pytest.mark.parametrize(
