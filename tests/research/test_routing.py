@@ -236,8 +236,11 @@ def routed(studies, monkeypatch):  # noqa: F811
     return write
 
 
-def test_routed_arms_are_run_judged_counted_and_resumed(routed, flags, tmp_path, capsys):  # noqa: F811
+def test_routed_arms_are_run_judged_counted_and_resumed(routed, flags, tmp_path, capsys, monkeypatch):  # noqa: F811
+    judged, load = [], Routing.load
+    monkeypatch.setattr(Routing, "load", lambda self, folder: judged.append(self.kind) or load(self, folder))
     assert study.main(["routed", *flags]) == 0
+    assert judged == list(ARMS)
     results = {arm: tmp_path / "results" / f"only-{arm}-seed0.json" for arm in ARMS}
     folders = {arm: tmp_path / "out" / "routed" / "only" / arm / "seed-0" for arm in ARMS}
     found = {arm: json.loads(path.read_text()) for arm, path in results.items()}
