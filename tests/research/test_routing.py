@@ -220,7 +220,7 @@ ROUTED = {
         "optim": "muon",
         "norm_position": "pre",
     },
-    "stages": {"only": {"judges": ["held_out"], "seeds": [0], "arms": list(ARMS)}},
+    "stages": {"only": {"judges": ["held_out", "entities"], "seeds": [0], "arms": list(ARMS)}},
 }
 
 
@@ -240,7 +240,7 @@ def test_routed_arms_are_run_judged_counted_and_resumed(routed, flags, tmp_path,
     judged, load = [], Routing.load
     monkeypatch.setattr(Routing, "load", lambda self, folder: judged.append(self.kind) or load(self, folder))
     assert study.main(["routed", *flags]) == 0
-    assert judged == list(ARMS)
+    assert judged == ["random_layers"] * 2 + ["router"] * 2  # for both evaluations
     results = {arm: tmp_path / "results" / f"only-{arm}-seed0.json" for arm in ARMS}
     folders = {arm: tmp_path / "out" / "routed" / "only" / arm / "seed-0" for arm in ARMS}
     found = {arm: json.loads(path.read_text()) for arm, path in results.items()}
@@ -301,7 +301,7 @@ def test_routed_arms_are_timed_in_their_phases(routed, flags, tmp_path):  # noqa
 def test_a_router_is_judged_only_by_evaluations_that_know_it(routed, flags, capsys):  # noqa: F811
     routed(stages={"only": {"judges": ["held_out", "blimp"], "seeds": [0], "arms": ["router"]}})
     assert study.main(["routed", *flags]) == 2
-    assert "must be held_out alone for the arm router" in capsys.readouterr().err
+    assert "must be among entities, held_out for the arm router, whose router no" in capsys.readouterr().err
 
 
 def test_an_arm_with_routing_does_not_grow(routed, flags, capsys):  # noqa: F811
