@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.steps import records
 from modeling_electra_exit.trainers.runtime.files import read_json
-from research.report import measured_seconds
+from research.results import measured_seconds
 
 
 POLICIES = {"threads spin": "ACTIVE", "threads sleep": "PASSIVE"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from docs.measurements import ROOT, study, time_to_quality_curve
-from research.report import curve
+from research.results import curve
 
 
 FIGURES = ROOT / "docs" / "figures"

@@ -22,7 +22,7 @@ import numpy as np
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise the recipes of old runs are checked against the Hub
 
 from benchmarks.time_to_quality import GOAL, seconds_to
-from research import report
+from research import results as studied
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -365,13 +365,13 @@ def faults() -> Named:
 @cache
 def study(name: str, stage: str) -> dict[str, list[dict]]:
     """The results of a stage, by arm, in the order of the seeds."""
-    timed = RESULTS / name / report.timing_file(stage)
+    timed = RESULTS / name / studied.timing_file(stage)
     seconds = json.loads(timed.read_text("utf-8")) if timed.exists() else {}
     arms = {}
     for path in sorted((RESULTS / name).glob(f"{stage}-*-seed*.json")):
         result = json.loads(path.read_text("utf-8"))
         arm = result["name"].split("/")[1]
-        result["step_seconds"] = seconds.get(arm.split(report.RATE_MARK)[0])
+        result["step_seconds"] = seconds.get(arm.split(studied.RATE_MARK)[0])
         arms.setdefault(arm, []).append(result)
     return arms
 
@@ -413,12 +413,12 @@ def exits() -> Named:
             str(len(results)),
             cost(results, dense, lambda r: r["flops"]["blocks"]),
             cost(results, dense, lambda r: r["flops"]["total"]),
-            cost(results, dense, report.seconds_of),
+            cost(results, dense, studied.seconds_of),
             values(judged(results, "held_out", "roc_auc")),
             values(judged(results, "held_out", "average_precision")),
         ])  # fmt: skip
     yield "narrow", table(*rows)
-    yield "time", cost(default, dense, report.seconds_of)
+    yield "time", cost(default, dense, studied.seconds_of)
     yield "seeds", f"{len(default)}"
     yield "tokens", f"{default[0]['training']['tokens'] / 1e6:.1f}"
     for name, baseline in (("equal_tokens", dense), ("equal_time", fewer)):
@@ -461,16 +461,16 @@ GENERATORS = {
 def seconds_a_step(result: dict) -> float:
     """Of a run without exits without its fields, some of which a later version may not know."""
     timed = result["step_seconds"]
-    return report.seconds_of(result) / result["training"]["steps"] if "exits" in timed else timed["dense"]
+    return studied.seconds_of(result) / result["training"]["steps"] if "exits" in timed else timed["dense"]
 
 
 def generator_rows(study_name: str, stage: str, columns: dict, suffix: str = "") -> list[list[str]]:
     """A row per generator of a stage: its time per step relative to `mlm`, and `columns` of its results."""
-    arms = report.at_better_rate(study(study_name, stage))
-    baseline = report.find_arm(arms, "mlm")
+    arms = studied.at_better_rate(study(study_name, stage))
+    baseline = studied.find_arm(arms, "mlm")
     rows = []
     for name, title in GENERATORS.items():
-        if results := report.find_arm(arms, name + suffix):
+        if results := studied.find_arm(arms, name + suffix):
             row = [title, cost(results, baseline, seconds_a_step)]
             rows.append(row + [values(judged(results, *column)) for column in columns.values()])
     return rows
@@ -495,10 +495,10 @@ def generators() -> Named:
     yield "exits_min", f"{min(ratios):.2f}"
     yield "exits_max", f"{max(ratios):.2f}"
     for stage in ("screen", "full", "repeated"):
-        mlm = report.find_arm(study("generators", stage), "mlm")
-        yield f"tokens_{stage}", f"{report.tokens_of(mlm):.1f}"
-    full = report.at_better_rate(study("generators", "full"))
-    mlm, unigram = report.find_arm(full, "mlm"), report.find_arm(full, "unigram")
+        mlm = studied.find_arm(study("generators", stage), "mlm")
+        yield f"tokens_{stage}", f"{studied.tokens_of(mlm):.1f}"
+    full = studied.at_better_rate(study("generators", "full"))
+    mlm, unigram = studied.find_arm(full, "mlm"), studied.find_arm(full, "unigram")
     yield "time", cost(unigram, mlm, seconds_a_step)
     easy = judged(mlm, "held_out_easy", "roc_auc")
     yield "mlm_seeds_apart", f"{max(easy) - min(easy):.2f}"

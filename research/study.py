@@ -42,7 +42,8 @@ from modeling_electra_exit.trainers.runtime.files import read_json, write_json
 from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fingerprints
 
 from .judge import BATCH, judge_entities, judge_glue, judge_held_out
-from .report import RATE_MARK, measured_seconds, timing_file, write_report
+from .report import write_report
+from .results import RATE_MARK, measured_seconds, timing_file
 from .routing import Routing, recipe_of, trainer_class
 from .step_timing import time_steps
 
@@ -106,7 +107,7 @@ def study_command(argv: Sequence[str]) -> int:
         if not args.train_files:
             raise UsageError("--train_files must name the text, got none; or give --report_only")
         (time_study if args.time_steps else run_study)(study, chosen_runs(runs, args), args, results)
-    print(write_report(args.study, study, runs, results))
+    print(write_report(args.study, study, results))
     return 0
 
 

@@ -13,7 +13,7 @@ from modeling_electra_exit.exit_policy import capacity
 from modeling_electra_exit.modeling_electra_exit import ElectraEarlyExitLayer
 from modeling_electra_exit.trainers.errors import UsageError
 from research import study
-from research.report import cumulative_flops
+from research.results import cumulative_flops
 from research.routing import RoutedLayer, Routing
 from tests.conftest import masked_batch, tiny_model
 from tests.research.test_study import TINY, flags, studies  # noqa: F401 fixtures

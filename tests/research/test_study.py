@@ -14,18 +14,10 @@ from modeling_electra_exit.trainers.data import preparation
 from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.pretraining.run import build_config
 from research import study
-from research.report import (
-    at_better_rate,
-    cumulative_flops,
-    cumulative_seconds,
-    curve,
-    equal_cost,
-    exits_table,
-    held_out_auc,
-    scores_at_equal_cost,
-)
+from research.results import at_better_rate, cumulative_flops, cumulative_seconds, curve, held_out_auc
 from research.routing import recipe_of
 from research.step_timing import first_of_each
+from research.tables import equal_cost, exits_table, scores_at_equal_cost
 from tests.conftest import WORDS, write_corpus
 from tests.trainers.cli.test_cli import RECIPE
 
@@ -154,7 +146,7 @@ def test_run_continue_and_report(studies, flags, tmp_path, capsys, monkeypatch):
     (results / "FINDINGS.md").write_text("Nothing was found.")
     assert study.main(["tiny", *flags, "--report_only"]) == 0
     report = (results / "README.md").read_text()
-    assert "relative to the arm `random`." in report
+    assert "relative to the arm *random*." in report
     assert "| random | 1.000 | 1.000 |" in report
     assert "](FINDINGS.md)" in report
     assert (results / "FINDINGS.md").read_text() == "Nothing was found."
@@ -267,8 +259,8 @@ def test_generators_are_judged_on_the_same_corruptions_and_their_costs_told(stud
 
     report = (tmp_path / "results" / "README.md").read_text()
     better, everything = report.split("All learning rates:")
-    assert better.count("| frozen@") == 3  # cost and quality, equal cost, difficulty
-    assert everything.count("| frozen@") == 2
+    assert better.count("| frozen, rate ") == 4  # cost and quality, difference, equal cost, difficulty
+    assert everything.count("| frozen, rate ") == 2
     for fragment in ("# Study: which generator?", "equal FLOPs", "log-probability of replacements", "only-pareto.png",
                      "ROC-AUC, hard", "prior FLOPs"):  # fmt: skip
         assert fragment in better + everything
@@ -355,18 +347,18 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
 
     # The second takes twice as long, so it has come half as far when the first is done.
     arms = {"fast": [result(64.0, [(2, 0.6), (4, 0.7)])], "slow": [result(32.0, [(2, 0.7), (4, 0.9)])]}
-    lines = equal_cost(*scores_at_equal_cost(arms, "fast"))
+    lines = equal_cost(*scores_at_equal_cost(arms, "fast"), str)
     assert lines[-2].split(" | ")[1:] == ["0.7000", "0.7000", "0.7000 |"]
     assert lines[-1].split(" | ")[1:] == ["0.9000", "0.9000", "0.7000 |"]
     # Nobody is cut down to an arm that spends next to nothing.
     arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
-    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-3:-1] == lines[-2:]
-    assert equal_cost(*scores_at_equal_cost(arms, "fast"))[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"), str)[-3:-1] == lines[-2:]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"), str)[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
 
     # Arms that differ by their exits alone share a row, whatever their learning rates.
-    assert exits_table(arms, "fast", scores_at_equal_cost(arms, "fast")[1]) == []
+    assert exits_table(arms, "fast", scores_at_equal_cost(arms, "fast")[1], str) == []
     paired = {"fast@0.001": arms["fast"], "fast_exits@0.0005": arms["slow"], "tiny": arms["tiny"]}
-    *_, both, alone = exits_table(paired, "fast", scores_at_equal_cost(paired, "fast")[1])
+    *_, both, alone = exits_table(paired, "fast", scores_at_equal_cost(paired, "fast")[1], str)
     assert both == "| fast | 1.000 | 2.000 | 0.7000 | 0.9000 | 0.7000 | 0.7000 |"
     assert alone == "| tiny | 0.100 |  | 0.6000 |  | 0.6000 |  |"
 
