@@ -24,6 +24,10 @@ from .tables import (
 
 # An optional file, in the folder of the results, with conclusions.
 FINDINGS = "FINDINGS.md"
+REMOVED = (
+    "† The study no longer defines this arm. Its results are kept as measured. In its curves, the operations of a "
+    "step are estimated, so that their sum is the recorded one."
+)
 
 
 @dataclass
@@ -70,7 +74,9 @@ def write_report(name: str, study: dict, results: Path) -> Path:
         lines += section(stage, study, of_study, legend)
         # The arms of a stage with equal times are compared in the envelope.
         for figure, draw in FIGURES.items():
-            if (figure != "pareto" or stage.name not in timed) and draw(stage.chosen, legend, results / f"{stage.name}-{figure}.png"):
+            if (figure != "pareto" or stage.name not in timed) and draw(
+                stage.chosen, legend, results / f"{stage.name}-{figure}.png"
+            ):
                 lines += [f"![{figure}]({stage.name}-{figure}.png)", ""]
     path = results / "README.md"
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -102,8 +108,9 @@ def introduction(name: str, study: dict, stages: list[Stage], legend: Legend, fi
         f"arm *{legend.title(study['baseline'])}* unless the stage names another.",
         "",
         "A downstream task has a column only if it separates the arms: if Cochran's Q of their means exceeds its "
-        "expectation by three standard deviations, with errors from the size of the test set and between seeds. An "
-        "error that is estimated from seeds is itself uncertain, by about 70 % for two seeds and 35 % for five.",
+        "expectation by three standard deviations, with errors from the size of the test set and between seeds. "
+        "Errors between seeds are pooled over the arms of a stage, or of the whole study if the stage has one seed. "
+        "An error that is estimated from seeds is itself uncertain, by about 70 % for two seeds and 35 % for five.",
         "",
     ]
     if "choosing_seed" not in study:
@@ -111,7 +118,7 @@ def introduction(name: str, study: dict, stages: list[Stage], legend: Legend, fi
     if findings:
         lines += [f"Conclusions and their limits: [{FINDINGS}]({FINDINGS}).", ""]
     if removed:
-        lines += ["† The study no longer defines this arm. Its results are kept as measured. Its operations in the course of a run are scaled to their recorded total.", ""]
+        lines += [REMOVED, ""]
     rows = [["arm", "name in the study and in file names"]]
     rows += [[legend.title(arm), f"`{arm}`"] for arm in legend.names if arm in present]
     return [*lines, *markdown(rows), ""]

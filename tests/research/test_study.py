@@ -14,7 +14,15 @@ from modeling_electra_exit.trainers.data import preparation
 from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.pretraining.run import build_config
 from research import study
-from research.results import at_better_rate, cumulative_flops, cumulative_seconds, curve, held_out_auc
+from research.results import (
+    at_better_rate,
+    base,
+    cumulative_flops,
+    cumulative_seconds,
+    curve,
+    held_out_auc,
+    read_results,
+)
 from research.routing import recipe_of
 from research.step_timing import first_of_each
 from research.tables import equal_cost, exits_table, scores_at_equal_cost
@@ -22,6 +30,7 @@ from tests.conftest import WORDS, write_corpus
 from tests.trainers.cli.test_cli import RECIPE
 
 
+RESULTS = Path(study.__file__).parents[1] / "benchmarks" / "results"
 TINY = {
     "title": "which pay?",
     "baseline": "dense",
@@ -353,7 +362,11 @@ def test_scores_are_read_off_the_curves_at_equal_cost():
     # Nobody is cut down to an arm that spends next to nothing.
     arms["tiny"] = [result(640.0, [(2, 0.5), (4, 0.6)], total=0.4)]
     assert equal_cost(*scores_at_equal_cost(arms, "fast"), str)[-3:-1] == lines[-2:]
-    assert equal_cost(*scores_at_equal_cost(arms, "fast"), str)[-1].split(" | ")[1:] == ["0.6000", "0.6000", "0.6000 |"]
+    assert equal_cost(*scores_at_equal_cost(arms, "fast"), str)[-1].split(" | ")[1:] == [
+        "0.6000",
+        "0.6000",
+        "0.6000 |",
+    ]
 
     # Arms that differ by their exits alone share a row, whatever their learning rates.
     assert exits_table(arms, "fast", scores_at_equal_cost(arms, "fast")[1], str) == []
@@ -384,6 +397,9 @@ def test_packaged_studies_make_sense(name):
     content = study.read_study(name)
     runs = study.read_runs(content)
     assert len({run.name for run in runs}) == len(runs)
+    removed = {arm for arms in read_results(content, RESULTS / name).values() for arm in map(base, arms)}
+    assert set(content["titles"]) <= set(content["arms"]) | removed
+    assert len(set(content["titles"].values())) == len(content["titles"])
     assert {run.arm.split("@")[0] for run in runs} == set(content["arms"])
     assert all(stage.get("baseline", content["baseline"]) in stage["arms"] for stage in content["stages"].values())
     for run in runs:
@@ -404,11 +420,10 @@ def test_a_study_is_of_one_text(tmp_path):
 def test_results_that_are_stored_can_still_be_read():
     """Those of arms that a packaged study still has: their fields are legal, and give the operations that
     were counted then, up to how regressors are counted."""
-    results = Path(study.__file__).parents[1] / "benchmarks" / "results"
     read = 0
     for name in ("exits", "generators", "efficiency"):
         for run in study.read_runs(study.read_study(name)):
-            if (path := results / name / run.result_file).exists():
+            if (path := RESULTS / name / run.result_file).exists():
                 result = json.loads(path.read_text())
                 assert cumulative_flops(result)[-1] == pytest.approx(result["flops"]["total"], rel=0.02), path.name
                 read += 1
