@@ -10,13 +10,13 @@ import random
 from pathlib import Path
 from statistics import mean
 
-from docs.measurements import ROOT, study, time_to_quality_curve
-from research.results import curve
+from docs.measurements import ROOT, depth_times, study, time_to_quality_curve
+from research.results import curve, held_out_auc
 
 
 FIGURES = ROOT / "docs" / "figures"
 # Okabe and Ito's colors, which are distinguishable with any color blindness and dark enough for lines on white.
-BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#555555", "#E4E4E4"
+BLUE, ORANGE, GREEN, GREY, LIGHT = "#0072B2", "#D55E00", "#009E73", "#555555", "#E4E4E4"
 ARMS = {"dense": ("no exits", ORANGE), "random_one_exit_early": ("default exits", BLUE)}
 
 
@@ -110,6 +110,42 @@ def draw_time_to_quality() -> None:
     save(figure, "time_to_quality", data)
 
 
+# Color, line and label of the study's arms.
+DEPTH_LINES = {
+    "2_layers": (BLUE, "-", "2 layers"),
+    "4_layers": (GREEN, "-", "4 layers"),
+    "8_layers_grown": (ORANGE, "--", "2, then 4, then 8 layers"),
+    "8_layers_exits": (ORANGE, ":", "8 layers with exits"),
+    "8_layers": (ORANGE, "-", "8 layers"),
+    "12_layers": (GREY, "-", "12 layers"),
+}
+
+
+def depth_data() -> dict:
+    """Seconds and ROC-AUC of each run of the study of depths, by arm."""
+    points = {arm: [] for arm in DEPTH_LINES}
+    for seconds, arms in depth_times().items():
+        for arm in points.keys() & arms.keys():
+            points[arm] += [[seconds, held_out_auc(result)] for result in arms[arm]]
+    return points
+
+
+def draw_depth() -> None:
+    data = depth_data()
+    figure, plot = pyplot().subplots(figsize=(7, 3.8), layout="constrained")
+    for arm, (color, line, label) in DEPTH_LINES.items():
+        times = sorted({seconds for seconds, _ in data[arm]})
+        means = [mean(score for seconds, score in data[arm] if seconds == at) for at in times]
+        plot.plot(times, means, color=color, linestyle=line, linewidth=2, label=label)
+        plot.plot(*zip(*data[arm], strict=True), "o", color=color, markersize=4)
+    plot.set(xlabel="seconds of training, one CPU thread", ylabel="ROC-AUC on held-out text", xscale="log")
+    times = sorted({seconds for points in data.values() for seconds, _ in points})
+    plot.set_xticks(times, [f"{seconds:.0f}" for seconds in times])
+    plot.minorticks_off()
+    plot.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save(figure, "depth", data)
+
+
 # From the top: each box may import those below it.
 ROOMS = (
     (("cli", "the commands"),),
@@ -162,7 +198,12 @@ def _draw_rows(plot, rows, bottom: float, color: str, title: str) -> float:
 
 
 # Figure -> what it shows.
-DATA = {"overview": overview_data, "time_to_quality": loops_data, "architecture": lambda: [ROOMS, MODEL]}
+DATA = {
+    "overview": overview_data,
+    "time_to_quality": loops_data,
+    "depth": depth_data,
+    "architecture": lambda: [ROOMS, MODEL],
+}
 
 
 def drawn(name: str) -> Path:
@@ -172,4 +213,5 @@ def drawn(name: str) -> Path:
 if __name__ == "__main__":
     draw_overview()
     draw_time_to_quality()
+    draw_depth()
     draw_architecture()

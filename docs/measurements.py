@@ -21,6 +21,7 @@ import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise the recipes of old runs are checked against the Hub
 
+from benchmarks.quickstart import whole_run
 from benchmarks.time_to_quality import GOAL, seconds_to
 from research import results as studied
 
@@ -153,20 +154,88 @@ def speed() -> Named:
 EXITING = 0.6
 
 
+# The runs with seed 2 in benchmarks/results/quickstart: title, and the name of the probed checkpoint.
+QUICKSTARTS = {
+    "eight_layers": "before 0.1.0: 8 layers with exits, Adam",
+    "four_layers_unigram": "4 layers, linear decay",
+    "quickstart": "**quickstart: 4 layers, square-root decay**",
+    "two_layers": "2 layers, linear decay",
+    "two_layers_longer": "2 layers, linear decay, longer",
+    "two_layers_sqrt": "2 layers, square-root decay",
+}
+
+
 def quickstart() -> Named:
-    """The quality of four layers, and of eight with exits, after the same time; the quickstart's time to [`GOAL`]."""
-    runs = {
-        name: json.loads((RESULTS / "quickstart" / f"{name}-seed1.json").read_text("utf-8"))["curve"]
-        for name in ("eight_layers", "four_layers", "quickstart")
-    }
-    own = "own_samples/roc_auc"
-    compared = ("eight_layers", "four_layers")
-    seconds = min(runs[name][-1]["seconds"] for name in compared)
-    yield "seconds", f"{seconds:.0f}"
-    for name in compared:
-        at, auc = ([point[key] for point in runs[name]] for key in ("seconds", own))
-        yield name, f"{np.interp(seconds, at, auc):.2f}"
-    yield "goal.seconds", f"{seconds_to(GOAL, runs['quickstart'], own):,.0f}"
+    """The quickstart beside its predecessor and other depths and schedules, all with one seed."""
+    folder, own = RESULTS / "quickstart", "own_samples/roc_auc"
+    runs = {name: json.loads((folder / f"{name}-seed2.json").read_text("utf-8")) for name in QUICKSTARTS}
+    probed = json.loads((folder / "yardstick-depth.json").read_text("utf-8"))
+    rows = [["run", "steps", "seconds", "ROC-AUC", f"seconds to {GOAL}", "named entities"]]
+    for name, title in QUICKSTARTS.items():
+        run, last, found = runs[name], runs[name]["curve"][-1], probed.get(name)
+        finished, reached = last["step"] == run["max_steps"], seconds_to(GOAL, run["curve"], own)
+        rows.append([
+            title,
+            f"{run['max_steps']:,}",
+            f"{last['seconds'] if finished else whole_run(run):,.0f}",
+            f"{last[own]:.3f}" + ("" if finished else f" after {last['step']:,} steps"),
+            f"{reached:,.0f}" if reached else "not reached",
+            f"{found['average_precision']:.3f} ± {found['standard_error']:.3f}" if found else "",
+        ])  # fmt: skip
+        yield f"{name}.auc", f"{last[own]:.3f}"
+        yield f"{name}.seconds", f"{last['seconds']:,.0f}"
+        if found:
+            yield f"{name}.entities", f"{found['average_precision']:.3f}"
+            yield f"{name}.entities_difference", f"{found['difference']:+.3f}"
+            yield f"{name}.entities_error", f"{found['difference_standard_error']:.3f}"
+    yield "runs", table(*rows)
+    yield "goal", f"{GOAL}"
+    for name in ("quickstart", "four_layers_unigram"):
+        reached = seconds_to(GOAL, runs[name]["curve"], own)
+        yield f"{name}.goal", f"{reached:,.0f}"
+        yield f"{name}.goal_share", f"{reached / whole_run(runs['eight_layers']):.2f}"
+
+
+TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000")
+DEPTHS = {
+    "1_layer": "1 layer",
+    "2_layers": "2 layers",
+    "4_layers": "4 layers",
+    "8_layers": "8 layers",
+    "12_layers": "12 layers",
+    "8_layers_exits": "8 layers, the default exits: random, after layer 2, 1/8 continue",
+    "8_layers_random_layers": "8 layers, tokens drawn anew in every layer (random-LTD)",
+    "8_layers_router": "8 layers, learned router in every other layer (Mixture of Depths)",
+    "8_layers_grown": "8 layers: 2 for half of the steps, then 4, then 8",
+    "8_layers_auto": "at most 8 layers, chosen by `--depth_schedule auto` (2 throughout)",
+}
+
+
+def depth() -> Named:
+    """The study of depths at equal training time."""
+    times = depth_times()
+    for judge, metric, name in (("held_out", "roc_auc", "auc"), ("entities", "average_precision", "entities")):
+        rows = [["model", *(f"{seconds:.0f} s" for seconds in times)]]
+        for arm, title in DEPTHS.items():
+            groups = [judged(arms.get(arm, []), judge, metric) for arms in times.values()]
+            if any(groups):
+                rows.append([title, *map(values, groups)])
+        yield name, table(*rows)
+    # Runs of two, four and eight layers whose schedules have about 1,000 steps.
+    of_time = list(times.values())
+    like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
+    yield "equal_steps", ", ".join(f"{studied.held_out_auc(run):.3f}" for run in like)
+    yield "steps", ", ".join(f"{run['training']['steps']:,}" for run in like)
+
+
+def depth_times() -> dict[float, dict[str, list[dict]]]:
+    """The runs of the study of depths by arm, at their better learning rate, for the training time of each stage."""
+    times = {}
+    for stage in TIMES:
+        arms = studied.at_better_rate(study("time", stage), choosing_seed=0)
+        seconds = mean(map(studied.seconds_of, studied.find_arm(arms, "4_layers")))
+        times[seconds] = {studied.base(arm): results for arm, results in arms.items()}
+    return times
 
 
 def time_to_quality() -> Named:
@@ -523,6 +592,7 @@ NUMBERS = {
     "speed": speed,
     "exit_steps": exit_steps,
     "quickstart": quickstart,
+    "depth": depth,
     "time_to_quality": time_to_quality,
     "domain_adapt": domain_adapt,
     "inference": inference,

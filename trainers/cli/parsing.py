@@ -190,9 +190,14 @@ def parse_fields(
     """Like [`parse`], for a recipe that has already been read."""
     parser = build_parser(command)
     flags = [with_underscores(token) for token in flags]
-    if {f"--{source}" for source in command.sources} & {token.split("=")[0] for token in flags}:
+    on_the_command_line = {token.split("=")[0] for token in flags}
+    replaced = set()
+    if {f"--{source}" for source in command.sources} & on_the_command_line:
         # Text named on the command line replaces the recipe's text, whatever their kinds of source.
-        recipe = {name: value for name, value in recipe.items() if name not in (*command.sources, "language")}
+        replaced |= {*command.sources, "language"}
+    if "--lr_scheduler_type" in on_the_command_line:
+        replaced.add("lr_scheduler_kwargs")  # those of the recipe's schedule
+    recipe = {name: value for name, value in recipe.items() if name not in replaced}
     tokens = recipe_arguments(recipe) + flags
     known = {option for action in parser._actions for option in action.option_strings}
     for token in tokens:

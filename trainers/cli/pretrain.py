@@ -14,10 +14,10 @@ PAGE = Page(
         "  electra-exit pretrain electra-small --train_files my.txt --output_dir runs/mine --bf16 auto",
         "  electra-exit pretrain domain-adapt --init_from MODEL --train_files my.txt --output_dir runs/mine",
     ),
-    description="Pre-train from a recipe: domain-adapt, electra-base, electra-small, quickstart, or a YAML file of "
-    "your own. Every field of a recipe is also a flag, and flags override the recipe. The defaults below apply to "
-    "fields that the recipe does not set. --help_all lists all flags; --debug shows tracebacks. Repeat the command to "
-    "continue an interrupted run.",
+    description="Pre-train from a recipe: domain-adapt, electra-base, electra-small, electra-small-fast, quickstart, "
+    "or a YAML file of your own. Every field of a recipe is also a flag, and flags override the recipe. The defaults "
+    "below apply to fields that the recipe does not set. --help_all lists all flags; --debug shows tracebacks. Repeat "
+    "the command to continue an interrupted run.",
     options={
         "text": {
             "train_files FILE ...": "local .txt, .jsonl, .json, .csv or .parquet files, plain or .gz or .xz; folders "

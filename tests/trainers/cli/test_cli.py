@@ -25,7 +25,7 @@ from modeling_electra_exit.trainers.runtime import checkpoints, cpu_kernels
 from tests.conftest import write_corpus
 
 
-PRETRAIN_RECIPES = ["domain-adapt", "electra-base", "electra-small", "quickstart"]
+PRETRAIN_RECIPES = ["domain-adapt", "electra-base", "electra-small", "electra-small-fast", "quickstart"]
 FINETUNING_RECIPES = ["glue-base", "glue-large", "glue-small", "small-models"]
 RECIPE = {
     "vocab_size": 80,
@@ -127,6 +127,15 @@ def test_text_named_on_the_command_line_replaces_the_recipes():
     assert (data.demo_corpus, data.train_files) == (True, None)
 
 
+def test_a_schedule_named_on_the_command_line_replaces_the_recipes_with_its_parameters():
+    _, _, training, _ = parsing.parse(["quickstart"])
+    assert (training.lr_scheduler_type, training.lr_scheduler_kwargs) == ("polynomial", {"power": 0.5})
+    _, _, training, _ = parsing.parse(["quickstart", "--lr_scheduler_type", "constant"])
+    assert (training.lr_scheduler_type, training.lr_scheduler_kwargs) == ("constant", None)
+    cubic = ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power": 3}']
+    assert parsing.parse(["quickstart", *cubic])[2].lr_scheduler_kwargs == {"power": 3}
+
+
 @pytest.mark.parametrize("name", PRETRAIN_RECIPES)
 def test_packaged_recipes_parse(name):
     config, data, training, _ = parsing.parse([name])
@@ -134,7 +143,7 @@ def test_packaged_recipes_parse(name):
     assert training.exit_warmup == 0.1
     if name == "electra-small":
         assert (training.train_batch_size, training.learning_rate, training.max_steps) == (128, 5e-4, 1_000_000)
-    if name.startswith("electra"):  # as published
+    if name in ("electra-small", "electra-base"):  # as published
         assert not pretraining.build_config(config).has_exit_heads
         assert training.lr_scheduler_type == "electra"
 
@@ -305,8 +314,7 @@ def test_mistakes_are_one_line_and_touch_nothing(recipe, tmp_path, tokenizer, ca
 def test_recipes_that_are_not_there_or_not_recipes(tmp_path, capsys):
     assert run("quikstart") == 2
     assert (
-        "no recipe `quikstart`: give a YAML file, or one of domain-adapt, electra-base, electra-small, quickstart"
-        in capsys.readouterr().err
+        f"no recipe `quikstart`: give a YAML file, or one of {', '.join(PRETRAIN_RECIPES)}" in capsys.readouterr().err
     )
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     assert run(str(tmp_path / "list.yaml")) == 2
