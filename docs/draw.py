@@ -110,20 +110,21 @@ def draw_time_to_quality() -> None:
     save(figure, "time_to_quality", data)
 
 
-# Color, line and label of the study's arms.
-DEPTH_LINES = {
-    "2_layers": (BLUE, "-", "2 layers"),
-    "4_layers": (GREEN, "-", "4 layers"),
-    "8_layers_grown": (ORANGE, "--", "2, then 4, then 8 layers"),
-    "8_layers_exits": (ORANGE, ":", "8 layers with exits"),
-    "8_layers": (ORANGE, "-", "8 layers"),
-    "12_layers": (GREY, "-", "12 layers"),
+# Color, marker and label of the study's arms.
+DEPTH_ARMS = {
+    "2_layers": (BLUE, "o", "2 layers"),
+    "4_layers": (GREEN, "o", "4 layers"),
+    "8_layers_grown": (ORANGE, "^", "2, then 4, then 8 layers"),
+    "8_layers_router": (ORANGE, "D", "8 layers, learned router"),
+    "8_layers_exits": (ORANGE, "s", "8 layers with exits"),
+    "8_layers": (ORANGE, "o", "8 layers"),
+    "12_layers": (GREY, "o", "12 layers"),
 }
 
 
 def depth_data() -> dict:
     """Seconds and ROC-AUC of each run of the study of depths, by arm."""
-    points = {arm: [] for arm in DEPTH_LINES}
+    points = {arm: [] for arm in DEPTH_ARMS}
     for seconds, arms in depth_times().items():
         for arm in points.keys() & arms.keys():
             points[arm] += [[seconds, held_out_auc(result)] for result in arms[arm]]
@@ -133,11 +134,11 @@ def depth_data() -> dict:
 def draw_depth() -> None:
     data = depth_data()
     figure, plot = pyplot().subplots(figsize=(7, 3.8), layout="constrained")
-    for arm, (color, line, label) in DEPTH_LINES.items():
+    for arm, (color, marker, label) in DEPTH_ARMS.items():
         times = sorted({seconds for seconds, _ in data[arm]})
         means = [mean(score for seconds, score in data[arm] if seconds == at) for at in times]
-        plot.plot(times, means, color=color, linestyle=line, linewidth=2, label=label)
-        plot.plot(*zip(*data[arm], strict=True), "o", color=color, markersize=4)
+        plot.plot(times, means, color=color, marker=marker, markersize=5, linewidth=2, label=label)
+        plot.plot(*zip(*data[arm], strict=True), marker, color=color, markersize=5)
     plot.set(xlabel="seconds of training, one CPU thread", ylabel="ROC-AUC on held-out text", xscale="log")
     times = sorted({seconds for points in data.values() for seconds, _ in points})
     plot.set_xticks(times, [f"{seconds:.0f}" for seconds in times])

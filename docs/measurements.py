@@ -196,6 +196,7 @@ def quickstart() -> Named:
         yield f"{name}.goal_share", f"{reached / whole_run(runs['eight_layers']):.2f}"
 
 
+RATE = "0.001"
 TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000")
 DEPTHS = {
     "1_layer": "1 layer",
@@ -221,6 +222,22 @@ def depth() -> Named:
             if any(groups):
                 rows.append([title, *map(values, groups)])
         yield name, table(*rows)
+    # Where there are three seeds of two and four layers.
+    seconds, arms = list(times.items())[TIMES.index("time_of_2000")]
+    shallow, deeper = (judged(arms[arm], "held_out", "roc_auc") for arm in ("2_layers", "4_layers"))
+    differences = list(np.subtract(shallow, deeper))
+    yield "seconds", f"{seconds:.0f}"
+    yield "difference", f"{mean(differences):+.3f}"
+    yield "error", f"{standard_error(differences):.3f}"
+    yield "seeds", f"{len(differences)}"
+    faster = study("time", "time_of_2000")["2_layers@0.002"]
+    yield "faster", values(judged(faster, "held_out", "roc_auc"), ".3f")
+    yield "as_fast", f"{shallow[0]:.3f}"
+    longest, runs = list(times.items())[-1]
+    deep, flat = (runs[arm][0]["judged"]["entities"] for arm in ("12_layers", "2_layers"))
+    yield "longest", f"{longest:.0f}"
+    yield "late_entities", f"{deep['average_precision'] - flat['average_precision']:+.3f}"
+    yield "late_error", f"{stdev(np.subtract(deep['resamples'], flat['resamples']).tolist()):.3f}"
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
     of_time = list(times.values())
     like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
@@ -229,12 +246,11 @@ def depth() -> Named:
 
 
 def depth_times() -> dict[float, dict[str, list[dict]]]:
-    """The runs of the study of depths by arm, at their better learning rate, for the training time of each stage."""
+    """The runs of the study of depths by arm, at one learning rate, for the training time of each stage."""
     times = {}
     for stage in TIMES:
-        arms = studied.at_better_rate(study("time", stage), choosing_seed=0)
-        seconds = mean(map(studied.seconds_of, studied.find_arm(arms, "4_layers")))
-        times[seconds] = {studied.base(arm): results for arm, results in arms.items()}
+        arms = {studied.base(arm): found for arm, found in study("time", stage).items() if arm.endswith(f"@{RATE}")}
+        times[mean(map(studied.seconds_of, arms["4_layers"]))] = arms
     return times
 
 
