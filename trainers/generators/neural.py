@@ -107,9 +107,9 @@ class SelfProposals(NeuralGenerator):
         multipliers = torch.randint(-(2**63), 2**63 - 1, (length,), generator=torch.Generator().manual_seed(0))
         self.multipliers = multipliers.to(device)
         known, longest = text_keys(context.sequences, multipliers.numpy())
-        self._forget(torch.from_numpy(known).to(device), longest)
+        self.forget(torch.from_numpy(known).to(device), longest)
 
-    def _forget(self, known: torch.Tensor, longest: int):
+    def forget(self, known: torch.Tensor, longest: int):
         """Start without proposals, for sequences of at most `longest` tokens with the hashes `known`, ascending."""
         self.known, self.places = known, num_chosen(self.mlm_probability, longest)
         self.proposals = torch.full((len(known) * self.places + 1,), -1, dtype=self.dtype, device=known.device)
@@ -150,7 +150,7 @@ class SelfProposals(NeuralGenerator):
         here, there = inputs["mlm_labels"] != -100, inputs["proposal_mask"]
         text, attention_mask = originals(inputs["input_ids"], inputs["mlm_labels"]), inputs.get("attention_mask")
         keys, simulated = self.keys(text, attention_mask), copy.copy(self)
-        simulated._forget(keys.sort().values, text.shape[1])
+        simulated.forget(keys.sort().values, text.shape[1])
         masked = {"input_ids": text, "mlm_labels": text.masked_fill(~there, -100), "masked_positions": None}
         previous = simulated.corrupt({**inputs, **masked}, 0.0)
         read = {name: previous[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in previous}
