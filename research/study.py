@@ -174,7 +174,6 @@ def read_runs(study: dict) -> list[Run]:
         for name, stage in study["stages"].items()
         for seed in stage["seeds"]
         for arm in stage["arms"]
-        for own in [study["arms"][arm]]
         for rate in stage.get("learning_rates", [None])
     ]
     for run in runs:
