@@ -78,13 +78,14 @@ class Routing:
         return list(zip(tokens, tokens, strict=True))
 
     def step_flops(self, config: ElectraEarlyExitConfig, rows: int, length: int, exits_active: bool) -> StepFlops:
-        """As [`~trainers.runtime.flops.step_flops`] of a training step; the routers, one product per routed layer,
-        count as part of the layers."""
-        flops = step_flops(config, rows, length, exits_active, layers=self.layer_tokens(config, length, exits_active))
-        if self.learned:
-            routers = len(ROUTED[self.kind](config.num_hidden_layers))
-            flops.blocks += TRAINING_FACTOR * routers * rows * 2 * length * config.hidden_size
-        return flops
+        """As [`~trainers.runtime.flops.step_flops`] of a training step."""
+        layers = self.layer_tokens(config, length, exits_active)
+        return step_flops(config, rows, length, exits_active, layers=layers) + self.router_flops(config, rows, length)
+
+    def router_flops(self, config: ElectraEarlyExitConfig, rows: int, length: int) -> StepFlops:
+        """FLOPs of the routers in a training step, one product per routed layer, as part of the layers."""
+        routers = len(ROUTED[self.kind](config.num_hidden_layers)) if self.learned else 0
+        return StepFlops(TRAINING_FACTOR * routers * rows * 2 * length * config.hidden_size, 0, 0)
 
     def apply(self, model: ElectraEarlyExitForPreTraining) -> list["RoutedLayer"]:
         """Replace the routed layers of a model by [`RoutedLayer`]s with the same weights, and return them.
@@ -184,8 +185,8 @@ class RoutedTrainer(ElectraEarlyExitTrainer):
         return self.routing.layer_tokens(config, length, exits_active)
 
     def step_flops(self, config, rows, length, exits_active):
-        flops = self.routing.step_flops(config, rows, length, exits_active)
-        return flops + StepFlops(0, 0, self.flops_beside(rows, length))
+        routers = self.routing.router_flops(config, rows, length)
+        return super().step_flops(config, rows, length, exits_active) + routers
 
 
 def recipe_of(fields: dict) -> dict:
