@@ -49,7 +49,9 @@ def row_noise(seeds: torch.Tensor, length: int, streams: int) -> torch.Tensor:
         `torch.FloatTensor` of shape `(batch, length, streams)`, fp32, in (0, 1).
     """
     places = torch.arange(1, length + 1, device=seeds.device).unsqueeze(1)
-    counters = places + torch.arange(0, streams << 32, 1 << 32, device=seeds.device)
+    # Bitwise, because Inductor folds sums and products of ranges into index expressions, which Triton computes in 32
+    # bits.
+    counters = places | (torch.arange(streams, device=seeds.device) << 32)
     # Multiplications wrap around, as intended. Right shifts are arithmetic; the masks clear the sign bits.
     state = seeds[:, None, None] + counters * -0x61C8864680B583EB
     state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47

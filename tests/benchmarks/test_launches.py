@@ -260,3 +260,29 @@ def test_a_step_is_one_graph_and_compiled_once():
             torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
             losses[1].backward()
             assert all(parameter.grad is not None for parameter in compiled.parameters())
+
+
+@pytest.mark.parametrize("policy", ["random", "topk"])
+def test_arithmetic_on_ranges_fits_into_32_bits(policy):
+    """Inductor folds sums and products of ranges into index expressions, which Triton computes in 32 bits: larger
+    numbers do not compile for a GPU."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.graph)
+        return graph.forward
+
+    model = tiny_model(num_hidden_layers=3, exit_policy=policy).train()
+    torch._dynamo.reset()
+    model.compile(backend=backend, fullgraph=True)
+    model(**with_positions(masked_batch(padding=8)))
+    torch._dynamo.reset()
+    folded = {"arange", "add", "sub", "mul", "neg", "unsqueeze", "view", "reshape", "expand", "getitem"}
+    ranges = set()
+    for node in graphs[0].nodes:
+        name = getattr(node.target, "__name__", node.target)
+        if name == "arange" or (name in folded and ranges.intersection(node.all_input_nodes)):
+            ranges.add(node)
+            numbers = [value for value in node.args if type(value) is int]
+            assert all(abs(number) < 2**31 for number in numbers), f"{node.format_node()}\n{node.stack_trace}"
+    assert len(ranges) > 3
