@@ -117,6 +117,58 @@ def step_table(file: str, *cases: str) -> str:
     return table(*rows)
 
 
+def on_a_gpu() -> Named:
+    """The tables of `benchmarks/gpu.py`."""
+    found = records("gpu")
+    rows = [["model", "tokens", "variant", "step", "speed over plain loop", "peak memory", "launches", "waits"]]
+    for size, title in (("electra-small", "ELECTRA-Small"), ("electra-base", "ELECTRA-Base")):
+        for length in ("128", "512"):
+            for variant in ("hf-loop", "dense", "exits"):
+                name = f"{size}/{length}/bf16/{variant}"
+                if (name, "step_seconds") in found:
+                    value = {metric: record["value"] for (each, metric), record in found.items() if each == name}
+                    rows.append([
+                        title,
+                        length,
+                        VARIANTS[variant],
+                        f"{value['step_seconds'] * 1e3:,.0f} ms",
+                        f"{found[name, 'tokens_per_second']['ratio'] or 1:.2f}",
+                        f"{value['peak_bytes'] / 2**20:,.0f} MiB",
+                        f"{value['launches']:,.0f}",
+                        f"{value['waits']:.0f}",
+                    ])  # fmt: skip
+    yield "gpu", table(*rows)
+    small = {variant: found[f"electra-small/128/bf16/{variant}", "step_seconds"] for variant in ("dense", "exits")}
+    launches = found["electra-small/128/bf16/dense", "launches"]["value"]
+    yield "gpu_launch_us", f"{small['dense']['value'] / launches * 1e6:.0f}"
+    yield "gpu_exits", f"{small['exits']['value'] / small['dense']['value']:.2f}"
+    yield "gpu_memory", f"{found['electra-small/128/bf16/dense', 'peak_bytes']['ratio']:.2f}"
+    rows = [["batch", "full depth", "with exits", "ratio", "layers with exits"]]
+    for size in (1, 8, 32, 64, 256):
+        dense, half = (f"electra-small/128/bf16/batch-{size}/{variant}" for variant in ("dense", "exits.half"))
+        speed_of = {name: found[name, "examples_per_second"]["value"] for name in (dense, half)}
+        rows.append([
+            str(size),
+            f"{speed_of[dense]:,.0f}/s",
+            f"{speed_of[half]:,.0f}/s",
+            f"{speed_of[half] / speed_of[dense]:.2f}",
+            f"{found[half, 'layers']['value']:.1f}",
+        ])  # fmt: skip
+    yield "gpu_inference", table(*rows)
+    rows = [["run", "tokens", "seconds", "ROC-AUC"]]
+    for arm, title in (
+        ("dense", "`electra-small`"), ("muon", "`electra-small --optim muon`"), ("fast", "`electra-small-fast`"),
+    ):  # fmt: skip
+        last = max(int(name.rsplit("-", 1)[1]) for name, _ in found if name.startswith(f"quality/{arm}/step-"))
+        rows.append([
+            title,
+            f"{found[f'quality/{arm}', 'tokens']['value'] / 1e6:.1f} M",
+            f"{found[f'quality/{arm}/step-{last}', 'seconds']['value']:.0f}",
+            f"{found[f'quality/{arm}', 'roc_auc']['value']:.3f}",
+        ])  # fmt: skip
+    yield "gpu_quality", table(*rows)
+
+
 def speed() -> Named:
     yield "zen3", step_table("training_step-zen3", "128/fp32", "512/fp32")
     yield "avx512", step_table("training_step", "128/fp32", "128/bf16")
@@ -129,6 +181,7 @@ def speed() -> Named:
             yield f"{variant}_{length}", f"{zen3[name, 'tokens_per_second']['ratio']:.1f}"
             yield f"{variant}_{length}_memory", f"{zen3[name, 'peak_bytes']['ratio']:.2f}"
 
+    yield from on_a_gpu()
     muon = records("training_step-muon")
     rows = [["model", "ELECTRA's Adam", "Muon for the layers, Adam for the rest"]]
     for size, title in (
