@@ -1,8 +1,7 @@
 """Held-out quality against training time, for a plain loop and for this package.
 
     for arm in plain electra-pytorch ours; do
-        OMP_NUM_THREADS=1 python -m benchmarks.time_to_quality $arm --minutes 20 --folder runs/time-to-quality \\
-            --results benchmarks/results/time_to_quality
+        OMP_NUM_THREADS=1 python -m benchmarks.time_to_quality $arm --results benchmarks/results/time_to_quality
     done
     python -m benchmarks.time_to_quality summary --results benchmarks/results/time_to_quality
 
@@ -14,13 +13,23 @@ quickstart's text, tokenizer, model sizes, sequences per step and share of maske
 Each arm's learning rate reaches 0 at the end of its time.
 
 Time is the CPU time of the arm's process, excluding evaluations; on a shared machine, run the arms at the same time.
+Or measure the steps of all arms in alternating turns, and let each step count as the measured time, on whatever
+machine the arms then run:
+
+    OMP_NUM_THREADS=1 python -m benchmarks.time_to_quality timing --results benchmarks/results/time_to_quality
+    python -m benchmarks.time_to_quality plain --minutes 60 --timed --results benchmarks/results/time_to_quality
+
 Quality is the ROC-AUC on a fixed corruption of the held-out text, with replacements sampled by frequency. Repeat the
 command to continue an interrupted arm.
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +44,13 @@ from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForR
 from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run
 from modeling_electra_exit.trainers.runtime.checkpoints import newest_intact
 from modeling_electra_exit.trainers.runtime.files import read_json, write_json
+from research.step_timing import steps_of, take_turns
 from research.study import corrupt_held_out
 
 
 PLAIN, PACKAGE, OURS = ARMS = ("plain", "electra-pytorch", "ours")
 GOAL = 0.88
+TIMING = "step-seconds.json"
 # Number of held-out sequences per evaluation, and of evaluations per run.
 EVALUATED, EVALUATIONS = 384, 20
 # ELECTRA-Small's learning rate, the share of the run for warm-up, and the weight of the discriminator's loss.
@@ -73,7 +84,7 @@ class Curve:
         logits, labels = [], []
         for batch in self.batches:
             with torch.inference_mode():
-                answers = model(**{name: batch[name] for name in READ if name in batch}).logits
+                answers = model(**{name: batch[name].to(model.device) for name in READ if name in batch}).logits.cpu()
             mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
             logits.append(answers[mask])
             labels.append(batch["labels"][mask])
@@ -164,39 +175,85 @@ def endless_batches(sequences: Dataset, collate, size: int, skip: int) -> Iterat
                 yield collate(list(sequences.select(order[at : at + size])))
 
 
-def run_plain(arm: str, config, training, packed, tokenizer, curve: Curve, args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    generator, discriminator = plain_models(config)
-    step = PlainStep(generator, discriminator) if arm == PLAIN else PackageStep(generator, discriminator, tokenizer)
-    optimizer = torch.optim.AdamW(step.parameters(), args.rate, eps=1e-6, weight_decay=0.01)
-    state, before, number = args.folder / f"{arm}.pt", 0.0, 0
+class PlainLoop:
+    """A model, its optimizer, and one step of them."""
+
+    def __init__(self, arm: str, config, training, tokenizer, rate: float):
+        generator, self.discriminator = plain_models(config)
+        models = (generator, self.discriminator)
+        self.model = PlainStep(*models) if arm == PLAIN else PackageStep(*models, tokenizer)
+        self.model.to(training.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), rate, eps=1e-6, weight_decay=0.01)
+        self.device = training.device
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model({name: value.to(self.device) for name, value in batch.items()}).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def run_plain(loop: PlainLoop, training, packed, collate, curve: Curve, args: argparse.Namespace) -> None:
+    state, before, number = args.folder / f"{args.name}.pt", 0.0, 0
     if state.exists():
         saved = torch.load(state, weights_only=False)
-        step.load_state_dict(saved["step"])
-        optimizer.load_state_dict(saved["optimizer"])
+        loop.model.load_state_dict(saved["model"])
+        loop.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
         before, number = saved["seconds"], saved["number"]
-    collate = DataCollatorForReplacedTokenDetection(tokenizer, args.length)
     batches = endless_batches(packed["train"], collate, training.per_device_train_batch_size, number)
-    budget, start, left_out = 60 * args.minutes, time.process_time(), 0.0
+    budget, clock = 60 * args.minutes, clock_of(args, lambda: number)
+    start = clock()
     due = budget / EVALUATIONS * (1 + int(before / budget * EVALUATIONS))
-    while (seconds := before + time.process_time() - start - left_out) < budget:
+    while (seconds := before + clock() - start) < budget:
         over = seconds / budget
-        for group in optimizer.param_groups:
+        for group in loop.optimizer.param_groups:
             group["lr"] = args.rate * min(over / WARMUP, (1 - over) / (1 - WARMUP))
-        step(next(batches)).backward()
-        torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loop.step(next(batches))
         number += 1
-        seconds = before + time.process_time() - start - left_out
+        seconds = before + clock() - start
         if seconds >= min(due, budget):
-            mark = time.process_time()
-            curve.measure(discriminator, number, seconds)
-            saved = {"step": step.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**saved, "random": torch.get_rng_state(), "seconds": seconds, "number": number}, state)
+            with clock.stopped():
+                curve.measure(loop.discriminator, number, seconds)
+                saved = {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict()}
+                torch.save({**saved, "random": torch.get_rng_state(), "seconds": seconds, "number": number}, state)
             due += budget / EVALUATIONS
-            left_out += time.process_time() - mark
+
+
+# ---- Clocks ----
+
+
+class ProcessorTime:
+    """The CPU time of this process, excluding evaluations."""
+
+    def __init__(self):
+        self.left_out = 0.0
+
+    def __call__(self) -> float:
+        return time.process_time() - self.left_out
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.left_out += time.process_time() - start
+
+
+class StepTime:
+    """A fixed time per step."""
+
+    def __init__(self, seconds: float, steps: Callable[[], int]):
+        self.seconds, self.steps = seconds, steps
+
+    def __call__(self) -> float:
+        return self.seconds * self.steps()
+
+    def stopped(self):
+        return nullcontext()
+
+
+def clock_of(args: argparse.Namespace, steps: Callable[[], int]) -> ProcessorTime | StepTime:
+    return ProcessorTime() if args.step_seconds is None else StepTime(args.step_seconds, steps)
 
 
 # ---- Ours ----
@@ -216,27 +273,17 @@ class Measure(TrainerCallback):
         seconds = self.trainer.pace.elapsed
         if seconds < self.due and state.global_step < state.max_steps:
             return
-        mark = time.process_time()
-        self.curve.measure(self.trainer.model, state.global_step, seconds)
-        self.trainer.clock.left_out += time.process_time() - mark
+        with self.trainer.clock.stopped():
+            self.curve.measure(self.trainer.model, state.global_step, seconds)
         self.due += self.every
         control.should_save = True
-
-
-class ProcessorTime:
-    """The CPU time of this process, excluding evaluations."""
-
-    left_out = 0.0
-
-    def __call__(self) -> float:
-        return time.process_time() - self.left_out
 
 
 def run_ours(words: list[str], curve: Curve, args: argparse.Namespace) -> None:
     given = ["--train_time", f"{60 * args.minutes:g}s", "--save_steps", "1000000", "--disable_tqdm", "true"]
     config, data, training, _ = parse([*words, *given])
     trainer, *_ = build_trainer(config, data, training)
-    trainer.clock = ProcessorTime()
+    trainer.clock = clock_of(args, lambda: trainer.state.global_step)
     trainer.add_callback(Measure(trainer, curve))
     trainer.train(resume_from_checkpoint=newest_intact(Path(training.output_dir)))
 
@@ -256,30 +303,40 @@ def seconds_to(goal: float, curve: list[dict], metric: str = "roc_auc") -> float
 
 
 def summary(folder: Path) -> str:
-    """A table of the arms that have results."""
-    runs = {arm: read_json(path) for arm in ARMS if (path := folder / f"{arm}.json").exists()}
-    best = max((point["roc_auc"] for point in runs[PLAIN]["curve"]), default=GOAL) if PLAIN in runs else GOAL
-    lines = [f"| arm | seconds | steps | ROC-AUC | seconds to {best:.3f} | to {GOAL} |", "|---|---|---|---|---|---|"]
-    for arm, run in runs.items():
+    """A table of all runs. The goals are the best quality of the plain loops, and [`GOAL`]."""
+    runs = {path.stem: run for path in sorted(folder.glob("*.json")) if "curve" in (run := read_json(path))}
+    best = max((best_of(run) for run in runs.values() if run["arm"] == PLAIN), default=GOAL)
+    lines = [f"| run | seconds | steps | ROC-AUC | seconds to {best:.3f} | to {GOAL} |", "|---|---|---|---|---|---|"]
+    for name, run in runs.items():
         last = run["curve"][-1]
         times = [seconds_to(goal, run["curve"]) for goal in (best, GOAL)]
         cells = ["not reached" if time is None else f"{time:,.0f}" for time in times]
         lines.append(
-            f"| {arm} | {last['seconds']:,.0f} | {last['step']:,} | {last['roc_auc']:.4f} | {' | '.join(cells)} |"
+            f"| {name} | {last['seconds']:,.0f} | {last['step']:,} | {last['roc_auc']:.4f} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
 
+def best_of(run: dict) -> float:
+    return max(point["roc_auc"] for point in run["curve"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("arm", choices=[*ARMS, "summary"])
+    parser.add_argument("arm", choices=[*ARMS, "timing", "summary"])
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate of the plain loops")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--timed", action="store_true", help="let each step count as the time that `timing` measured")
+    parser.add_argument("--turns", type=int, default=10, help="turns of `timing`, of three counted steps of each arm")
+    parser.add_argument("--name", help="name of the result (default: that of the arm)")
     parser.add_argument("--folder", type=Path, default=Path("runs/time-to-quality"), help="folder of the checkpoints")
     parser.add_argument("--results", type=Path, required=True, help="folder of the results")
     args, flags = parser.parse_known_args()
-    if args.arm != "summary":
+    args.name = args.name or args.arm
+    if args.arm == "timing":
+        measure_steps(args, flags)
+    elif args.arm != "summary":
         run(args, flags)
     print(summary(args.results))
 
@@ -288,22 +345,48 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     """Run one arm. `flags` are flags of `electra-exit pretrain`, for example for another text."""
     args.folder.mkdir(parents=True, exist_ok=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    output = ["--output_dir", str(args.folder / "ours"), "--report_to", "none", "--seed", str(args.seed)]
-    words = ["quickstart", "--generator_type", "mlm", *flags, *output]
+    args.step_seconds = read_json(args.results / TIMING)[args.arm] if args.timed else None
+    words = words_of(args, flags)
     fields, data, training, _ = parse(words)
-    args.length = data.max_seq_length
     config, packed, tokenizer, _ = prepare_run(fields, data)
     held_out = corrupt_held_out(*parse([*words, *CORRUPTION])[:3])
     held_out = held_out.select(range(min(EVALUATED, len(held_out))))
     facts = {"arm": args.arm, "minutes": args.minutes, "seed": args.seed, "threads": torch.get_num_threads(),
-             "layers": config.num_hidden_layers, "rate": training.learning_rate if args.arm == OURS else args.rate,
-             "flags": flags}  # fmt: skip
-    collate = DataCollatorForReplacedTokenDetection(tokenizer, args.length)
-    curve = Curve(args.results / f"{args.arm}.json", facts, held_out, collate)
+             "step_seconds": args.step_seconds, "layers": config.num_hidden_layers,
+             "rate": training.learning_rate if args.arm == OURS else args.rate, "flags": flags}  # fmt: skip
+    collate = DataCollatorForReplacedTokenDetection(tokenizer, data.max_seq_length)
+    curve = Curve(args.results / f"{args.name}.json", facts, held_out, collate)
     if args.arm == OURS:
         run_ours(words, curve, args)
     else:
-        run_plain(args.arm, config, training, packed, tokenizer, curve, args)
+        torch.manual_seed(args.seed)
+        loop = PlainLoop(args.arm, config, training, tokenizer, args.rate)
+        run_plain(loop, training, packed, collate, curve, args)
+
+
+def words_of(args: argparse.Namespace, flags: list[str]) -> list[str]:
+    """The command of our run, whose text, sizes and batches all arms have."""
+    output = ["--output_dir", str(args.folder / args.name), "--report_to", "none", "--seed", str(args.seed)]
+    return ["quickstart", "--generator_type", "mlm", *flags, *output]
+
+
+def measure_steps(args: argparse.Namespace, flags: list[str]) -> None:
+    """Time the steps of all installed arms in alternating turns, and write the median seconds of each."""
+    args.results.mkdir(parents=True, exist_ok=True)
+    fields, data, training, _ = parse([*words_of(args, flags), "--corpus_init", "false"])
+    config, packed, tokenizer, _ = prepare_run(fields, data)
+    trainer, *_ = build_trainer(fields, data, training)
+    steps = {OURS: partial(next, steps_of(trainer))}
+    collate = DataCollatorForReplacedTokenDetection(tokenizer, data.max_seq_length)
+    for arm in ARMS:
+        if arm == OURS or (arm == PACKAGE and find_spec("electra_pytorch") is None):
+            continue
+        loop = PlainLoop(arm, config, training, tokenizer, args.rate)
+        batches = endless_batches(packed["train"], collate, training.per_device_train_batch_size, 0)
+        steps[arm] = partial(lambda loop, batches: loop.step(next(batches)), loop, batches)
+    seconds = {arm: statistics.median(samples) for arm, samples in take_turns(steps, args.turns).items()}
+    write_json(args.results / TIMING, seconds)
+    print(", ".join(f"{arm}: {each:.3f} s" for arm, each in seconds.items()))
 
 
 if __name__ == "__main__":

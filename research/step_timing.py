@@ -37,7 +37,7 @@ def time_steps(trainers: dict[str, ElectraEarlyExitTrainer], turns: int) -> dict
     is excluded. The trainers cannot be used afterwards."""
     steps = {}
     for name, trainer in trainers.items():
-        endless = _steps(trainer)
+        endless = steps_of(trainer)
         for variant, number in first_of_each(trainer).items():
             steps[name, variant] = partial(_step_as, trainer, number, endless)
     medians = {name: {} for name in trainers}
@@ -61,7 +61,7 @@ def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
     return first
 
 
-def _steps(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:
+def steps_of(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:
     """Run one training step per iteration, as [`~transformers.Trainer.train`] does."""
     trainer.state.max_steps = trainer.args.max_steps
     trainer.current_gradient_accumulation_steps = 1

@@ -19,20 +19,14 @@ SIZES = [
 def measure(tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "corpus.txt", documents=100)
 
-    def run(arm, minutes=0.02):
-        words = [
-            "x",
-            arm,
-            "--minutes",
-            str(minutes),
-            "--folder",
-            str(tmp_path / "runs"),
-            "--results",
-            str(tmp_path / "r"),
-        ]
-        monkeypatch.setattr("sys.argv", [*words, "--train_files", str(corpus), *SIZES])
+    def run(arm, minutes=0.02, more=()):
+        words = [arm, "--minutes", minutes, "--folder", tmp_path / "runs", "--results", tmp_path / "r", *more]
+        if arm == "timing":
+            words += ["--turns", "1"]
+        monkeypatch.setattr("sys.argv", ["x", *map(str, words), "--train_files", str(corpus), *SIZES])
         time_to_quality.main()
-        return read_json(tmp_path / "r" / f"{arm}.json")
+        name = more[-1] if more else "step-seconds" if arm == "timing" else arm
+        return read_json(tmp_path / "r" / f"{name}.json")
 
     return run
 
@@ -83,3 +77,16 @@ def test_the_time_to_a_quality_is_between_two_points():
     assert time_to_quality.seconds_to(0.6, curve) == pytest.approx(15)
     assert time_to_quality.seconds_to(0.4, curve) == 10
     assert time_to_quality.seconds_to(0.8, curve) is None
+
+
+@pytest.mark.parametrize("arm", ["plain", "ours"])
+def test_a_timed_step_counts_as_measured(measure, arm, tmp_path):
+    """Whatever time the steps of the run itself take."""
+    measure("timing")
+    assert set(read_json(tmp_path / "r" / time_to_quality.TIMING)) >= {"plain", "ours"}
+    (tmp_path / "r" / time_to_quality.TIMING).write_text('{"plain": 10.0, "ours": 20.0}')
+    made = measure(arm, minutes=2, more=["--timed", "--name", "timed"])
+    seconds = {"plain": 10, "ours": 20}[arm]
+    assert made["step_seconds"] == seconds
+    assert [point["seconds"] for point in made["curve"]] == [seconds * point["step"] for point in made["curve"]]
+    assert made["curve"][-1]["seconds"] == 120
