@@ -110,7 +110,7 @@ def draw_time_to_quality() -> None:
         plot.plot([s / 60 for s in seconds], scores, color=color, linewidth=2.2, label=label)
         plot.plot(seconds[-1] / 60, scores[-1], "o", color=color)
     plot.set(xlabel="minutes of one CPU thread", ylabel="ROC-AUC on held-out text", ylim=(0.48, 0.9))
-    plot.legend(loc="upper left", frameon=False)
+    plot.legend(loc="center right", frameon=False)
     save(figure, "time_to_quality", data)
 
 

@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from statistics import mean, quantiles, stdev
 
-import numpy as np
-
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise the recipes of old runs are checked against the Hub
 
@@ -287,10 +285,21 @@ def depth() -> Named:
     yield "faster", values(judged(faster, "held_out", "roc_auc"), ".3f")
     yield "as_fast", f"{studied.held_out_auc(arms['2_layers'][0]):.3f}"
     longest, runs = list(times.items())[-1]
-    deep, flat = (runs[arm][0]["judged"]["entities"] for arm in ("12_layers", "2_layers"))
     yield "longest", f"{longest:.0f}"
-    yield "late_entities", f"{deep['average_precision'] - flat['average_precision']:+.3f}"
-    yield "late_error", f"{stdev(np.subtract(deep['resamples'], flat['resamples']).tolist()):.3f}"
+    pairs = paired(runs["2_layers"], runs["12_layers"], None)
+    for name, measure in (
+        ("late_auc", Measure("ROC-AUC", "held_out", "roc_auc")),
+        ("late_entities", Measure("named entities", "entities", "average_precision")),
+    ):
+        ahead, error, _ = difference(pairs, measure)
+        yield name, f"{ahead:+.3f}"
+        yield f"{name}_error", f"{error:.3f}"
+    rows = [["model", "ROC-AUC", "named entities"]]
+    for arm in ("2_layers", "4_layers", "8_layers", "12_layers"):
+        runs = study("time_little", "time_of_2000")[f"{arm}@{RATE}"]
+        both = (judged(runs, "held_out", "roc_auc"), judged(runs, "entities", "average_precision"))
+        rows.append([DEPTHS[arm], *map(values, both)])
+    yield "little", table(*rows)
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
     of_time = list(times.values())
     like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
