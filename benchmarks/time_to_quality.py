@@ -345,7 +345,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
     """Run one arm. `flags` are flags of `electra-exit pretrain`, for example for another text."""
     args.folder.mkdir(parents=True, exist_ok=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    args.step_seconds = read_json(args.results / TIMING)[args.arm] if args.timed else None
+    args.step_seconds = step_seconds(args) if args.timed else None
     words = words_of(args, flags)
     fields, data, training, _ = parse(words)
     config, packed, tokenizer, _ = prepare_run(fields, data)
@@ -362,6 +362,15 @@ def run(args: argparse.Namespace, flags: list[str]) -> None:
         torch.manual_seed(args.seed)
         loop = PlainLoop(args.arm, config, training, tokenizer, args.rate)
         run_plain(loop, training, packed, collate, curve, args)
+
+
+def step_seconds(args: argparse.Namespace) -> float:
+    """The seconds of a step of this arm that `timing` measured."""
+    path = args.results / TIMING
+    measured = read_json(path) if path.exists() else {}
+    if args.arm not in measured:
+        raise SystemExit(f"--timed requires the time of a step of {args.arm} in {path}; run `timing` first")
+    return measured[args.arm]
 
 
 def words_of(args: argparse.Namespace, flags: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import mean, quantiles, stdev
 
@@ -115,55 +116,59 @@ def step_table(file: str, *cases: str) -> str:
     return table(*rows)
 
 
-def on_a_gpu() -> Named:
-    """The tables of `benchmarks/gpu.py`."""
+def gpu_steps() -> Named:
+    """The training steps of `benchmarks/gpu.py`."""
     found = records("gpu")
     rows = [["model", "tokens", "variant", "step", "speed over plain loop", "peak memory", "launches", "waits"]]
-    for size, title in (("electra-small", "ELECTRA-Small"), ("electra-base", "ELECTRA-Base")):
-        for length in ("128", "512"):
-            for variant in ("hf-loop", "dense", "exits"):
-                name = f"{size}/{length}/bf16/{variant}"
-                if (name, "step_seconds") in found:
-                    value = {metric: record["value"] for (each, metric), record in found.items() if each == name}
-                    rows.append([
-                        title,
-                        length,
-                        VARIANTS[variant],
-                        f"{value['step_seconds'] * 1e3:,.0f} ms",
-                        f"{found[name, 'tokens_per_second']['ratio'] or 1:.2f}",
-                        f"{value['peak_bytes'] / 2**20:,.0f} MiB",
-                        f"{value['launches']:,.0f}",
-                        f"{value['waits']:.0f}",
-                    ])  # fmt: skip
+    sizes = {"electra-small": "ELECTRA-Small", "electra-base": "ELECTRA-Base"}
+    for size, length, variant in product(sizes, ("128", "512"), ("hf-loop", "dense", "exits")):
+        name = f"{size}/{length}/bf16/{variant}"
+        if (name, "step_seconds") in found:
+            value = {metric: record["value"] for (each, metric), record in found.items() if each == name}
+            rows.append([
+                sizes[size],
+                length,
+                VARIANTS[variant],
+                f"{value['step_seconds'] * 1e3:,.0f} ms",
+                f"{found[name, 'tokens_per_second']['ratio'] or 1:.2f}",
+                f"{value['peak_bytes'] / 2**20:,.0f} MiB",
+                f"{value['launches']:,.0f}",
+                f"{value['waits']:.0f}",
+            ])  # fmt: skip
     yield "gpu", table(*rows)
-    small = {variant: found[f"electra-small/128/bf16/{variant}", "step_seconds"] for variant in ("dense", "exits")}
-    launches = found["electra-small/128/bf16/dense", "launches"]["value"]
-    yield "gpu_launch_us", f"{small['dense']['value'] / launches * 1e6:.0f}"
-    yield "gpu_exits", f"{small['exits']['value'] / small['dense']['value']:.2f}"
-    yield "gpu_memory", f"{found['electra-small/128/bf16/dense', 'peak_bytes']['ratio']:.2f}"
+    dense, exits = (f"electra-small/128/bf16/{variant}" for variant in ("dense", "exits"))
+    seconds = found[dense, "step_seconds"]["value"]
+    yield "gpu_launch_us", f"{seconds / found[dense, 'launches']['value'] * 1e6:.0f}"
+    yield "gpu_exits", f"{found[exits, 'step_seconds']['value'] / seconds:.2f}"
+    yield "gpu_memory", f"{found[dense, 'peak_bytes']['ratio']:.2f}"
+
+
+def gpu_inference() -> Named:
+    """The classifiers of `benchmarks/gpu.py`."""
+    found = records("gpu")
     rows = [["batch", "full depth", "with exits", "ratio", "layers with exits"]]
     for size in (1, 8, 32, 64, 256):
-        dense, half = (f"electra-small/128/bf16/batch-{size}/{variant}" for variant in ("dense", "exits.half"))
-        speed_of = {name: found[name, "examples_per_second"]["value"] for name in (dense, half)}
-        rows.append([
-            str(size),
-            f"{speed_of[dense]:,.0f}/s",
-            f"{speed_of[half]:,.0f}/s",
-            f"{speed_of[half] / speed_of[dense]:.2f}",
-            f"{found[half, 'layers']['value']:.1f}",
-        ])  # fmt: skip
+        names = (f"electra-small/128/bf16/batch-{size}/{variant}" for variant in ("dense", "exits.half"))
+        (dense, _), (half, layers) = (
+            [found[name, metric]["value"] for metric in ("examples_per_second", "layers")] for name in names
+        )
+        rows.append([str(size), f"{dense:,.0f}/s", f"{half:,.0f}/s", f"{half / dense:.2f}", f"{layers:.1f}"])
     yield "gpu_inference", table(*rows)
+
+
+def gpu_quality() -> Named:
+    """The pre-training runs of `benchmarks/gpu.py` that finished."""
+    found = records("gpu")
     rows = [["run", "tokens", "seconds", "ROC-AUC"]]
-    for arm, title in (
-        ("dense", "`electra-small`"), ("muon", "`electra-small --optim muon`"), ("fast", "`electra-small-fast`"),
-    ):  # fmt: skip
-        last = max(int(name.rsplit("-", 1)[1]) for name, _ in found if name.startswith(f"quality/{arm}/step-"))
-        rows.append([
-            title,
-            f"{found[f'quality/{arm}', 'tokens']['value'] / 1e6:.1f} M",
-            f"{found[f'quality/{arm}/step-{last}', 'seconds']['value']:.0f}",
-            f"{found[f'quality/{arm}', 'roc_auc']['value']:.3f}",
-        ])  # fmt: skip
+    for arm, command in (("dense", ""), ("muon", " --optim muon"), ("fast", "-fast")):
+        name = f"quality/{arm}"
+        tokens, auc = (found[name, metric]["value"] for metric in ("tokens", "roc_auc"))
+        seconds = max(
+            record["value"]
+            for (each, metric), record in found.items()
+            if each.startswith(f"{name}/step-") and metric == "seconds"
+        )
+        rows.append([f"`electra-small{command}`", f"{tokens / 1e6:.1f} M", f"{seconds:.0f}", f"{auc:.3f}"])
     yield "gpu_quality", table(*rows)
 
 
@@ -179,7 +184,9 @@ def speed() -> Named:
             yield f"{variant}_{length}", f"{zen3[name, 'tokens_per_second']['ratio']:.1f}"
             yield f"{variant}_{length}_memory", f"{zen3[name, 'peak_bytes']['ratio']:.2f}"
 
-    yield from on_a_gpu()
+    yield from gpu_steps()
+    yield from gpu_inference()
+    yield from gpu_quality()
     muon = records("training_step-muon")
     rows = [["model", "ELECTRA's Adam", "Muon for the layers, Adam for the rest"]]
     for size, title in (
