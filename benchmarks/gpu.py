@@ -517,7 +517,7 @@ def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> No
                 results.add(f"quality/{arm}", "failed", 1.0, "the command failed")
                 continue
             curves[arm] = add_run(results, arm, Path(folder) / arm)
-    if all(curves.values()):
+    if curves and all(curves.values()):
         reached = min(max(roc_auc for _, roc_auc in curve) for curve in curves.values())
         for arm, curve in curves.items():
             at = next(seconds for seconds, roc_auc in curve if roc_auc >= reached)
