@@ -302,9 +302,14 @@ def seconds_to(goal: float, curve: list[dict], metric: str = "roc_auc") -> float
     return None
 
 
+def read_runs(folder: Path) -> dict[str, dict]:
+    """The results of all runs, by name."""
+    return {path.stem: run for path in sorted(folder.glob("*.json")) if "curve" in (run := read_json(path))}
+
+
 def summary(folder: Path) -> str:
     """A table of all runs. The goals are the best quality of the plain loops, and [`GOAL`]."""
-    runs = {path.stem: run for path in sorted(folder.glob("*.json")) if "curve" in (run := read_json(path))}
+    runs = read_runs(folder)
     best = max((best_of(run) for run in runs.values() if run["arm"] == PLAIN), default=GOAL)
     lines = [f"| run | seconds | steps | ROC-AUC | seconds to {best:.3f} | to {GOAL} |", "|---|---|---|---|---|---|"]
     for name, run in runs.items():

@@ -21,7 +21,7 @@ from statistics import mean, quantiles, stdev
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise the recipes of old runs are checked against the Hub
 
 from benchmarks.quickstart import whole_run
-from benchmarks.time_to_quality import GOAL, best_of, seconds_to, summary
+from benchmarks.time_to_quality import GOAL, TIMING, best_of, read_runs, seconds_to, summary
 from research import results as studied
 from research.measures import Measure, standard_error
 from research.tables import difference, paired
@@ -326,19 +326,18 @@ def depth_times() -> dict[float, dict[str, list[dict]]]:
 def time_to_quality() -> Named:
     """The best quality of the plain loops, and the time that the quickstart takes to it."""
     folder = RESULTS / "time_to_quality"
-    curves = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
-    steps = curves.pop("step-seconds")
-    ours = curves["ours"]["curve"]
+    runs, steps = read_runs(folder), json.loads((folder / TIMING).read_text("utf-8"))
+    ours = runs["ours"]["curve"]
     yield "table", summary(folder)
     for arm, name in (("plain", "plain"), ("electra-pytorch", "package")):
-        runs = [run for run in curves.values() if run["arm"] == arm]
-        best = max(runs, key=best_of)
-        goal, at = best_of(best), best["curve"][-1]["seconds"]
+        best = max((run for run in runs.values() if run["arm"] == arm), key=best_of)
+        goal = best_of(best)
+        theirs, own = (seconds_to(goal, curve) for curve in (best["curve"], ours))
         yield f"{name}_step", f"{steps[arm]:.2f}"
         yield f"{name}_best", f"{goal:.3f}"
-        yield f"{name}_seconds", f"{at:,.0f}"
-        yield f"{name}_ours", f"{seconds_to(goal, ours):.0f}"
-        yield f"{name}_ratio", f"{at / seconds_to(goal, ours):.0f}"
+        yield f"{name}_seconds", f"{theirs:,.0f}"
+        yield f"{name}_ours", f"{own:.0f}"
+        yield f"{name}_ratio", f"{theirs / own:.0f}"
     yield "ours_step", f"{steps['ours']:.2f}"
     yield "ours_last", f"{ours[-1]['roc_auc']:.3f}"
     yield "ours_seconds", f"{ours[-1]['seconds']:.0f}"
