@@ -13,7 +13,7 @@ from modeling_electra_exit.trainers.finetuning.examples import read_examples
 from modeling_electra_exit.trainers.finetuning.run import encode_splits, evaluate, train
 from modeling_electra_exit.trainers.finetuning.starting import Start
 from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection
-from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
+from modeling_electra_exit.trainers.runtime.cpu_kernels import to_best_device
 
 from .resampling import resampled
 from .routing import Routing
@@ -44,13 +44,13 @@ def judge_held_out(
         `roc_auc_standard_error` and `average_precision_standard_error` that come from the choice of the sequences.
     """
     model = AutoModelForPreTraining.from_pretrained(folder).eval() if routing is None else routing.load(folder)
-    suit_attention(model, model.device)
+    device = to_best_device(model)
     logits, labels = [], []  # of each sequence
     for start in range(0, len(sequences), BATCH):
         batch = collate(list(sequences.select(range(start, min(start + BATCH, len(sequences))))))
         mask = batch.get("attention_mask", torch.ones_like(batch["labels"])).bool()
         with torch.inference_mode():
-            answers = model(**{name: batch[name] for name in READ if name in batch}).logits
+            answers = model(**{name: batch[name].to(device) for name in READ if name in batch}).logits.cpu()
         for row, kept in enumerate(mask):
             logits.append(answers[row, kept].float())
             labels.append(batch["labels"][row, kept])

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import modeling_electra_exit  # noqa: F401 registers the architecture
 from modeling_electra_exit.trainers.errors import UsageError
-from modeling_electra_exit.trainers.runtime.cpu_kernels import suit_attention
+from modeling_electra_exit.trainers.runtime.cpu_kernels import to_best_device
 from modeling_electra_exit.trainers.runtime.files import write_json
 
 from .resampling import resampled
@@ -84,7 +84,7 @@ def probe(checkpoint: str, sentences: dict[str, list], model: PreTrainedModel | 
     if not tokenizer.is_fast:
         raise UsageError(f"the probe requires a fast tokenizer, which maps tokens to words, but {checkpoint} has none")
     model = model or AutoModel.from_pretrained(checkpoint).eval()
-    suit_attention(model, model.device)
+    to_best_device(model)
     inputs = {split: with_ones(word_states(model, tokenizer, sentences[split])) for split in SPLITS}
     labels = np.concatenate([inside for _, inside in sentences["train"]])
     scores = inputs["test"] @ ridge(inputs["train"], labels)
@@ -101,7 +101,7 @@ def word_states(model, tokenizer, sentences: list) -> np.ndarray:
         encoded = tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=longest, padding=True, return_tensors="pt"
         )
-        states = model(**encoded).last_hidden_state.float().numpy()
+        states = model(**encoded.to(model.device)).last_hidden_state.float().cpu().numpy()
         for row, of_row in enumerate(words):
             first = {}
             for position, word in enumerate(encoded.word_ids(row)):

@@ -34,9 +34,7 @@ class Predictor:
         self.task = task_of(config)
         self.tokenizer = read_tokenizer(checkpoint)
         self.model = load_for(head_class(self.task), checkpoint).eval()
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.model.to(self.device)
-        cpu_kernels.suit_attention(self.model, self.device)
+        self.device = cpu_kernels.to_best_device(self.model)
 
     def __call__(self, rows: Iterable[dict]) -> Iterator[tuple[dict, int]]:
         """Predict each row, in order.

@@ -63,9 +63,7 @@ class Scorer:
         self.policy = "none" if exit_entropy_threshold is None else "threshold"
         self.tokenizer: PreTrainedTokenizerBase = read_tokenizer(checkpoint)
         self.model = load_for(ElectraEarlyExitForPreTraining, checkpoint, **overrides).eval()
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.model.to(self.device)
-        cpu_kernels.suit_attention(self.model, self.device)
+        self.device = cpu_kernels.to_best_device(self.model)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[Score]:
         """The score of each text, in the order of the texts."""

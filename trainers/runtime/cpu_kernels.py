@@ -69,6 +69,14 @@ def suit_attention(model: PreTrainedModel, device: torch.device | str) -> None:
         model.set_attn_implementation("electra_cpu" if isinstance(model, ElectraPreTrainedModel) else "eager")
 
 
+def to_best_device(model: PreTrainedModel) -> torch.device:
+    """Move the model to the accelerator if there is one, with the attention that suits it. Returns the device."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model.to(device)
+    suit_attention(model, device)
+    return device
+
+
 def prefers_onednn() -> bool:
     """Whether oneDNN is expected to multiply fp32 matrices faster than MKL: on non-Intel processors with AVX-512.
 
