@@ -188,18 +188,19 @@ def measured_seconds(training: dict) -> float:
 
 
 def cumulative_seconds(result: dict) -> list[float]:
-    """Seconds after each step: from the times of `--time_steps` if there are any, else from the run itself. Also from
-    the run itself if its depth changes, because the timed steps are of the first depth."""
-    steps = result["training"]["steps"]
-    timed = result.get("step_seconds")
-    if timed is None or "depth_schedule" in result["fields"]:
+    """Seconds after each step: from the times of `--time_steps` if there are any, else from the run itself. The forks
+    by which a run chooses its depth are not included."""
+    steps, timed = result["training"]["steps"], result.get("step_seconds")
+    if timed is None:
         return [measured_seconds(result["training"]) * (step + 1) / steps for step in range(steps)]
     _, _, args, _ = _arguments(result)
-    return list(
-        accumulate(
-            timed["exits" if "exits" in timed and args.exits_active(s, steps) else "dense"] for s in range(steps)
-        )
-    )
+
+    def seconds(step: int) -> float:
+        depth = next((depth for first, depth in reversed(result.get("depths", [])) if step >= first), None)
+        of_depth = timed if depth is None else timed[str(depth)]
+        return of_depth["exits" if "exits" in of_depth and args.exits_active(step, steps) else "dense"]
+
+    return list(accumulate(map(seconds, range(steps))))
 
 
 def _arguments(result: dict) -> tuple:
@@ -234,7 +235,7 @@ def cumulative_flops(result: dict) -> list[float]:
     flops = list(
         accumulate(generator + (exiting if args.exits_active(step, steps) else dense) for step in range(steps))
     )
-    derived = not result.get("removed") and "depth_schedule" not in result["fields"]
+    derived = not result.get("removed") and result["fields"].get("depth_schedule") is None
     return flops if derived else [spent * result["flops"]["total"] / flops[-1] for spent in flops]
 
 

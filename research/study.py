@@ -33,11 +33,12 @@ from modeling_electra_exit.trainers.data.reading import load_documents
 from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.finetuning.blimp import judge_blimp
 from modeling_electra_exit.trainers.generators.cached import CACHE_REPORT
-from modeling_electra_exit.trainers.generators.registry import build_generator
+from modeling_electra_exit.trainers.generators.registry import IN_MODEL, build_generator
 from modeling_electra_exit.trainers.pretraining.cached_replacements import cache_replacements
 from modeling_electra_exit.trainers.pretraining.collator import DataCollatorForReplacedTokenDetection, build_collator
 from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run, pretrain
 from modeling_electra_exit.trainers.pretraining.starting import starting_point
+from modeling_electra_exit.trainers.runtime.depths import read_depths
 from modeling_electra_exit.trainers.runtime.files import read_json, write_json
 from modeling_electra_exit.trainers.runtime.run_folder import METRICS_FILE, fingerprints
 
@@ -154,8 +155,14 @@ def read_runs(study: dict) -> list[Run]:
     arms is run with all of them; if it has `steps`, each arm has its own number of steps.
 
     Raises:
-        UsageError: if the routing of an arm is malformed, or not known to an evaluation of its stage.
+        UsageError: if the routing of an arm is malformed, or not known to an evaluation of its stage; or if the study
+            does not define how to corrupt its held-out text.
     """
+    if not study.get("corruptions") and study["base"].get("generator_type", "mlm") in IN_MODEL:
+        raise UsageError(
+            "the study must define `corruptions`, because the `generator_type` of its base, "
+            f"{study['base'].get('generator_type', 'mlm')}, cannot corrupt the held-out text without a model"
+        )
     runs = [
         Run(
             name,
@@ -204,7 +211,8 @@ def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
 
 
 def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
-    """Time the steps of each arm, at one learning rate, and write one file per stage."""
+    """Time the steps of each arm, at one learning rate, and write one file per stage. Arms whose depth changes have
+    times for each of their depths."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
     results.mkdir(parents=True, exist_ok=True)
@@ -214,11 +222,30 @@ def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: 
         for arm, run in arms.items():
             places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
             places["corpus_init"] = False  # takes minutes and does not affect the step time
-            arguments = parse_fields({**recipe_of(run.fields), **places})
-            trainers[arm], *_ = build_trainer(*arguments[:3], trainer_class=trainer_class(run.routing))
-        seconds = time_steps(trainers, args.time_steps)
+            for depth, fields in fields_by_depth(run.fields).items():
+                arguments = parse_fields({**recipe_of(fields), **places})
+                trainers[arm, depth], *_ = build_trainer(*arguments[:3], trainer_class=trainer_class(run.routing))
+        seconds = {}
+        for (arm, depth), found in time_steps(trainers, args.time_steps).items():
+            if depth is None:
+                seconds[arm] = found
+            else:
+                seconds.setdefault(arm, {})[depth] = found
         path = results / timing_file(stage)
         path.write_text(json.dumps(seconds, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def fields_by_depth(fields: dict) -> dict[str | None, dict]:
+    """The fields of a run without a depth schedule, for each of its depths; for `None` if it has only one."""
+    if fields.get("depth_schedule") is None:
+        return {None: fields}
+    deepest, alone = fields["num_hidden_layers"], {**fields, "depth_schedule": None}
+    # The generator is the same at all depths.
+    alone["generator_num_hidden_layers"] = fields.get("generator_num_hidden_layers") or deepest
+    return {
+        str(depth): {**alone, "num_hidden_layers": depth}
+        for depth in read_depths(fields["depth_schedule"], deepest).depths
+    }
 
 
 def shared_places(study: dict, args: argparse.Namespace) -> tuple[Path, dict]:
@@ -393,6 +420,7 @@ def collect(run: Run, folder: Path) -> dict:
         "fields": run.fields,
         "log": [log[step] for step in sorted(log)],
         "train_runtime": seconds,
+        **({"depths": depths} if (depths := read_json(folder / "config.json").get("pretraining_depths")) else {}),
         "generator": {name: measured["evaluation"][name] for name in OWN_GENERATOR if name in measured["evaluation"]},
         **{part: measured[part] for part in ("training", "flops", "parameters", "kept_share", "versions")},
     }
@@ -431,7 +459,9 @@ def judge(
         for name, sequences in corrupted.items():
             evaluations[f"held_out_{name}"] = partial(judge_corrupted, folder, sequences, run.routing)
     elif "held_out" in run.judges:
-        evaluations["held_out"] = partial(corrupt_and_judge, folder, data_args, settings["held_out"], run.routing)
+        evaluations["held_out"] = partial(
+            corrupt_and_judge, folder, data_args, study["base"]["generator_type"], settings["held_out"], run.routing
+        )
     if "entities" in run.judges and args.entities is not None:
         evaluations["entities"] = partial(judge_entities, folder, args.entities, run.routing)
     if "blimp" in run.judges and args.blimp is not None:
@@ -451,9 +481,10 @@ def judge_corrupted(folder: Path, sequences: Dataset, routing: Routing | None) -
     return judge_held_out(folder, sequences, collate, routing)
 
 
-def corrupt_and_judge(folder: Path, data_args, options: dict, routing: Routing | None) -> dict:
-    """[`judge_held_out`] on the held-out text of a run, corrupted in the same way for all runs of a study."""
-    config, documents = AutoConfig.from_pretrained(folder), load_documents(data_args)
+def corrupt_and_judge(folder: Path, data_args, generator_type: str, options: dict, routing: Routing | None) -> dict:
+    """[`judge_held_out`] on the held-out text of a run, corrupted in the same way for all runs of a study, whatever
+    their own generators."""
+    config, documents = AutoConfig.from_pretrained(folder, generator_type=generator_type), load_documents(data_args)
     # The same tokenizer as in the run, so that the packed text is found in the cache.
     tokenizer = load_tokenizer(data_args, config.vocab_size, documents["train"])
     packed, _ = pack(

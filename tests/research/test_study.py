@@ -347,6 +347,42 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
     assert "Times are computed from median step times" in (tmp_path / "results" / "README.md").read_text()
 
 
+def test_a_run_whose_depth_changes_is_timed_and_counted_at_each_depth(studies, flags, tmp_path):
+    plain = {"exit_policy": "none", "exit_layers": [], "exit_capacities": []}
+    content = {
+        **TINY,
+        "arms": {"dense": plain, "grown": {**plain, "depth_schedule": "1:0.5,4"}},
+        "stages": {"only": {"judges": ["held_out"], "seeds": [0], "arms": ["dense", "grown"]}},
+    }
+    (studies / "grown.yaml").write_text(yaml.safe_dump(content))
+    assert study.main(["grown", *flags, "--time_steps", "1"]) == 0
+    path = tmp_path / "results" / "only-step-seconds.json"
+    timed = json.loads(path.read_text())
+    assert {name: sorted(found) for name, found in timed.items()} == {"dense": ["dense"], "grown": ["1", "4"]}
+    assert timed["grown"]["1"]["dense"] < timed["grown"]["4"]["dense"]
+    path.write_text(json.dumps({"dense": {"dense": 3.0}, "grown": {"1": {"dense": 1.0}, "4": {"dense": 3.0}}}))
+    assert study.main(["grown", *flags]) == 0
+    grown = next(group for arm, group in read_results(content, tmp_path / "results")["only"].items() if arm == "grown")
+    assert grown[0]["depths"] == [[0, 1], [2, 4]]
+    assert cumulative_seconds(grown[0]) == [1, 2, 5, 8]
+
+
+def test_an_arm_with_the_models_generator_is_judged_like_the_others(studies, flags, tmp_path, capsys):
+    content = {
+        **TINY,
+        "arms": {"dense": {"exit_policy": "none"}, "mlm": {"exit_policy": "none", "generator_type": "mlm"}},
+        "stages": {"only": {"judges": ["held_out"], "seeds": [0], "arms": ["dense", "mlm"]}},
+    }
+    (studies / "mixed.yaml").write_text(yaml.safe_dump(content))
+    assert study.main(["mixed", *flags]) == 0
+    results = [json.loads((tmp_path / "results" / f"only-{arm}-seed0.json").read_text()) for arm in content["arms"]]
+    assert len({result["judged"]["held_out"]["replaced_rate"] for result in results}) == 1
+
+    (studies / "mixed.yaml").write_text(yaml.safe_dump({**content, "base": {**TINY["base"], "generator_type": "mlm"}}))
+    assert study.main(["mixed", *flags]) == 2
+    assert "must define `corruptions`, because the `generator_type` of its base, mlm," in capsys.readouterr().err
+
+
 def test_scores_are_read_off_the_curves_at_equal_cost():
     def result(speed, scores, total=1.0):
         log = [{"step": step, "eval_a_roc_auc": score, "eval_b_roc_auc": score} for step, score in scores]
