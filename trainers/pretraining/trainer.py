@@ -655,13 +655,15 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
         inputs = self.prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        # Copies, because a captured step writes its next outputs to the same memory.
+        loss = loss.detach().clone()
         if prediction_loss_only:
-            return loss.detach(), None, None
-        labels = outputs.rtd_labels
+            return loss, None, None
+        labels = outputs.rtd_labels.clone()
         if (mask := inputs.get("attention_mask")) is not None:
             labels = labels.masked_fill(mask == 0, -100)
         logits = torch.stack([outputs.logits, *(outputs.exit_logits or ())], dim=-1)
-        return loss.detach(), logits.float(), labels
+        return loss, logits.float(), labels
 
     # ---- Saving ----
 

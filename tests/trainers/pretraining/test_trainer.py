@@ -1,9 +1,11 @@
+import functools
 import json
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForPreTraining
 
@@ -354,6 +356,50 @@ def test_means_skip_micro_steps_without_the_value():
         means.add({"loss": static, **({"auc": static} if value > 1 else {})})
     assert means.take(1) == {"loss": 3, "auc": 4}
     assert not means
+
+
+@pytest.mark.parametrize("generator_type", ["mlm", "unigram"])
+def test_nothing_reads_the_outputs_of_an_earlier_step(tokenizer, tmp_path, generator_type):
+    """With CUDA graphs (`--torch_compile_mode reduce-overhead`), the next step writes to the same memory."""
+    logs = []
+    for captured in (False, True):
+        model = tiny_model(exit_policy="random", generator_type=generator_type, vocab_size=len(tokenizer))
+        trainer = make_trainer(
+            tokenizer, tmp_path, model, max_steps=12, logging_steps=5, eval_strategy="steps", eval_steps=6,
+            per_device_eval_batch_size=2, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        )  # fmt: skip
+        if captured:
+            forward, earlier = model.forward, []
+
+            @functools.wraps(forward)
+            def overwriting(*args, forward=forward, earlier=earlier, **kwargs):
+                for tensor in earlier:
+                    tensor.data.fill_(3)
+                outputs = forward(*args, **kwargs)
+                given = {value.data_ptr() for value in kwargs.values() if isinstance(value, torch.Tensor)}
+                found = pytree.tree_leaves(tuple(outputs.values()))
+                earlier[:] = [t for t in found if isinstance(t, torch.Tensor) and t.data_ptr() not in given]
+                return outputs
+
+            model.forward = overwriting
+        trainer.train()
+        timed = ("seconds", "runtime", "per_second")
+        logs.append([
+            {name: value for name, value in entry.items() if not name.endswith(timed)}
+            for entry in trainer.state.log_history
+        ])  # fmt: skip
+    assert len([entry for entry in logs[0] if "eval_roc_auc" in entry]) == 2
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("loss_only", [False, True])
+def test_predictions_are_copies_of_the_models_outputs(tokenizer, tmp_path, loss_only):
+    trainer, returned = make_trainer(tokenizer, tmp_path, tiny_model(vocab_size=len(tokenizer))), []
+    trainer.model.register_forward_hook(lambda module, args, outputs: returned.append(outputs))
+    batch = next(iter(trainer.get_eval_dataloader()))
+    found = trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=loss_only)
+    memory = {t.data_ptr() for t in pytree.tree_leaves(tuple(returned[0].values())) if isinstance(t, torch.Tensor)}
+    assert [t for t in found if t is not None and t.data_ptr() in memory] == []
 
 
 def test_the_exit_loss_warms_up(tokenizer, tmp_path):
