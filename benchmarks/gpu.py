@@ -16,6 +16,8 @@ each part, with a list of records as in the other benchmarks:
   product of two large matrices in the same process.
 - `inference`: a classifier at full depth, with exits that no example takes, and with exits that half of the examples
   reaching them take.
+- `training`: the time of whole steps of our Trainer on text, from the data loader to the optimizer, with and without
+  `--torch_compile`.
 - `quality`: ELECTRA-Small on text for the remaining time, split equally between the published recipe, the recipe
   `electra-small-fast`, and the published one with Muon and with the default exits: held-out ROC-AUC, and the seconds
   to the best ROC-AUC that all reach.
@@ -43,6 +45,7 @@ START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 # Packages that a machine with PyTorch is assumed to have, by prefix.
 LEFT_OUT = ("torch", "triton", "nvidia", "cuda", "numpy", "scipy", "pandas", "pyarrow", "scikit-learn", "setuptools")
+COMPILED = ("--torch_compile", "true", "--torch_compile_mode", "reduce-overhead")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -63,8 +66,17 @@ class Plan:
     peak_size: int = 8192
     # Shares of the time. Time that a part leaves is added to the later parts.
     shares: dict = field(
-        default_factory=lambda: {"correctness": 0.15, "steps": 0.3, "inference": 0.05, "quality": 0.5}
+        default_factory=lambda: {"correctness": 0.1, "steps": 0.3, "inference": 0.05, "training": 0.2, "quality": 0.35}
     )
+    # The runs of `training`.
+    trainers: dict = field(
+        default_factory=lambda: {
+            "dense": ("electra-small",),
+            "dense.compiled": ("electra-small", *COMPILED),
+            "exits.compiled": ("electra-small", "--exit_policy", "random", *COMPILED),
+        }
+    )
+    turns: int = 10
     # The runs of `quality`, and the flags of all of them.
     arms: dict = field(
         default_factory=lambda: {
@@ -80,7 +92,12 @@ class Plan:
 
 REHEARSAL = Plan(
     sizes=("tiny",), lengths=(32,), precisions=("bf16",), tokens=64, block=1, blocks=2, compiler={"backend": "eager"},
-    batch_sizes=(1, 4), passes=1, peak_size=128, variants=("hf-loop", "dense", "exits.compiled"),
+    batch_sizes=(1, 4), passes=1, peak_size=128, variants=("hf-loop", "dense", "exits.compiled"), turns=1,
+    trainers={
+        "dense": ("quickstart",),
+        "exits.compiled": ("quickstart", "--exit_policy", "random", "--torch_compile", "true",
+                           "--torch_compile_backend", "eager"),
+    },
     arms={"dense": ("quickstart",), "exits": ("quickstart", "--exit_policy", "random")},
     pretraining=("--max_seq_length", "32", "--max_position_embeddings", "32", "--vocab_size", "300",
                  "--hidden_size", "32", "--embedding_size", "32", "--intermediate_size", "64", "--eval_steps", "2",
@@ -116,6 +133,7 @@ def make_importable(wheels: Path | None, scratch: Path) -> None:
         sys.path.insert(0, str(scratch / "clone"))
     if wheels is not None or str(scratch / "clone") in sys.path:
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the worker processes of torch.compile
+    sys.path.append(str(ROOT))  # for `research`
 
 
 def pack(folder: Path) -> None:
@@ -496,6 +514,28 @@ def inference(plan: Plan, results: Results, seconds: float, text: list[str]) -> 
             print(f"| {prefix}/{name} | {speed:,.1f} | {ratio or 1:.2f} | {layers:.2f} |", flush=True)
 
 
+def training(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
+    """Measure the runs in order until the time is over: at full depth, or with exits if a run has any."""
+    from electra_exit.parsing import parse
+    from modeling_electra_exit.trainers.pretraining.run import build_trainer
+    from research.step_timing import first_of_each, steps_of, take_turns
+
+    end = time.monotonic() + seconds
+    print("\n| whole step of the Trainer | step |\n|---|---|")
+    for name, words in plan.trainers.items():
+        if time.monotonic() > end:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*words, *plan.pretraining, "--train_files", *text, "--report_to", "none"]
+            trainer, *_ = build_trainer(*parse([*command, "--output_dir", folder])[:3])
+            first, step = first_of_each(trainer), steps_of(trainer)
+            trainer.state.global_step = first.get("exits", first["dense"])
+            take_turns({name: step.__next__}, 1)  # compiles
+            samples = take_turns({name: step.__next__}, plan.turns)[name]
+        results.add(f"training/{name}", "step_seconds", statistics.median(samples), "s", samples, "training/dense")
+        print(f"| {name} | {statistics.median(samples) * 1e3:.1f} ms |", flush=True)
+
+
 def quality(plan: Plan, results: Results, seconds: float, text: list[str]) -> None:
     """Train all arms for the same time each, and find when each reaches the best quality of all."""
     from electra_exit.main import main as command_line
@@ -546,7 +586,7 @@ def add_run(results: Results, arm: str, folder: Path) -> list[tuple[float, float
     return list(curve.values())
 
 
-PARTS = {"correctness": correctness, "steps": steps, "inference": inference, "quality": quality}
+PARTS = {"correctness": correctness, "steps": steps, "inference": inference, "training": training, "quality": quality}
 
 
 # ---- The clock ----
@@ -580,8 +620,8 @@ def run(plan: Plan, folder: Path, start: float, minutes: float, text: list[str])
         left = end - time.monotonic()
         seconds = max(1.0, left * shares[name] / sum(shares.values()))
         del shares[name]
-        if name == "quality" and not text:
-            print("quality skipped: give --text")
+        if name in ("training", "quality") and not text:
+            print(f"{name} skipped: give --text")
             continue
         # Fork to avoid repeating the imports. This is safe because this process has not initialized the device.
         process = multiprocessing.get_context("fork").Process(
@@ -613,7 +653,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8, help="time limit (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("gpu-results"), help="gets gpu.json and one file per part")
-    parser.add_argument("--text", nargs="+", default=[], help="text files for `quality`, as for --train_files")
+    parser.add_argument(
+        "--text", nargs="+", default=[], help="text for `training` and `quality`, as for --train_files"
+    )
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install for this run only")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="download wheels for --wheels to FOLDER, and exit")
     parser.add_argument("--rehearse", action="store_true", help="run on the CPU at a tiny size")

@@ -143,6 +143,43 @@ def gpu_steps() -> Named:
     yield "gpu_memory", f"{found[dense, 'peak_bytes']['ratio']:.2f}"
 
 
+def gpu_compiled() -> Named:
+    """Compiled steps on a GPU, and whole steps of the Trainer."""
+    found = records("gpu_compiled")
+    rows = [["step", "time", "speed over plain loop", "launches"]]
+    for variant, title in {
+        **{name: VARIANTS[name] for name in ("hf-loop", "dense")},
+        "dense.muon": "ours, dense, Muon",
+        **{name: VARIANTS[name] for name in ("exits", "dense.compiled", "exits.compiled")},
+        "exits.compiled-default": "ours, exits active, compiled without CUDA graphs",
+    }.items():
+        name = f"electra-small/128/bf16/{variant}"
+        seconds, launches = (found[name, metric]["value"] for metric in ("step_seconds", "launches"))
+        speed = found[name, "tokens_per_second"]["ratio"] or 1
+        rows.append([title, f"{seconds * 1e3:.1f} ms", f"{speed:.2f}", f"{launches:,.0f}"])
+    yield "gpu_compiled", table(*rows)
+    yield "gpu_compiled_speed", f"{speed_of(found, 'dense.compiled'):.1f}"
+    rows = [["whole step of the Trainer", "time", "share of the uncompiled time"]]
+    for run, title in {
+        "dense": "dense",
+        "dense.compiled-default": "dense, `--torch_compile true`",
+        "dense.compiled": "dense, also `--torch_compile_mode reduce-overhead`",
+        "exits.compiled": "exits active, also `--torch_compile_mode reduce-overhead`",
+    }.items():
+        record = found[f"training/{run}", "step_seconds"]
+        rows.append([title, f"{record['value'] * 1e3:.1f} ms", f"{record['ratio'] or 1:.2f}"])
+    yield "gpu_training", table(*rows)
+    dense, exits = (found[f"training/{run}", "step_seconds"] for run in ("dense.compiled", "exits.compiled"))
+    yield "gpu_training_speed", f"{1 / dense['ratio']:.1f}"
+    yield "gpu_training_exits", f"{exits['value'] / dense['value']:.2f}"
+    yield "gpu_step_exits", f"{speed_of(found, 'dense.compiled') / speed_of(found, 'exits.compiled'):.2f}"
+
+
+def speed_of(found: dict[tuple[str, str], dict], variant: str) -> float:
+    """The speed of a variant of ELECTRA-Small's step over the plain loop."""
+    return found[f"electra-small/128/bf16/{variant}", "tokens_per_second"]["ratio"]
+
+
 def gpu_inference() -> Named:
     """The classifiers of `benchmarks/gpu.py`."""
     found = records("gpu")
@@ -185,6 +222,7 @@ def speed() -> Named:
             yield f"{variant}_{length}_memory", f"{zen3[name, 'peak_bytes']['ratio']:.2f}"
 
     yield from gpu_steps()
+    yield from gpu_compiled()
     yield from gpu_inference()
     yield from gpu_quality()
     muon = records("training_step-muon")
@@ -255,58 +293,41 @@ def quickstart() -> Named:
 
 
 RATE = "0.001"
+# The seed whose runs chose the learning rate.
+CHOOSING_SEED = 0
 TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000")
 DEPTHS = {
     "1_layer": "1 layer",
     "2_layers": "2 layers",
+    "2_layers@0.002": "2 layers, twice the learning rate",
     "4_layers": "4 layers",
     "8_layers": "8 layers",
     "12_layers": "12 layers",
     "8_layers_exits": "8 layers, the default exits: random, after layer 2, 1/8 continue",
+    "8_layers_heads": "8 layers, exit heads without exits",
     "8_layers_random_layers": "8 layers, tokens drawn anew in every layer (random-LTD)",
     "8_layers_router": "8 layers, learned router in every other layer (Mixture of Depths)",
     "8_layers_grown": "8 layers: 2 for half of the steps, then 4, then 8",
+    "8_layers_grown_exits": "8 layers: 4 for 60 % of the steps, then 8, with exits after layer 2",
     "8_layers_auto": "at most 8 layers, chosen by `--depth_schedule auto` (2 throughout)",
 }
+AUC = Measure("ROC-AUC", "held_out", "roc_auc")
+ENTITIES = Measure("named entities", "entities", "average_precision")
+TEXTS = {"time": "22 M tokens", "time_little": "0.4 M tokens"}
 
 
 def depth() -> Named:
     """The study of depths at equal training time."""
+    for name in TEXTS:
+        text = "" if name == "time" else "little_"
+        for key, measure in (("auc", AUC), ("entities", ENTITIES)):
+            yield f"{text}{key}", depth_table(name, measure)
+    yield from depth_differences()
     times = depth_times()
-    for judge, metric, name in (("held_out", "roc_auc", "auc"), ("entities", "average_precision", "entities")):
-        rows = [["model", *(f"{seconds:.0f} s" for seconds in times)]]
-        for arm, title in DEPTHS.items():
-            groups = [judged(arms.get(arm, []), judge, metric) for arms in times.values()]
-            if any(groups):
-                rows.append([title, *map(values, groups)])
-        yield name, table(*rows)
-    # Where there are three seeds of two and four layers.
-    seconds, arms = list(times.items())[TIMES.index("time_of_2000")]
-    pairs = paired(arms["2_layers"], arms["4_layers"], None)
-    ahead, error, seeds = difference(pairs, Measure("ROC-AUC", "held_out", "roc_auc"))
-    yield "seconds", f"{seconds:.0f}"
-    yield "difference", f"{ahead:+.3f}"
-    yield "error", f"{error:.3f}"
-    yield "seeds", f"{seeds}"
-    faster = study("time", "time_of_2000")["2_layers@0.002"]
-    yield "faster", values(judged(faster, "held_out", "roc_auc"), ".3f")
-    yield "as_fast", f"{studied.held_out_auc(arms['2_layers'][0]):.3f}"
-    longest, runs = list(times.items())[-1]
-    yield "longest", f"{longest:.0f}"
-    pairs = paired(runs["2_layers"], runs["12_layers"], None)
-    for name, measure in (
-        ("late_auc", Measure("ROC-AUC", "held_out", "roc_auc")),
-        ("late_entities", Measure("named entities", "entities", "average_precision")),
-    ):
-        ahead, error, _ = difference(pairs, measure)
-        yield name, f"{ahead:+.3f}"
-        yield f"{name}_error", f"{error:.3f}"
-    rows = [["model", "ROC-AUC", "named entities"]]
-    for arm in ("2_layers", "4_layers", "8_layers", "12_layers"):
-        runs = study("time_little", "time_of_2000")[f"{arm}@{RATE}"]
-        both = (judged(runs, "held_out", "roc_auc"), judged(runs, "entities", "average_precision"))
-        rows.append([DEPTHS[arm], *map(values, both)])
-    yield "little", table(*rows)
+    yield "shortest", f"{min(times):.0f}"
+    yield "longest", f"{max(times):.0f}"
+    tokens = (times[max(times)][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
+    yield "tokens", f"{next(tokens) / next(tokens):.1f}"
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
     of_time = list(times.values())
     like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
@@ -314,13 +335,98 @@ def depth() -> Named:
     yield "steps", ", ".join(f"{run['training']['steps']:,}" for run in like)
 
 
-def depth_times() -> dict[float, dict[str, list[dict]]]:
-    """The runs of the study of depths by arm, at one learning rate, for the training time of each stage."""
+def depth_table(name: str, measure: Measure) -> str:
+    """A measure of all arms of a study of depths, by training time."""
+    times = depth_times(name)
+    rows = [["model", *(f"{seconds:.0f} s" for seconds in times)]]
+    for arm, title in DEPTHS.items():
+        groups = [of_seeds(arms.get(arm, []), measure) for arms in times.values()]
+        if any(groups):
+            rows.append([title, *groups])
+    return table(*rows)
+
+
+def of_seeds(results: list[dict], measure: Measure) -> str:
+    """The mean of the seeds that chose nothing, its standard error and their number; with a star, the value of the
+    choosing seed, if there is no other."""
+    fresh = measure.values([result for result in results if result["seed"] != CHOOSING_SEED])
+    if len(fresh) > 1:
+        return f"{mean(fresh):.3f} ± {standard_error(fresh):.3f} ({len(fresh)})"
+    return f"{fresh[0]:.3f} (1)" if fresh else "".join(f"{value:.3f}*" for value in measure.values(results))
+
+
+# Pairs of arms to compare: name, the arm and its stage, the arm it is compared with and its stage.
+COMPARED = {
+    "default_500": ("4_layers", "time_of_500", "2_layers", "time_of_500"),
+    "default_2000": ("4_layers", "time_of_2000", "2_layers", "time_of_2000"),
+    "default_4000": ("4_layers", "time_of_4000", "2_layers", "time_of_4000"),
+    "tuned_2000": ("4_layers", "time_of_2000", "2_layers@0.002", "time_of_2000"),
+    "tuned_4000": ("4_layers", "time_of_4000", "2_layers@0.002", "time_of_4000"),
+    "deep": ("4_layers", "time_of_2000", "12_layers", "time_of_4000"),
+    "late": ("2_layers", "time_of_4000", "12_layers", "time_of_4000"),
+    "auto": ("8_layers_auto", "time_of_2000", "2_layers", "time_of_2000"),
+    "faster": ("2_layers@0.002", "time_of_2000", "2_layers", "time_of_2000"),
+    "exits": ("8_layers_exits", "time_of_4000", "8_layers", "time_of_4000"),
+    "heads": ("8_layers_heads", "time_of_2000", "8_layers", "time_of_2000"),
+    "grown": ("8_layers_grown", "time_of_4000", "8_layers", "time_of_4000"),
+    "grown_four": ("8_layers_grown", "time_of_4000", "4_layers", "time_of_4000"),
+    "mlm": ("4_layers_mlm", "time_of_2000", "4_layers", "time_of_2000"),
+}
+
+
+def depth_differences() -> Named:
+    """Differences between arms of the study of depths, paired by seed, with standard errors."""
+    rows = [["text", "time", "rate of two layers", "seeds", "ROC-AUC", "named entities"]]
+    for name, text in TEXTS.items():
+        by_stage = dict(zip(TIMES, depth_times(name).items(), strict=True))
+        for key, (arm, stage, other, other_stage) in COMPARED.items():
+            pairs = paired(by_stage[stage][1].get(arm, []), by_stage[other_stage][1].get(other, []), CHOOSING_SEED)
+            cells = []
+            for of, measure in (("auc", AUC), ("entities", ENTITIES)):
+                if (found := difference(pairs, measure)) is not None:
+                    ahead, error, seeds = found
+                    cells.append(f"{ahead:+.3f}" + ("" if error is None else f" ± {error:.3f}"))
+                    yield f"{name}.{key}_{of}", cells[-1]
+                    yield f"{name}.{key}_seeds", f"{seeds}"
+            if cells and key.startswith(("default", "tuned")):
+                rate = "0.002" if key.startswith("tuned") else RATE
+                rows.append([text, f"{by_stage[stage][0]:.0f} s", rate, f"{seeds}", *cells])
+    yield "default", table(*rows)
+
+
+@cache
+def depth_times(name: str = "time") -> dict[float, dict[str, list[dict]]]:
+    """The runs of a study of depths by arm, for the training time of each stage. Arms at another learning rate than
+    [`RATE`] have it in their name."""
     times = {}
     for stage in TIMES:
-        arms = {studied.base(arm): found for arm, found in study("time", stage).items() if arm.endswith(f"@{RATE}")}
+        arms = {arm.removesuffix(f"@{RATE}"): found for arm, found in study(name, stage).items()}
         times[mean(map(studied.seconds_of, arms["4_layers"]))] = arms
     return times
+
+
+def small() -> Named:
+    """The recipes at ELECTRA-Small's sizes for equal time."""
+    found = study("small", "tokens_20m")
+    rows = [["run", "M tokens", "seconds", "ROC-AUC", "named entities"]]
+    for arm, title in (
+        ("published", "`electra-small`, as published"),
+        ("published_muon", "`electra-small` with Muon"),
+        ("fast", "`electra-small-fast`: 3, then 6, then 12 layers"),
+        ("fast_12_layers", "the same with 12 layers throughout"),
+        ("fast_3_layers", "the same with 3 layers throughout"),
+    ):
+        (result,) = found[arm]
+        entities = result["judged"]["entities"]
+        rows.append([
+            title,
+            f"{result['training']['tokens'] / 1e6:.1f}",
+            f"{studied.seconds_of(result):.0f}",
+            f"{studied.held_out_auc(result):.3f}",
+            f"{entities['average_precision']:.3f} ± {entities['standard_error']:.3f}",
+        ])  # fmt: skip
+    yield "runs", table(*rows)
+    yield "seconds", rows[1][2]
 
 
 def time_to_quality() -> Named:
@@ -684,6 +790,7 @@ NUMBERS = {
     "exit_steps": exit_steps,
     "quickstart": quickstart,
     "depth": depth,
+    "small": small,
     "time_to_quality": time_to_quality,
     "domain_adapt": domain_adapt,
     "inference": inference,

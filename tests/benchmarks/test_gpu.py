@@ -40,6 +40,10 @@ def test_a_rehearsal_goes_through_every_part(gpu, tmp_path, capfd):
     assert found["tiny/32/bf16/dense", "mfu"]["value"] * peak > 0
     stay, half = (found[f"tiny/32/bf16/batch-4/exits.{name}", "layers"]["value"] for name in ("stay", "half"))
     assert half < stay == 4
+    assert {name for name, metric in found if metric == "step_seconds"} >= {
+        "training/dense",
+        "training/exits.compiled",
+    }
     assert (
         {name for name, metric in found if metric == "seconds"}
         >= {name for name, _ in found if name.startswith("quality/dense/to-")}
