@@ -322,6 +322,7 @@ def depth() -> Named:
         text = "" if name == "time" else "little_"
         for key, measure in (("auc", AUC), ("entities", ENTITIES)):
             yield f"{text}{key}", depth_table(name, measure)
+    yield "cost", depth_costs()
     yield from depth_differences()
     times = depth_times()
     yield "shortest", f"{min(times):.0f}"
@@ -353,6 +354,17 @@ def of_seeds(results: list[dict], measure: Measure) -> str:
     if len(fresh) > 1:
         return f"{mean(fresh):.3f} ± {standard_error(fresh):.3f} ({len(fresh)})"
     return f"{fresh[0]:.3f} (1)" if fresh else "".join(f"{value:.3f}*" for value in measure.values(results))
+
+
+def depth_costs() -> str:
+    """The time and memory of a step of each arm of the study of depths."""
+    rows = [["model", "step", "step with active exits or random layers", "peak memory"]]
+    for arm, results in depth_times()[max(depth_times())].items():
+        timed = results[0]["step_seconds"]
+        if arm in DEPTHS and "dense" in timed:
+            seconds = (f"{1e3 * timed[phase]:.0f} ms" if phase in timed else "" for phase in ("dense", "exits"))
+            rows.append([DEPTHS[arm], *seconds, f"{studied.peak_bytes(results[0]) / 2**20:.0f} MiB"])
+    return table(*rows)
 
 
 # Pairs of arms to compare: name, the arm and its stage, the arm it is compared with and its stage.

@@ -219,6 +219,13 @@ def seconds_of(result: dict) -> float:
     return cumulative_seconds(result)[-1]
 
 
+def peak_bytes(result: dict) -> int | None:
+    """The peak memory of the run's steps, at its deepest; `None` if it was not measured."""
+    timed = result.get("step_seconds") or {}
+    measured = [found for found in (timed, *timed.values()) if isinstance(found, dict) and "peak_bytes" in found]
+    return max((found["peak_bytes"] for found in measured), default=None)
+
+
 def seconds_a_step(result: dict) -> float:
     return seconds_of(result) / result["training"]["steps"]
 

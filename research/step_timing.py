@@ -1,14 +1,22 @@
-"""Time whole training steps, from data loading to the optimizer. The runs of a study alternate in one process, so that
-other load on the machine affects all of them equally."""
+"""Time whole training steps, from data loading to the optimizer, and measure their memory. The runs of a study
+alternate in one process, so that other load on the machine affects all of them equally."""
 
+import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from electra_exit.parsing import parse_fields
+from modeling_electra_exit.trainers.pretraining.run import build_trainer, prepare_run
 from modeling_electra_exit.trainers.pretraining.trainer import ElectraEarlyExitTrainer
+
+from .routing import Routing, recipe_of, trainer_class
 
 
 # Consecutive steps of one kind, as in a run. The first step of a turn is not counted, because caches and memory are in
@@ -59,6 +67,39 @@ def first_of_each(trainer: ElectraEarlyExitTrainer) -> dict[str, int]:
         exits = trainer.has_exits and trainer.args.exits_active(step, trainer.args.max_steps)
         first.setdefault("exits" if exits else "dense", step)
     return first
+
+
+def peak_memory(fields: dict) -> int:
+    """The peak memory of the training steps of a run, in bytes: of the GPU, or of a process without what it had before
+    it built the model. Linux only on a CPU.
+
+    Args:
+        fields: fields of the recipe and, beside them, its [`Routing`] if it has one.
+    """
+    # A process of its own, because memory that others freed may be reused.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_memory, fields).result()
+
+
+def _peak_memory(fields: dict) -> int:
+    arguments = parse_fields(recipe_of(fields))[:3]
+    prepare_run(*arguments[:2])
+    cuda, before = torch.cuda.is_available(), _memory("VmRSS")
+    if not cuda:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    trainer, *_ = build_trainer(*arguments, trainer_class=trainer_class(Routing.of(fields)))
+    steps = steps_of(trainer)
+    for number in first_of_each(trainer).values():
+        for _ in range(TURN):
+            _step_as(trainer, number, steps)
+    return torch.cuda.max_memory_allocated() if cuda else _memory("VmHWM") - before
+
+
+def _memory(name: str) -> int:
+    """A memory figure of this process from /proc, in bytes."""
+    return 1024 * int(
+        re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"), re.MULTILINE)[1]
+    )
 
 
 def steps_of(trainer: ElectraEarlyExitTrainer) -> Iterator[None]:

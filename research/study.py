@@ -46,7 +46,7 @@ from .judge import BATCH, judge_entities, judge_glue, judge_held_out
 from .report import write_report
 from .results import RATE_MARK, measured_seconds, timing_file
 from .routing import Routing, recipe_of, trainer_class
-from .step_timing import time_steps
+from .step_timing import peak_memory, time_steps
 
 
 logger = logging.getLogger(__name__)
@@ -211,22 +211,25 @@ def chosen_runs(runs: list[Run], args: argparse.Namespace) -> list[Run]:
 
 
 def time_study(study: dict, runs: list[Run], args: argparse.Namespace, results: Path) -> None:
-    """Time the steps of each arm, at one learning rate, and write one file per stage. Arms whose depth changes have
-    times for each of their depths."""
+    """Time the steps of each arm, at one learning rate, and write one file per stage, with their peak memory on Linux.
+    Arms whose depth changes have times for each of their depths."""
     folder = args.output_dir / args.study
     common, shared = shared_places(study, args)
     results.mkdir(parents=True, exist_ok=True)
     for stage in dict.fromkeys(run.stage for run in runs):
         arms = {run.arm.split(RATE_MARK)[0]: run for run in runs if run.stage == stage}
-        trainers = {}
+        trainers, memory = {}, {}
         for arm, run in arms.items():
             places = {**shared, "output_dir": str(folder / "timing"), **_own_places(run.fields, common)}
             places["corpus_init"] = False  # takes minutes and does not affect the step time
             for depth, fields in fields_by_depth(run.fields).items():
                 arguments = parse_fields({**recipe_of(fields), **places})
                 trainers[arm, depth], *_ = build_trainer(*arguments[:3], trainer_class=trainer_class(run.routing))
+                if sys.platform == "linux":
+                    memory[arm, depth] = {"peak_bytes": peak_memory({**fields, **places})}
         seconds = {}
-        for (arm, depth), found in time_steps(trainers, args.time_steps).items():
+        for (arm, depth), timed in time_steps(trainers, args.time_steps).items():
+            found = {**timed, **memory.get((arm, depth), {})}
             if depth is None:
                 seconds[arm] = found
             else:

@@ -7,7 +7,7 @@ from statistics import mean
 import numpy as np
 
 from .measures import Measure, between_seeds, separates, standard_error
-from .results import Arms, base, curve, find_arm, held_out_auc, mean_auc, seconds_a_step
+from .results import Arms, base, curve, find_arm, held_out_auc, mean_auc, peak_bytes, seconds_a_step
 
 
 # Suffix of an arm that adds exits to the arm of the same name without it.
@@ -28,6 +28,8 @@ def table(arms: Arms, baseline: str, measures: list[Measure], title: Title) -> l
         "FLOPs per step": lambda r: r["flops"]["total"] / r["training"]["steps"],
         "time per step": seconds_a_step,
     }
+    if all(peak_bytes(result) is not None for group in arms.values() for result in group):
+        costs["peak memory"] = peak_bytes
     if any(result.get("given", {}).get("flops") for group in arms.values() for result in group):
         costs[PRIOR_FLOPS] = lambda r: r["flops"]["total"] + r["given"]["flops"]
     rows = [["arm", *costs, *(measure.title for measure in measures)]]

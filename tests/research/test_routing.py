@@ -16,7 +16,7 @@ from research import study
 from research.results import cumulative_flops
 from research.routing import RoutedLayer, Routing
 from tests.conftest import masked_batch, tiny_model
-from tests.research.test_study import TINY, flags, studies  # noqa: F401 fixtures
+from tests.research.test_study import MEMORY, TINY, flags, studies  # noqa: F401 fixtures
 
 
 KINDS = ["random_layers", "router"]
@@ -293,8 +293,8 @@ def test_routed_arms_are_timed_in_their_phases(routed, flags, tmp_path):  # noqa
     assert study.main(["routed", *flags, "--time_steps", "1"]) == 0
     timed = json.loads((tmp_path / "results" / "only-step-seconds.json").read_text())
     assert {arm: sorted(seconds) for arm, seconds in timed.items()} == {
-        "random_layers": ["dense", "exits"],
-        "router": ["dense"],
+        "random_layers": ["dense", "exits", *MEMORY],
+        "router": ["dense", *MEMORY],
     }
 
 

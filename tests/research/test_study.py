@@ -3,6 +3,7 @@
 import json
 import lzma
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from research.results import (
     cumulative_seconds,
     curve,
     held_out_auc,
+    peak_bytes,
     read_results,
 )
 from research.routing import recipe_of
@@ -30,6 +32,8 @@ from tests.conftest import WORDS, write_corpus
 from tests.trainers.cli.test_cli import RECIPE
 
 
+# What `--time_steps` adds on the platforms on which it measures memory.
+MEMORY = ["peak_bytes"] if sys.platform == "linux" else []
 RESULTS = Path(study.__file__).parents[1] / "benchmarks" / "results"
 TINY = {
     "title": "which pay?",
@@ -330,9 +334,11 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
     path = tmp_path / "results" / "full-step-seconds.json"
     found = json.loads(path.read_text())
     assert {arm: sorted(seconds) for arm, seconds in found.items()} == {
-        "dense": ["dense"],
-        "random": ["dense", "exits"],  # the last of its four steps is at full depth
+        "dense": ["dense", *MEMORY],
+        "random": ["dense", "exits", *MEMORY],  # the last of its four steps is at full depth
     }
+    if MEMORY:
+        assert all(2**10 < seconds.pop("peak_bytes") < 2**30 for seconds in found.values())
     assert all(0 < value < 10 for seconds in found.values() for value in seconds.values())
     assert not list((tmp_path / "results").glob("full-dense*"))  # timed, and not run
     result = {
@@ -344,7 +350,9 @@ def test_arms_take_turns_to_be_timed_and_the_report_reads_it(studies, flags, tmp
     assert timed == [2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
     assert cumulative_seconds({**result, "step_seconds": {"dense": 2.0}})[-1] == 20
     assert study.main(["tiny", *short]) == 0
-    assert "Times are computed from median step times" in (tmp_path / "results" / "README.md").read_text()
+    report = (tmp_path / "results" / "README.md").read_text()
+    assert "Times are computed from median step times" in report
+    assert ("| time per step | peak memory |" in report) == bool(MEMORY)
 
 
 def test_a_run_whose_depth_changes_is_timed_and_counted_at_each_depth(studies, flags, tmp_path):
@@ -358,13 +366,17 @@ def test_a_run_whose_depth_changes_is_timed_and_counted_at_each_depth(studies, f
     assert study.main(["grown", *flags, "--time_steps", "1"]) == 0
     path = tmp_path / "results" / "only-step-seconds.json"
     timed = json.loads(path.read_text())
-    assert {name: sorted(found) for name, found in timed.items()} == {"dense": ["dense"], "grown": ["1", "4"]}
+    assert {name: sorted(found) for name, found in timed.items()} == {"dense": ["dense", *MEMORY], "grown": ["1", "4"]}
+    assert all(sorted(seconds) == ["dense", *MEMORY] for seconds in timed["grown"].values())
     assert timed["grown"]["1"]["dense"] < timed["grown"]["4"]["dense"]
-    path.write_text(json.dumps({"dense": {"dense": 3.0}, "grown": {"1": {"dense": 1.0}, "4": {"dense": 3.0}}}))
+    path.write_text(
+        json.dumps({"dense": {"dense": 3.0}, "grown": {"1": {"dense": 1.0}, "4": {"dense": 3.0, "peak_bytes": 5}}})
+    )
     assert study.main(["grown", *flags]) == 0
     grown = next(group for arm, group in read_results(content, tmp_path / "results")["only"].items() if arm == "grown")
     assert grown[0]["depths"] == [[0, 1], [2, 4]]
     assert cumulative_seconds(grown[0]) == [1, 2, 5, 8]
+    assert peak_bytes(grown[0]) == 5
 
 
 def test_an_arm_with_the_models_generator_is_judged_like_the_others(studies, flags, tmp_path, capsys):
