@@ -359,11 +359,12 @@ def of_seeds(results: list[dict], measure: Measure) -> str:
 def depth_costs() -> str:
     """The time and memory of a step of each arm of the study of depths."""
     rows = [["model", "step", "step with active exits or random layers", "peak memory"]]
-    for arm, results in depth_times()[max(depth_times())].items():
-        timed = results[0]["step_seconds"]
-        if arm in DEPTHS and "dense" in timed:
+    arms = list(depth_times().values())[TIMES.index("time_of_2000")]
+    for arm, title in DEPTHS.items():
+        timed = arms[arm][0]["step_seconds"] if arm in arms and "@" not in arm else {}
+        if "dense" in timed:
             seconds = (f"{1e3 * timed[phase]:.0f} ms" if phase in timed else "" for phase in ("dense", "exits"))
-            rows.append([DEPTHS[arm], *seconds, f"{studied.peak_bytes(results[0]) / 2**20:.0f} MiB"])
+            rows.append([title, *seconds, f"{timed['peak_bytes'] / 2**20:.0f} MiB"])
     return table(*rows)
 
 
