@@ -11,6 +11,7 @@ import torch
 
 from modeling_electra_exit import modeling_electra_exit
 from modeling_electra_exit.exit_policy import POLICIES, Ranking, entropy_excess
+from modeling_electra_exit.trainers import ElectraMuon
 from modeling_electra_exit.trainers.generators.neural import Frozen
 from tests.conftest import masked_batch, tiny_config, tiny_model, trained_exits
 from tests.modeling.test_heads import ANSWER, CHOICE, SEQUENCE, TOKEN, batch_of, examples, head_model
@@ -286,3 +287,18 @@ def test_arithmetic_on_ranges_fits_into_32_bits(policy):
             numbers = [value for value in node.args if type(value) is int]
             assert all(abs(number) < 2**31 for number in numbers), f"{node.format_node()}\n{node.stack_trace}"
     assert len(ranges) > 3
+
+
+def test_the_launches_of_a_muon_update_do_not_depend_on_the_number_of_matrices(launches):
+    counts = []
+    for number in (2, 20):
+        matrices = [torch.nn.Parameter(torch.empty(8, 8, device="meta")) for _ in range(number)]
+        optimizer = ElectraMuon(matrices, matrices, lr=1e-3)
+        for _ in range(2):  # the first update also creates the momentum buffers
+            for matrix in matrices:
+                matrix.grad = torch.empty_like(matrix)
+            with launches.DeviceCalls() as calls:
+                optimizer.step()
+        assert calls.waits == []
+        counts.append(sum(calls.launches.values()))
+    assert counts[0] == counts[1] < 40

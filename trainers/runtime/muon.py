@@ -97,18 +97,21 @@ class ElectraMuon(ElectraAdamW):
     def _update_matrices(self, group: dict) -> None:
         lr, momentum = group["lr"], group["momentum"]
         for parameters in _stacks([p for p in group["params"] if p.grad is not None]):
-            directions = []
-            for parameter in parameters:
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                directions.append(full_tensor(parameter.grad.lerp(state["momentum_buffer"], momentum)))
-            updates = orthogonalize(torch.stack(directions))
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - lr * group["weight_decay"])
-                rate = lr * ADAM_RMS * max(parameter.shape) ** 0.5
-                parameter.add_(sharded_as(update.to(parameter.dtype), parameter), alpha=-rate)
+            # Operations on lists: a GPU is bound by launches, and there are dozens of matrices.
+            gradients = [parameter.grad for parameter in parameters]
+            buffers = [self._momentum_buffer(parameter) for parameter in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            directions = torch._foreach_lerp(gradients, buffers, momentum)
+            updates = orthogonalize(torch.stack(list(map(full_tensor, directions)))).to(parameters[0].dtype)
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            rate = lr * ADAM_RMS * max(parameters[0].shape) ** 0.5
+            torch._foreach_add_(parameters, list(map(sharded_as, updates, parameters)), alpha=-rate)
+
+    def _momentum_buffer(self, parameter: nn.Parameter) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
