@@ -323,3 +323,11 @@ def softmax_gradient(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.T
 def unregister(library: torch.library.Library) -> None:
     """Restore the original kernels of a library's operators now; otherwise that waits for garbage collection."""
     library._destroy()
+
+
+# PyTorch's operations on lists of tensors, of which its own optimizers consist: a few kernel launches on a GPU for any
+# number of tensors.
+foreach_lerp = torch._foreach_lerp
+foreach_lerp_ = torch._foreach_lerp_
+foreach_mul_ = torch._foreach_mul_
+foreach_add_ = torch._foreach_add_

@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from . import cpu_kernels
-from .compatibility import unscale_before
+from .compatibility import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_, unscale_before
 from .distributed import full_tensor, sharded_as
 from .optimization import ElectraAdamW
 
@@ -100,12 +100,12 @@ class ElectraMuon(ElectraAdamW):
             # Operations on lists: a GPU is bound by launches, and there are dozens of matrices.
             gradients = [parameter.grad for parameter in parameters]
             buffers = [self._momentum_buffer(parameter) for parameter in parameters]
-            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            directions = torch._foreach_lerp(gradients, buffers, momentum)
+            foreach_lerp_(buffers, gradients, 1 - momentum)
+            directions = foreach_lerp(gradients, buffers, momentum)
             updates = orthogonalize(torch.stack(list(map(full_tensor, directions)))).to(parameters[0].dtype)
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            foreach_mul_(parameters, 1 - lr * group["weight_decay"])
             rate = lr * ADAM_RMS * max(parameters[0].shape) ** 0.5
-            torch._foreach_add_(parameters, list(map(sharded_as, updates, parameters)), alpha=-rate)
+            foreach_add_(parameters, list(map(sharded_as, updates, parameters)), alpha=-rate)
 
     def _momentum_buffer(self, parameter: nn.Parameter) -> torch.Tensor:
         state = self.state[parameter]
