@@ -301,6 +301,7 @@ DEPTHS = {
     "2_layers": "2 layers",
     "2_layers@0.002": "2 layers, twice the learning rate",
     "4_layers": "4 layers",
+    "4_layers@0.002": "4 layers, twice the learning rate",
     "8_layers": "8 layers",
     "12_layers": "12 layers",
     "8_layers_exits": "8 layers, the default exits: random, after layer 2, 1/8 continue",
@@ -375,6 +376,7 @@ COMPARED = {
     "default_4000": ("4_layers", "time_of_4000", "2_layers", "time_of_4000"),
     "tuned_2000": ("4_layers", "time_of_2000", "2_layers@0.002", "time_of_2000"),
     "tuned_4000": ("4_layers", "time_of_4000", "2_layers@0.002", "time_of_4000"),
+    "tuned_both": ("4_layers@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
     "deep": ("4_layers", "time_of_2000", "12_layers", "time_of_4000"),
     "late": ("2_layers", "time_of_4000", "12_layers", "time_of_4000"),
     "auto": ("8_layers_auto", "time_of_2000", "2_layers", "time_of_2000"),
@@ -389,7 +391,7 @@ COMPARED = {
 
 def depth_differences() -> Named:
     """Differences between arms of the study of depths, paired by seed, with standard errors."""
-    rows = [["text", "time", "rate of two layers", "seeds", "ROC-AUC", "named entities"]]
+    rows = [["text", "time", "rate, four layers", "rate, two", "seeds", "ROC-AUC", "named entities"]]
     for name, text in TEXTS.items():
         by_stage = dict(zip(TIMES, depth_times(name).items(), strict=True))
         for key, (arm, stage, other, other_stage) in COMPARED.items():
@@ -402,8 +404,9 @@ def depth_differences() -> Named:
                     yield f"{name}.{key}_{of}", cells[-1]
                     yield f"{name}.{key}_seeds", f"{seeds}"
             if cells and key.startswith(("default", "tuned")):
-                rate = "0.002" if key.startswith("tuned") else RATE
-                rows.append([text, f"{by_stage[stage][0]:.0f} s", rate, f"{seeds}", *cells])
+                rates = (name.partition("@")[2] or RATE for name in (arm, other))
+                alone = "*" if pairs[0][0]["seed"] == CHOOSING_SEED else ""
+                rows.append([text, f"{by_stage[stage][0]:.0f} s", *rates, f"{seeds}{alone}", *cells])
     yield "default", table(*rows)
 
 
