@@ -530,7 +530,6 @@ def training(plan: Plan, results: Results, seconds: float, text: list[str]) -> N
             trainer, *_ = build_trainer(*parse([*command, "--output_dir", folder])[:3])
             first, step = first_of_each(trainer), steps_of(trainer)
             trainer.state.global_step = first.get("exits", first["dense"])
-            take_turns({name: step.__next__}, 1)  # compiles
             samples = take_turns({name: step.__next__}, plan.turns)[name]
         results.add(f"training/{name}", "step_seconds", statistics.median(samples), "s", samples, "training/dense")
         print(f"| {name} | {statistics.median(samples) * 1e3:.1f} ms |", flush=True)

@@ -92,7 +92,7 @@ def _draw_tokens(plot, kept: list[float], tokens: int = 24) -> None:
 
 LOOPS = {
     "plain": ("plain loop", ORANGE),
-    "electra-pytorch-0.001": ("electra-pytorch", GREY),
+    "electra-pytorch": ("electra-pytorch", GREY),
     "ours": ("electra-exit pretrain quickstart", BLUE),
 }
 

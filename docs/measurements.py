@@ -326,8 +326,6 @@ def depth() -> Named:
     yield "cost", depth_costs()
     yield from depth_differences()
     times = depth_times()
-    yield "shortest", f"{min(times):.0f}"
-    yield "longest", f"{max(times):.0f}"
     tokens = (times[max(times)][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
     yield "tokens", f"{next(tokens) / next(tokens):.1f}"
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
@@ -404,7 +402,7 @@ def depth_differences() -> Named:
                     yield f"{name}.{key}_{of}", cells[-1]
                     yield f"{name}.{key}_seeds", f"{seeds}"
             if cells and key.startswith(("default", "tuned")):
-                rates = (name.partition("@")[2] or RATE for name in (arm, other))
+                rates = (each.partition("@")[2] or RATE for each in (arm, other))
                 alone = "*" if pairs[0][0]["seed"] == CHOOSING_SEED else ""
                 rows.append([text, f"{by_stage[stage][0]:.0f} s", *rates, f"{seeds}{alone}", *cells])
     yield "default", table(*rows)
@@ -452,7 +450,7 @@ def time_to_quality() -> Named:
     ours = runs["ours"]["curve"]
     yield "table", summary(folder)
     for arm, name in (("plain", "plain"), ("electra-pytorch", "package")):
-        best = max((run for run in runs.values() if run["arm"] == arm), key=best_of)
+        best = best_run(runs, arm)
         goal = best_of(best)
         theirs, own = (seconds_to(goal, curve) for curve in (best["curve"], ours))
         yield f"{name}_step", f"{steps[arm]:.2f}"
@@ -465,9 +463,14 @@ def time_to_quality() -> Named:
     yield "ours_seconds", f"{ours[-1]['seconds']:.0f}"
 
 
+def best_run(runs: dict[str, dict], arm: str) -> dict:
+    """The run of an arm of `benchmarks/time_to_quality.py` at its best learning rate."""
+    return max((run for run in runs.values() if run["arm"] == arm), key=best_of)
+
+
 def time_to_quality_curve(arm: str) -> tuple[list[float], list[float]]:
-    """Seconds and ROC-AUC of one arm of `benchmarks/time_to_quality.py`."""
-    curve = json.loads((RESULTS / "time_to_quality" / f"{arm}.json").read_text("utf-8"))["curve"]
+    """Seconds and ROC-AUC of [`best_run`]."""
+    curve = best_run(read_runs(RESULTS / "time_to_quality"), arm)["curve"]
     return [point["seconds"] for point in curve], [point["roc_auc"] for point in curve]
 
 
