@@ -87,15 +87,16 @@ class ElectraEarlyExitConfig(ElectraConfig):
             that the exit head predicts to be original and replaced, respectively. Only for `"threshold"`.
         exit_layers (`list[int]`, *optional*):
             Numbers of completed layers after which tokens may exit, strictly increasing. If unset, one exit after a
-            third of the depth (4 of 12).
+            third of the depth (4 of 12), or after the first layer of two.
         exit_capacities (`list[float]`, *optional*):
             Share of the sequence that continues past each exit layer; must not increase with depth. If unset, 1/8,
             1/16, ...; for the `"threshold"` policy, which has no capacities, 1 at each.
         exit_context (`str`, defaults to `"all"`):
             Later layers that still attend to exited tokens as keys and values: `"all"`, only the `"first"` after an
             exit, or `"none"`.
-        exit_reentry_layers (`int`, defaults to 1):
-            Number of final layers that run on all tokens again.
+        exit_reentry_layers (`int`, *optional*):
+            Number of final layers that run on all tokens again in pre-training. If unset, 1; in a model of two layers,
+            0, so that it can have an exit.
         exit_loss_weight (`float`, defaults to 0.2):
             Weight of the exit heads' loss, averaged over the exits, relative to the final head's loss.
         exit_full_depth_share (`float`, defaults to 0.25):
@@ -190,7 +191,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
     exit_layers: list[int] | None = None
     exit_capacities: list[float | int] | None = None
     exit_context: str = "all"
-    exit_reentry_layers: int = 1
+    exit_reentry_layers: int | None = None
     exit_loss_weight: float | int = 0.2
     exit_full_depth_share: float | int = 0.25
     exit_gain_loss_weight: float | int | None = None
@@ -219,6 +220,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
         super().__post_init__(**kwargs)
         self._refuse_other_versions()
         self.electra_exit_version = __version__
+        if self.exit_reentry_layers is None:
+            self.exit_reentry_layers = most_reentry_layers(1, self.num_hidden_layers)
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
         if self.exit_capacities is None:
@@ -252,13 +255,14 @@ class ElectraEarlyExitConfig(ElectraConfig):
 
     def default_exit_layers(self) -> list[int]:
         """One exit after a third of the depth, or none if no layer remains between the exit and the re-entry."""
-        third = self.num_hidden_layers // 3
-        return [third] if 1 <= third <= self.num_hidden_layers - self.exit_reentry_layers - 1 else []
+        third = max(1, self.num_hidden_layers // 3)
+        return [third] if third <= self.num_hidden_layers - self.exit_reentry_layers - 1 else []
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in Transformers, but overrides are validated together with the stored fields, and dependent fields are
-        adjusted: with fewer layers, only the exits that fit remain; new exit layers get default values."""
+        adjusted: with fewer layers, only the exits that fit remain; new exit layers get default values; and a policy
+        for a model without exits adds the default ones."""
         changes = {
             name: value for name, value in kwargs.items() if name in (*cls.__annotations__, "num_hidden_layers")
         }
@@ -463,6 +467,11 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split(".")[:2])
 
 
+def most_reentry_layers(wanted: int, depth: int) -> int:
+    """At most `wanted` layers, with one before them from which tokens can exit and one that exited tokens skip."""
+    return max(0, min(wanted, depth - 2))
+
+
 # Fields with one entry per exit layer.
 _PER_EXIT = ("exit_capacities", "inference_exit_thresholds", "inference_exit_temperatures")
 
@@ -475,11 +484,14 @@ def _follow(fields: dict, changes: dict) -> dict:
     if "num_hidden_layers" in changes and fields.get("exit_layers") is not None:
         reentry = fields.get("exit_reentry_layers", 1)
         if "exit_reentry_layers" not in changes:
-            reentry = fields["exit_reentry_layers"] = min(reentry, max(depth - 1, 1))
+            reentry = fields["exit_reentry_layers"] = most_reentry_layers(reentry, depth)
         fields["exit_layers"] = [layer for layer in fields["exit_layers"] if layer <= depth - reentry - 1]
         for name in _PER_EXIT:
             if fields.get(name) is not None and name not in changes:
                 fields[name] = fields[name][: len(fields["exit_layers"])]
+    if changes.get("exit_policy", "none") != "none" and not fields.get("exit_layers"):  # turned on: the default exits
+        own = {"exit_layers", "exit_reentry_layers", *_PER_EXIT} - changes.keys()
+        return {name: value for name, value in fields.items() if name not in own}
     return fields
 
 

@@ -16,11 +16,12 @@ def test_defaults_for_twelve_layers_are_those_of_the_design():
     assert [name for name in plain if name != "model_type" and ours[name] != plain[name]] == []
 
 
-@pytest.mark.parametrize(("depth", "layers"), [(12, [4]), (6, [2]), (3, [1]), (2, []), (1, [])])
+@pytest.mark.parametrize(("depth", "layers"), [(12, [4]), (6, [2]), (3, [1]), (2, [1]), (1, [])])
 def test_default_exit_layers_leave_a_layer_to_save(depth, layers):
     config = ElectraEarlyExitConfig(num_hidden_layers=depth)
     assert config.exit_layers == layers
     assert len(config.exit_capacities) == len(layers)
+    assert config.exit_reentry_layers == (1 if depth > 2 else 0)
 
 
 def test_round_trip_through_json_and_auto_config(tmp_path):
@@ -63,7 +64,14 @@ INVALID = [
     ({"exit_policy": "greedy"}, ["exit_policy", "'greedy'", "'topk'", "'random'", "'none'"]),
     ({"exit_signal": "loss"}, ["exit_signal", "'loss'", "'entropy'"]),
     ({"exit_context": "some"}, ["exit_context", "'some'", "'first'"]),
-    ({"num_hidden_layers": 2, "exit_layers": [1]}, ["exit_layers", "must be empty for a model of 2 layers", "[1]"]),
+    (
+        {"num_hidden_layers": 2, "exit_layers": [1], "exit_reentry_layers": 1},
+        ["exit_layers", "must be empty for a model of 2 layers", "[1]"],
+    ),
+    (
+        {"num_hidden_layers": 2, "exit_layers": [2], "exit_reentry_layers": 0},
+        ["exit_layers", "[2]", "between 1 and 1"],
+    ),
     ({"exit_layers": [4, 2]}, ["exit_layers", "[4, 2]", "strictly increasing", "between 1 and 4"]),
     ({"exit_layers": [5], "exit_capacities": [0.5]}, ["exit_layers", "[5]", "between 1 and 4"]),
     ({"exit_layers": [0, 2]}, ["exit_layers", "[0, 2]"]),

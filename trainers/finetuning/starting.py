@@ -54,9 +54,7 @@ class Start:
                 **problem_type,
                 **(config_fields or {}),
             )
-        unread = [name for name in NEED_EXITS if (config_fields or {}).get(name)]
-        if unread and not self.model.config.has_exit_heads:
-            raise UsageError(f"--{unread[0]} requires exits, but {checkpoint} has none: give --exit_policy random")
+        check_exits(self.model.config, checkpoint, config_fields or {})
         self.model.config.finetuning_task = task.name
         self.new = {name for name, weight in self.model.named_parameters() if not was_loaded(weight)}
 
@@ -68,6 +66,19 @@ class Start:
             if any(f"{path}.{name}" in self.new for name, _ in module.named_parameters(recurse=False)):
                 initialize(model, module)
         return model
+
+
+def check_exits(config: PreTrainedConfig, checkpoint: str, config_fields: dict) -> None:
+    """Raises: UsageError if `config_fields` turns exits on or sets them, and the model cannot have or has none."""
+    if config.has_exit_heads:
+        return
+    if config_fields.get("exit_policy", "none") != "none":
+        raise UsageError(
+            f"--exit_policy {config_fields['exit_policy']} requires at least two layers, but {checkpoint} has "
+            f"{config.num_hidden_layers}"
+        )
+    if unread := [name for name in NEED_EXITS if config_fields.get(name)]:
+        raise UsageError(f"--{unread[0]} requires exits, but {checkpoint} has none: give --exit_policy random")
 
 
 def check_head(checkpoint: str, task: Task) -> None:

@@ -57,8 +57,8 @@ def at_depth(config: ElectraEarlyExitConfig, depth: int) -> ElectraEarlyExitConf
     fixed = {"generator_num_hidden_layers": config.generator_num_hidden_layers or config.num_hidden_layers}
     if config.generator_type == "self":
         fixed["generator_head_layer"] = config.generator_layer
-    if not config.has_exit_heads:
-        fixed |= {"exit_layers": [], "exit_capacities": []}
+    if not config.has_exit_heads:  # the defaults at this depth, for a task that adds exits
+        fixed |= dict.fromkeys(("exit_layers", "exit_capacities", "exit_reentry_layers"))
     try:
         return type(config)(**{**config.to_dict(), **fixed, "num_hidden_layers": depth})
     except Exception as error:

@@ -10,7 +10,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from electra_exit import main as cli
-from modeling_electra_exit import ElectraEarlyExitForSequenceClassification, ElectraEarlyExitForTokenClassification
+from modeling_electra_exit import (
+    ElectraEarlyExitConfig,
+    ElectraEarlyExitForPreTraining,
+    ElectraEarlyExitForSequenceClassification,
+    ElectraEarlyExitForTokenClassification,
+)
 from modeling_electra_exit.trainers.errors import UsageError
 from modeling_electra_exit.trainers.finetuning.starting import Start
 from modeling_electra_exit.trainers.finetuning.tasks import TASKS, Task
@@ -237,6 +242,25 @@ def test_fields_of_exits_are_refused_where_the_checkpoint_has_none(tmp_path):
     assert (
         Start(str(tmp_path), TASKS["mrpc"], {"exit_layers": [1], "exit_policy": "random"}).model.exit_heads is not None
     )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"exit_layers": [], "exit_capacities": [], "exit_reentry_layers": 1}],  # as pre-trained; as written before
+)
+def test_a_model_of_two_layers_gets_an_exit_after_the_first(tmp_path, fields):
+    config = ElectraEarlyExitConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                    exit_policy="none", **fields)  # fmt: skip
+    ElectraEarlyExitForPreTraining(config).save_pretrained(tmp_path)
+    model = trained_exits(Start(str(tmp_path), TASKS["mrpc"], {"exit_policy": "random"}).model).eval()
+    model.config.inference_exit_thresholds = [0.0]  # every example is certain enough
+    assert model(torch.arange(5, 15)[None]).exit_layers.tolist() == [1]
+
+
+def test_a_model_of_one_layer_cannot_have_exits(tmp_path):
+    tiny_model(num_hidden_layers=1, exit_policy="none").save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=f"--exit_policy random requires at least two layers, but {tmp_path} has 1"):
+        Start(str(tmp_path), TASKS["mrpc"], {"exit_policy": "random"})
 
 
 MISTAKES = {

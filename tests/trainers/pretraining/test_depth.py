@@ -20,6 +20,7 @@ from modeling_electra_exit.trainers.pretraining import depth as depth_module
 from modeling_electra_exit.trainers.pretraining.depth import (
     LAYER,
     Fork,
+    at_depth,
     check_depths,
     grow,
     grown_moments,
@@ -508,6 +509,12 @@ def test_depths_are_found_in_one_process():
     args = SimpleNamespace(depth_schedule="auto", world_size=2, fp16=False)
     with pytest.raises(ValueError, match="`depth_schedule` must be depths and shares, not auto"):
         check_depths(args, plain_model().config)
+
+
+def test_a_model_that_stays_shallow_can_have_exits_in_a_task():
+    stages = [at_depth(plain_model(num_hidden_layers=8, exit_layers=[]).config, depth) for depth in (1, 2, 4)]
+    assert [(config.exit_layers, config.exit_reentry_layers) for config in stages] == [([], 0), ([1], 0), ([1], 1)]
+    assert not any(config.has_exit_heads for config in stages)
 
 
 # ---- The command line ----
