@@ -221,7 +221,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
         self._refuse_other_versions()
         self.electra_exit_version = __version__
         if self.exit_reentry_layers is None:
-            self.exit_reentry_layers = most_reentry_layers(1, self.num_hidden_layers)
+            self.exit_reentry_layers = most_reentry_layers(None, self.num_hidden_layers)
         if self.exit_layers is None:
             self.exit_layers = self.default_exit_layers()
         if self.exit_capacities is None:
@@ -254,7 +254,7 @@ class ElectraEarlyExitConfig(ElectraConfig):
             )
 
     def default_exit_layers(self) -> list[int]:
-        """One exit after a third of the depth, or none if no layer remains between the exit and the re-entry."""
+        """One exit after a third of the depth, at least one layer; none if no layer remains before the re-entry."""
         third = max(1, self.num_hidden_layers // 3)
         return [third] if third <= self.num_hidden_layers - self.exit_reentry_layers - 1 else []
 
@@ -467,9 +467,9 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split(".")[:2])
 
 
-def most_reentry_layers(wanted: int, depth: int) -> int:
-    """At most `wanted` layers, with one before them from which tokens can exit and one that exited tokens skip."""
-    return max(0, min(wanted, depth - 2))
+def most_reentry_layers(wanted: int | None, depth: int) -> int:
+    """`wanted` layers, by default 1, or as many as leave an exit layer and one that exited tokens skip."""
+    return max(0, min(1 if wanted is None else wanted, depth - 2))
 
 
 # Fields with one entry per exit layer.
@@ -478,21 +478,21 @@ _PER_EXIT = ("exit_capacities", "inference_exit_thresholds", "inference_exit_tem
 
 def _follow(fields: dict, changes: dict) -> dict:
     """`fields` of a config, which include `changes`, without values that no longer fit and are not in `changes`."""
-    fields, depth = dict(fields), fields.get("num_hidden_layers")
-    if "exit_layers" in changes:
-        return {name: value for name, value in fields.items() if name not in _PER_EXIT or name in changes}
-    if "num_hidden_layers" in changes and fields.get("exit_layers") is not None:
-        reentry = fields.get("exit_reentry_layers", 1)
-        if "exit_reentry_layers" not in changes:
-            reentry = fields["exit_reentry_layers"] = most_reentry_layers(reentry, depth)
+    fields, new_exits = dict(fields), "exit_layers" in changes
+    if not new_exits and changes.keys().isdisjoint(("num_hidden_layers", "exit_policy")):
+        return fields
+    depth = fields.get("num_hidden_layers", ElectraConfig.num_hidden_layers)
+    reentry = fields.get("exit_reentry_layers")
+    if reentry is None or "exit_reentry_layers" not in changes:
+        reentry = fields["exit_reentry_layers"] = most_reentry_layers(reentry, depth)
+    if not new_exits and fields.get("exit_layers") is not None:
         fields["exit_layers"] = [layer for layer in fields["exit_layers"] if layer <= depth - reentry - 1]
         for name in _PER_EXIT:
             if fields.get(name) is not None and name not in changes:
                 fields[name] = fields[name][: len(fields["exit_layers"])]
-    if changes.get("exit_policy", "none") != "none" and not fields.get("exit_layers"):  # turned on: the default exits
-        own = {"exit_layers", "exit_reentry_layers", *_PER_EXIT} - changes.keys()
-        return {name: value for name, value in fields.items() if name not in own}
-    return fields
+    turned_on = changes.get("exit_policy", "none") != "none" and not fields.get("exit_layers")
+    stale = {"exit_layers", *_PER_EXIT} - changes.keys() if new_exits or turned_on else set()
+    return {name: value for name, value in fields.items() if name not in stale}
 
 
 ElectraEarlyExitConfig.register_for_auto_class()

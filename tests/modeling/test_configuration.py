@@ -58,6 +58,30 @@ def test_overrides_while_loading_are_checked(tmp_path):
     assert unused == {"other": 1}
 
 
+# (depth of a stored model, its fields, changes, the exit layers and the re-entry that follow)
+FOLLOWING = [
+    (4, {"exit_policy": "none"}, {"exit_policy": "random"}, [1], 1),
+    (2, {"exit_policy": "none"}, {"exit_policy": "random"}, [1], 0),
+    # As earlier versions wrote it.
+    (2, {"exit_policy": "none", "exit_layers": [], "exit_reentry_layers": 1}, {"exit_policy": "random"}, [1], 0),
+    (2, {"exit_policy": "none", "exit_layers": [], "exit_reentry_layers": 1}, {"exit_layers": [1]}, [1], 0),
+    (6, {}, {"num_hidden_layers": 2, "exit_layers": [1]}, [1], 0),
+    (6, {"exit_reentry_layers": 2}, {"num_hidden_layers": 2, "exit_policy": "random"}, [1], 0),
+    (3, {}, {"num_hidden_layers": 2, "exit_reentry_layers": None}, [1], 0),
+    (6, {}, {"num_hidden_layers": 2}, [], 0),
+    (6, {}, {"exit_policy": "none"}, [2], 1),
+    (6, {"exit_reentry_layers": 2}, {"exit_layers": [1, 3]}, [1, 3], 2),
+]
+
+
+@pytest.mark.parametrize(("depth", "stored", "changes", "layers", "reentry"), FOLLOWING)
+def test_exits_follow_the_depth_and_the_policy(tmp_path, depth, stored, changes, layers, reentry):
+    ElectraEarlyExitConfig(num_hidden_layers=depth, **stored).save_pretrained(tmp_path)
+    config = ElectraEarlyExitConfig.from_pretrained(tmp_path, **changes)
+    assert (config.exit_layers, config.exit_reentry_layers) == (layers, reentry)
+    assert len(config.exit_capacities) == len(layers)
+
+
 # (fields, what the message must say: the field, the value, and a legal value)
 INVALID = [
     ({"classifier_pooling": "max"}, ["classifier_pooling", "'max'", "'first', 'mean'"]),

@@ -72,10 +72,12 @@ def check_exits(config: PreTrainedConfig, checkpoint: str, config_fields: dict) 
     """Raises: UsageError if `config_fields` turns exits on or sets them, and the model cannot have or has none."""
     if config.has_exit_heads:
         return
-    if config_fields.get("exit_policy", "none") != "none":
+    depth, policy = config.num_hidden_layers, config_fields.get("exit_policy", "none")
+    if policy != "none" and depth < 2:
+        raise UsageError(f"--exit_policy {policy} requires at least two layers, but {checkpoint} has {depth}")
+    if policy != "none":
         raise UsageError(
-            f"--exit_policy {config_fields['exit_policy']} requires at least two layers, but {checkpoint} has "
-            f"{config.num_hidden_layers}"
+            f"--exit_layers must name layers between 1 and {depth - 1} with --exit_policy {policy}, got none"
         )
     if unread := [name for name in NEED_EXITS if config_fields.get(name)]:
         raise UsageError(f"--{unread[0]} requires exits, but {checkpoint} has none: give --exit_policy random")

@@ -263,6 +263,11 @@ def test_a_model_of_one_layer_cannot_have_exits(tmp_path):
         Start(str(tmp_path), TASKS["mrpc"], {"exit_policy": "random"})
 
 
+def test_a_policy_without_exit_layers_is_refused(start):
+    with pytest.raises(UsageError, match="--exit_layers must name layers between 1 and 2 with"):
+        Start(str(start), TASKS["mrpc"], {"exit_policy": "random", "exit_layers": []})
+
+
 MISTAKES = {
     "no exits": (["--train_file", "{good}", "--exit_policy", "none", "--exit_layers", "1"],
                  "--exit_layers requires exits, but `exit_policy` is none"),
