@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
@@ -36,9 +37,10 @@ logger = logging.getLogger(__name__)
 
 # File in a checkpoint at which depths were compared, with the result.
 DECISION = "depth.json"
-# Steps of a fork, as a share of the steps so far, and their bounds; number of held-out batches for its loss.
-FORK_SHARE, FEWEST, MOST = 0.03, 8, 64
-FORK_BATCHES = 16
+# Steps of a fork, as a share of the steps so far, and their bounds; number of held-out batches for its loss, which are
+# at most as large as training batches.
+FORK_SHARE, FEWEST, MOST = 0.01, 8, 64
+FORK_BATCHES = 8
 # Number of standard errors from which a decrease of the loss counts as significant.
 SURE = 2.0
 LAYER = re.compile(r"^(electra\.encoder\.layer\.)(\d+)(\..*)$")
@@ -57,7 +59,7 @@ def at_depth(config: ElectraEarlyExitConfig, depth: int) -> ElectraEarlyExitConf
     fixed = {"generator_num_hidden_layers": config.generator_num_hidden_layers or config.num_hidden_layers}
     if config.generator_type == "self":
         fixed["generator_head_layer"] = config.generator_layer
-    if not config.has_exit_heads:  # the defaults at this depth, for a task that adds exits
+    if config.exit_policy == "none":  # the defaults at this depth, for a task that adds exits
         fixed |= dict.fromkeys(("exit_layers", "exit_capacities", "exit_reentry_layers"))
     try:
         return type(config)(**{**config.to_dict(), **fixed, "num_hidden_layers": depth})
@@ -241,10 +243,14 @@ def held_out_losses(trainer, model) -> torch.Tensor:
     """Losses of [`FORK_BATCHES`] held-out batches, fp32 of shape `(batches,)`. Their corruption is always the same."""
     losses, sequences = [], trainer.eval_dataset
     sequences = next(iter(sequences.values())) if isinstance(sequences, dict) else sequences
+    whole = trainer.get_eval_dataloader(sequences)
+    # Evaluation batches are often several times as large as training batches, and would cost more than the steps.
+    size = min(trainer.args.train_batch_size, trainer.args.eval_batch_size)
+    batches = DataLoader(whole.dataset, batch_size=size, collate_fn=whole.collate_fn)
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(trainer.args.seed)
-        for batch in itertools.islice(trainer.get_eval_dataloader(sequences), FORK_BATCHES):
+        for batch in itertools.islice(batches, FORK_BATCHES):
             losses.append(trainer.prediction_step(model, batch, prediction_loss_only=True)[0])
     return torch.stack(losses).float().cpu()
 

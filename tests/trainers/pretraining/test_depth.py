@@ -18,6 +18,7 @@ from modeling_electra_exit.trainers import ElectraEarlyExitTrainingArguments
 from modeling_electra_exit.trainers.errors import WriteError
 from modeling_electra_exit.trainers.pretraining import depth as depth_module
 from modeling_electra_exit.trainers.pretraining.depth import (
+    FORK_BATCHES,
     LAYER,
     Fork,
     at_depth,
@@ -491,6 +492,20 @@ def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_a_fork_reads_few_held_out_sequences(tokenizer, tmp_path, monkeypatch):
+    """Evaluation batches are often large, and the forks' time counts towards the run."""
+    read = []
+
+    def counted(model, batch, prediction_loss_only):
+        read.append(len(batch["input_ids"]))
+        return torch.tensor(1.0), None, None
+
+    trainer = finding(tokenizer, tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=64)
+    monkeypatch.setattr(trainer, "prediction_step", counted)
+    depth_module.held_out_losses(trainer, trainer.model)
+    assert read == [1] * FORK_BATCHES
+
+
 def test_depths_are_found_by_the_clock_too(tokenizer, tmp_path, forks, clock):
     asked, falls = forks
     falls.update({2: 1.0, 4: 2.0, 8: 1.0})
@@ -515,6 +530,8 @@ def test_a_model_that_stays_shallow_can_have_exits_in_a_task():
     stages = [at_depth(plain_model(num_hidden_layers=8, exit_layers=[]).config, depth) for depth in (1, 2, 4)]
     assert [(config.exit_layers, config.exit_reentry_layers) for config in stages] == [([], 0), ([1], 0), ([1], 1)]
     assert not any(config.has_exit_heads for config in stages)
+    without = plain_model(num_hidden_layers=8, exit_policy="random", exit_layers=[]).config
+    assert not at_depth(without, 4).has_exit_heads
 
 
 # ---- The command line ----
