@@ -11,7 +11,7 @@ DEPENDENCIES = $(shell $(PYTHON) -c "import re, tomllib; \
 .PHONY: pretrain test test-oldest test-latest mutants lint docs lock version release
 
 pretrain: .venv/installed
-	$(BIN)/electra-exit pretrain quickstart
+	$(BIN)/electra-exit pretrain quickstart --train_time 10min
 
 test: .venv/installed
 	$(BIN)/python -m pytest

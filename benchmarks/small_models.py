@@ -6,7 +6,8 @@
 SST-2: the training set is a random sample of its training examples, the evaluation set another one. Both contain
 phrases, and phrases of one sentence can be in both, which favors recognizing words. The bag of words is a logistic
 regression on TF-IDF weights (scikit-learn). WNUT-17: F1 of named entities on `validation.jsonl`, beside the most
-frequent tag of each word. Repeat the command to continue an interrupted run.
+frequent tag of each word. Repeat the command to continue an interrupted run. `--only_model` leaves
+out all baselines, to compare checkpoints with each other.
 """
 
 import argparse
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("examples", type=Path, help="SST-2's train.jsonl")
     parser.add_argument("tagging", type=Path, help="WNUT-17: folder with train.jsonl and validation.jsonl")
     parser.add_argument("folder", type=Path, help="where the runs go")
+    parser.add_argument("--only_model", action="store_true", help="leave out all baselines")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.examples.read_text(encoding="utf-8").splitlines()]
@@ -66,14 +68,16 @@ def main():
     args.folder.mkdir(parents=True, exist_ok=True)
     for name, part in splits.items():
         (args.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    save_random(args.model, args.folder / "random")
     files = {"train_file": args.folder / "train.jsonl", "validation_file": args.folder / "evaluation.jsonl"}
-    accuracy = {"bag of words": bag_of_words(*splits.values())}
-    for name, recipe, model in (
-        ("pre-trained", "small-models", args.model),
-        ("random weights", "small-models", args.folder / "random"),
-        ("published settings", "glue-small", args.model),
-    ):
+    accuracy, arms = {}, [("pre-trained", "small-models", args.model)]
+    if not args.only_model:
+        save_random(args.model, args.folder / "random")
+        accuracy["bag of words"] = bag_of_words(*splits.values())
+        arms += [
+            ("random weights", "small-models", args.folder / "random"),
+            ("published settings", "glue-small", args.model),
+        ]
+    for name, recipe, model in arms:
         measured = run("finetune", recipe, args.folder / name.replace(" ", "-"), model=model, **files, **TEXTS)
         accuracy[name] = measured["evaluation"]["accuracy"]["mean"]
     files = {"train_file": args.tagging / "train.jsonl", "validation_file": args.tagging / "validation.jsonl"}

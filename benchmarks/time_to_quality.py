@@ -8,9 +8,9 @@
 `plain` is a typical loop around Transformers' ELECTRA: generator and discriminator with shared embeddings, generator
 logits at all positions, AdamW, the published initializer range, dropout and loss weights, and the learning rate of
 `--rate`. `electra-pytorch` is the same with the step of that package (pip install electra-pytorch). `ours` is
-`electra-exit pretrain quickstart --generator_type mlm`, so that every arm trains a generator. All arms use the
-quickstart's text, tokenizer, model sizes, sequences per step and share of masked tokens, and train for the same time.
-Each arm's learning rate reaches 0 at the end of its time.
+`electra-exit pretrain quickstart` with four layers and `--generator_type mlm`, so that every arm trains a generator
+and has the same largest model. All arms use the quickstart's text, tokenizer, width, sequences per step and share of
+masked tokens, and train for the same time. Each arm's learning rate reaches 0 at the end of its time.
 
 Time is the CPU time of the arm's process, excluding evaluations; on a shared machine, run the arms at the same time.
 Or measure the steps of all arms in alternating turns, and let each step count as the measured time, on whatever
@@ -56,6 +56,8 @@ EVALUATED, EVALUATIONS = 384, 20
 # ELECTRA-Small's learning rate, the share of the run for warm-up, and the weight of the discriminator's loss.
 RATE, WARMUP, DISCRIMINATOR_WEIGHT = 5e-4, 0.06, 50.0
 CORRUPTION = ["--generator_type", "unigram", "--seed", "0", "--data_seed", "20"]
+# The quickstart's former depth, and the number of steps that turns its warm-up into a share of the time.
+FOUR_LAYERS = ["--num_hidden_layers", "4", "--max_steps", "1400"]
 READ = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -381,7 +383,7 @@ def step_seconds(args: argparse.Namespace) -> float:
 def words_of(args: argparse.Namespace, flags: list[str]) -> list[str]:
     """The command of our run, whose text, sizes and batches all arms have."""
     output = ["--output_dir", str(args.folder / args.name), "--report_to", "none", "--seed", str(args.seed)]
-    return ["quickstart", "--generator_type", "mlm", *flags, *output]
+    return ["quickstart", *FOUR_LAYERS, "--generator_type", "mlm", *flags, *output]
 
 
 def measure_steps(args: argparse.Namespace, flags: list[str]) -> None:

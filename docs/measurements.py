@@ -256,7 +256,7 @@ EXITING = 0.6
 QUICKSTARTS = {
     "eight_layers": "before 0.1.0: 8 layers with exits, Adam",
     "four_layers_unigram": "4 layers, linear decay",
-    "quickstart": "**quickstart: 4 layers, square-root decay**",
+    "four_layers_sqrt": "4 layers, square-root decay",
     "two_layers": "2 layers, linear decay",
     "two_layers_longer": "2 layers, linear decay, longer",
     "two_layers_sqrt": "2 layers, square-root decay",
@@ -264,7 +264,7 @@ QUICKSTARTS = {
 
 
 def quickstart() -> Named:
-    """The quickstart beside its predecessor and other depths and schedules, all with one seed."""
+    """Depths and schedules at the quickstart's size."""
     folder, own = RESULTS / "quickstart", "own_samples/roc_auc"
     runs = {name: json.loads((folder / f"{name}-seed2.json").read_text("utf-8")) for name in QUICKSTARTS}
     probed = json.loads((folder / "yardstick-depth.json").read_text("utf-8"))
@@ -290,6 +290,42 @@ def quickstart() -> Named:
             yield f"{name}.entities_error", f"{found['difference_standard_error']:.3f}"
     yield "runs", table(*rows)
     yield "goal", f"{GOAL}"
+    yield from quickstart_depth()
+
+
+def quickstart_depth() -> Named:
+    """The quickstart beside four layers for the same time, with several seeds."""
+    folder, own = RESULTS / "quickstart" / "depth", "own_samples/roc_auc"
+    (former,) = (json.loads(path.read_text("utf-8")) for path in folder.glob("eight_layers-seed*.json"))
+    rows = [["run", "steps", "seconds", "ROC-AUC", f"seconds to {GOAL}", "named entities", "SST-2", "WNUT-17"]]
+    last = former["curve"][-1]
+    rows.append([QUICKSTARTS["eight_layers"], f"{former['max_steps']:,}", f"{whole_run(former):,.0f}",
+                 f"{last[own]:.3f} after {last['step']:,} steps", "not reached", "", "", ""])  # fmt: skip
+    found = {}
+    for name, title in (("four_layers", "4 layers"), ("quickstart", "**quickstart: 2 layers**")):
+        runs = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{name}-seed*.json"))]
+        seeds = [run["seed"] for run in runs]
+        probes = [json.loads((folder / "yardstick" / f"seed{seed}.json").read_text("utf-8")) for seed in seeds]
+        tasks = [json.loads((folder / "tasks" / f"{name}-seed{seed}.json").read_text("utf-8")) for seed in seeds]
+        found[name] = {
+            "auc": [run["curve"][-1][own] for run in runs],
+            "goal": [seconds_to(GOAL, run["curve"], own) for run in runs],
+            "entities": [probe[name]["average_precision"] for probe in probes],
+            "accuracy": [each["accuracy"]["pre-trained"] for each in tasks],
+            "f1": [each["entity_f1"]["pre-trained"] for each in tasks],
+        }
+        seconds = mean(run["curve"][-1]["seconds"] for run in runs)
+        of = {measure: f"{mean(each):.3f} ± {standard_error(each):.3f}" for measure, each in found[name].items()}
+        rows.append([title, f"{runs[0]['max_steps']:,}", f"{seconds:,.0f}", of["auc"],
+                     f"{mean(found[name]['goal']):,.0f}", of["entities"], of["accuracy"], of["f1"]])  # fmt: skip
+    yield "depth", table(*rows)
+    yield "seeds", f"{len(seeds)}"
+    yield "goal_share", f"{mean(found['quickstart']['goal']) / whole_run(former):.2f}"
+    yield "goal_seconds", f"{mean(found['quickstart']['goal']):,.0f}"
+    yield "former_seconds", f"{whole_run(former):,.0f}"
+    for measure, each in found["quickstart"].items():
+        ahead = [two - four for two, four in zip(each, found["four_layers"][measure], strict=True)]
+        yield f"{measure}_difference", f"{mean(ahead):+.3f} ± {standard_error(ahead):.3f}"
 
 
 RATE = "0.001"
@@ -298,6 +334,7 @@ CHOOSING_SEED = 0
 TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000")
 DEPTHS = {
     "1_layer": "1 layer",
+    "1_layer@0.002": "1 layer, twice the learning rate",
     "2_layers": "2 layers",
     "2_layers@0.002": "2 layers, twice the learning rate",
     "4_layers": "4 layers",
@@ -310,7 +347,7 @@ DEPTHS = {
     "8_layers_router": "8 layers, learned router in every other layer (Mixture of Depths)",
     "8_layers_grown": "8 layers: 2 for half of the steps, then 4, then 8",
     "8_layers_grown_exits": "8 layers: 4 for 60 % of the steps, then 8, with exits after layer 2",
-    "8_layers_auto": "at most 8 layers, chosen by `--depth_schedule auto` (2 throughout)",
+    "8_layers_auto@0.002": "at most 8, by `--depth_schedule auto` (2 throughout), twice the learning rate",
 }
 AUC = Measure("ROC-AUC", "held_out", "roc_auc")
 ENTITIES = Measure("named entities", "entities", "average_precision")
@@ -369,17 +406,22 @@ def depth_costs() -> str:
 
 # Pairs of arms to compare: name, the arm and its stage, the arm it is compared with and its stage.
 COMPARED = {
-    "default_500": ("4_layers", "time_of_500", "2_layers", "time_of_500"),
-    "default_2000": ("4_layers", "time_of_2000", "2_layers", "time_of_2000"),
-    "default_4000": ("4_layers", "time_of_4000", "2_layers", "time_of_4000"),
-    "tuned_2000": ("4_layers", "time_of_2000", "2_layers@0.002", "time_of_2000"),
-    "tuned_4000": ("4_layers", "time_of_4000", "2_layers@0.002", "time_of_4000"),
-    "tuned_both": ("4_layers@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
-    "deep": ("4_layers", "time_of_2000", "12_layers", "time_of_4000"),
+    "default_500": ("2_layers", "time_of_500", "4_layers", "time_of_500"),
+    "default_2000": ("2_layers", "time_of_2000", "4_layers", "time_of_2000"),
+    "default_4000": ("2_layers", "time_of_4000", "4_layers", "time_of_4000"),
+    "tuned_2000": ("2_layers@0.002", "time_of_2000", "4_layers", "time_of_2000"),
+    "tuned_4000": ("2_layers@0.002", "time_of_4000", "4_layers@0.002", "time_of_4000"),
+    "deep": ("2_layers", "time_of_2000", "12_layers", "time_of_4000"),
     "late": ("2_layers", "time_of_4000", "12_layers", "time_of_4000"),
-    "auto": ("8_layers_auto", "time_of_2000", "2_layers", "time_of_2000"),
+    "one": ("2_layers@0.002", "time_of_2000", "1_layer@0.002", "time_of_2000"),
+    "auto_2000": ("8_layers_auto@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
+    "auto_4000": ("8_layers_auto@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
     "faster": ("2_layers@0.002", "time_of_2000", "2_layers", "time_of_2000"),
+    "faster_four": ("4_layers@0.002", "time_of_4000", "4_layers", "time_of_4000"),
     "exits": ("8_layers_exits", "time_of_4000", "8_layers", "time_of_4000"),
+    "exits_2000": ("8_layers_exits", "time_of_2000", "8_layers", "time_of_2000"),
+    "random_layers": ("8_layers_random_layers", "time_of_2000", "8_layers", "time_of_2000"),
+    "router": ("8_layers_router", "time_of_2000", "8_layers", "time_of_2000"),
     "heads": ("8_layers_heads", "time_of_2000", "8_layers", "time_of_2000"),
     "grown": ("8_layers_grown", "time_of_4000", "8_layers", "time_of_4000"),
     "grown_four": ("8_layers_grown", "time_of_4000", "4_layers", "time_of_4000"),
@@ -389,7 +431,7 @@ COMPARED = {
 
 def depth_differences() -> Named:
     """Differences between arms of the study of depths, paired by seed, with standard errors."""
-    rows = [["text", "time", "rate, four layers", "rate, two", "seeds", "ROC-AUC", "named entities"]]
+    rows = [["text", "time", "rate, two layers", "rate, four", "seeds", "ROC-AUC", "named entities"]]
     for name, text in TEXTS.items():
         by_stage = dict(zip(TIMES, depth_times(name).items(), strict=True))
         for key, (arm, stage, other, other_stage) in COMPARED.items():

@@ -16,9 +16,9 @@ PAGE = Page(
     ),
     description="Fine-tune an electra-exit, ELECTRA or BERT checkpoint, once per seed, on your own examples or a GLUE "
     "task. A recipe is glue-base, glue-large or glue-small (ELECTRA's published settings), small-models (models of "
-    "a few million parameters) or a YAML file of your own. Every field of a recipe is also a flag, and flags override "
-    "the recipe. --help_all lists all flags; --debug shows tracebacks. Repeat the command to continue an interrupted "
-    "run.",
+    "at most a few million parameters) or a YAML file of your own. Every field of a recipe is also a flag, and flags "
+    "override the recipe. --help_all lists all flags; --debug shows tracebacks. Repeat the command to continue an "
+    "interrupted run.",
     options={
         "your task": {
             "train_file FILE": "examples: .csv or .tsv with a header, .jsonl, .json or .parquet; or CoNLL (.conll, "

@@ -42,7 +42,8 @@ PAGE = Page(
         "exits": {
             "exit_policy POLICY": "how to choose the tokens that continue past an exit layer: random, topk or "
             "threshold; none for no exits (default: random)",
-            "exit_layers N ...": "layers after which tokens exit (default: one, after a third of the depth)",
+            "exit_layers N ...": "layers after which tokens exit (default: one, after a third of the depth or the "
+            "first of two)",
             "exit_capacities SHARE ...": "share of the tokens that continue past each exit (default: 1/8, 1/16, ...)",
         },
         "generator": {
