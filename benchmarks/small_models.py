@@ -6,8 +6,8 @@
 SST-2: the training set is a random sample of its training examples, the evaluation set another one. Both contain
 phrases, and phrases of one sentence can be in both, which favors recognizing words. The bag of words is a logistic
 regression on TF-IDF weights (scikit-learn). WNUT-17: F1 of named entities on `validation.jsonl`, beside the most
-frequent tag of each word. Repeat the command to continue an interrupted run. `--only_model` leaves
-out all baselines, to compare checkpoints with each other.
+frequent tag of each word. Repeat the command to continue an interrupted run. `--only_model` leaves out all baselines,
+to compare checkpoints with each other.
 """
 
 import argparse
