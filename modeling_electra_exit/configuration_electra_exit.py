@@ -266,6 +266,8 @@ class ElectraEarlyExitConfig(ElectraConfig):
         changes = {
             name: value for name, value in kwargs.items() if name in (*cls.__annotations__, "num_hidden_layers")
         }
+        if config_dict.get("num_hidden_layers", cls.num_hidden_layers) <= 2 and "num_hidden_layers" in changes:
+            config_dict = {**config_dict, "exit_reentry_layers": None}  # two layers have no choice but 0
         config_dict = _follow(without_unread({**config_dict, **changes}, changes), changes)
         return super().from_dict(config_dict, **{name: v for name, v in kwargs.items() if name not in changes})
 

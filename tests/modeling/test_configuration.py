@@ -71,6 +71,10 @@ FOLLOWING = [
     (6, {}, {"num_hidden_layers": 2}, [], 0),
     (6, {}, {"exit_policy": "none"}, [2], 1),
     (6, {"exit_reentry_layers": 2}, {"exit_layers": [1, 3]}, [1, 3], 2),
+    # A re-entry of 0 is a choice only in a model of more than two layers.
+    (2, {}, {"num_hidden_layers": 6}, [1], 1),
+    (2, {"exit_policy": "none"}, {"num_hidden_layers": 6, "exit_policy": "random"}, [1], 1),
+    (4, {"exit_reentry_layers": 0}, {"num_hidden_layers": 6}, [1], 0),
 ]
 
 

@@ -204,10 +204,9 @@ def parse_fields(
         if token.startswith("--") and (flag := token.split("=")[0]) not in known:
             raise UsageError(unknown_field(flag, known))
     namespace = parser.parse_args(["RECIPE", *tokens])
-    if namespace.exit_policy == "none":
-        given = {token.split("=")[0][2:] for token in flags} & set(command.config_flags)
-        if unread := sorted(name for name in given if name.startswith("exit_") and name != "exit_policy"):
-            raise UsageError(f"--{unread[0]} requires exits, but `exit_policy` is none: give --exit_policy random")
+    of_exits = sorted(flag for flag in on_the_command_line - {"--exit_policy"} if flag.startswith("--exit_"))
+    if of_exits and namespace.exit_policy == "none":
+        raise UsageError(f"{of_exits[0]} requires exits, but `exit_policy` is none: give --exit_policy random")
     try:
         data_args = command.data(**_take(namespace, command.data))
         training_args = command.training(**_take(namespace, command.training))

@@ -9,7 +9,7 @@ from modeling_electra_exit import ElectraEarlyExitForSequenceClassification, Ele
 
 from ..errors import UsageError
 from ..runtime.compatibility import initialize, was_loaded
-from ..runtime.loading import architecture, load_for, quiet_loading, read_config
+from ..runtime.loading import architecture, check_policy, load_for, quiet_loading, read_config
 from .tasks import KINDS, Task
 
 
@@ -72,13 +72,7 @@ def check_exits(config: PreTrainedConfig, checkpoint: str, config_fields: dict) 
     """Raises: UsageError if `config_fields` turns exits on or sets them, and the model cannot have or has none."""
     if config.has_exit_heads:
         return
-    depth, policy = config.num_hidden_layers, config_fields.get("exit_policy", "none")
-    if policy != "none" and depth < 2:
-        raise UsageError(f"--exit_policy {policy} requires at least two layers, but {checkpoint} has {depth}")
-    if policy != "none":
-        raise UsageError(
-            f"--exit_layers must name layers between 1 and {depth - 1} with --exit_policy {policy}, got none"
-        )
+    check_policy(config, config_fields, checkpoint)
     if unread := [name for name in NEED_EXITS if config_fields.get(name)]:
         raise UsageError(f"--{unread[0]} requires exits, but {checkpoint} has none: give --exit_policy random")
 

@@ -43,6 +43,7 @@ from ..runtime.flops import (
     step_flops_as_published,
     without_exits,
 )
+from ..runtime.loading import check_policy
 from ..runtime.run_folder import METRICS_FILE, STDIN_FILE, fingerprints, opened, tokenizer_fingerprint
 from ..sharing.model_card import write_model_card
 from ..sharing.report import REPORT, write_report
@@ -183,12 +184,15 @@ def prepare_run(config_fields: dict, data_args: DataArguments, start: Start | No
         The config, the packed splits, the tokenizer and the counts of the splits.
 
     Raises:
-        UsageError: if config and sequences do not fit together, or config fields are invalid.
+        UsageError: if config and sequences do not fit together, config fields are invalid, or the model is too shallow
+            for a given policy.
         DataError: as [`prepare`].
     """
+    given = config_fields
     if start is not None:
         config_fields, data_args = start.fields(), start.data(data_args)
     config = build_config(config_fields)  # validated before the data is read, which may take minutes
+    check_policy(config, given, "the model")
     if data_args.max_seq_length > config.max_position_embeddings:
         raise UsageError(
             f"--max_seq_length must be at most --max_position_embeddings, {config.max_position_embeddings}, got "

@@ -105,6 +105,16 @@ def load_for(model_class: type[PreTrainedModel], checkpoint: str, **config_overr
         return starts[model_type](checkpoint, **config_overrides)
 
 
+def check_policy(config: PreTrainedConfig, given: dict, model: str) -> None:
+    """Raises: UsageError if `given`, fields of `config`, turns exits on, and `model` has none."""
+    policy, depth = given.get("exit_policy", "none"), config.num_hidden_layers
+    if policy == "none" or config.has_exit_heads:
+        return
+    if depth < 2:
+        raise UsageError(f"--exit_policy {policy} requires at least two layers, but {model} has {depth}")
+    raise UsageError(f"--exit_layers must name layers between 1 and {depth - 1} with --exit_policy {policy}, got none")
+
+
 @contextlib.contextmanager
 def quiet_loading():
     """Suppress Transformers' report of missing and unexpected weights."""

@@ -270,6 +270,12 @@ MISTAKES = [
         ["--exit_layers", "2"],
         "--exit_layers requires exits, but `exit_policy` is none: give --exit_policy random",
     ),
+    ({"exit_policy": "none"}, ["--exit-warmup=0.2"], "--exit_warmup requires exits, but `exit_policy` is none"),
+    (
+        {"exit_layers": None, "exit_capacities": None},
+        ["--num_hidden_layers", "1", "--exit_policy", "random"],
+        "--exit_policy random requires at least two layers, but the model has 1",
+    ),
     ({}, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
     (
         {},
