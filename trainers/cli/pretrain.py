@@ -10,7 +10,7 @@ PAGE = Page(
     recipes="",
     usage="electra-exit pretrain RECIPE [--field value ...]",
     examples=(
-        "  electra-exit pretrain quickstart",
+        "  electra-exit pretrain quickstart --train_time 10min",
         "  electra-exit pretrain electra-small --train_files my.txt --output_dir runs/mine --bf16 auto",
         "  electra-exit pretrain domain-adapt --init_from MODEL --train_files my.txt --output_dir runs/mine",
     ),
