@@ -129,7 +129,7 @@ DEPTH_ARMS = {
 def depth_data() -> dict:
     """Seconds and ROC-AUC of each run of the study of depths, by arm."""
     points = {arm: [] for arm in DEPTH_ARMS}
-    for seconds, arms in depth_times().items():
+    for seconds, arms in depth_times().values():
         for arm in points.keys() & arms.keys():
             points[arm] += [[seconds, held_out_auc(result)] for result in arms[arm]]
     return points

@@ -339,12 +339,13 @@ def quality_by_seed(folder: Path, name: str, runs: list[dict]) -> dict[str, list
 RATE = "0.001"
 # The seed whose runs chose the learning rate.
 CHOOSING_SEED = 0
-TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000")
+TIMES = ("time_of_500", "time_of_1000", "time_of_2000", "time_of_4000", "time_of_8000")
 DEPTHS = {
     "1_layer": "1 layer",
     "1_layer@0.002": "1 layer, twice the learning rate",
     "2_layers": "2 layers",
     "2_layers@0.002": "2 layers, twice the learning rate",
+    "2_layers_exits@0.002": "2 layers, exits after layer 1, twice the learning rate",
     "4_layers": "4 layers",
     "4_layers@0.002": "4 layers, twice the learning rate",
     "8_layers": "8 layers",
@@ -370,11 +371,10 @@ def depth() -> Named:
             yield f"{text}{key}", depth_table(name, measure)
     yield "cost", depth_costs()
     yield from depth_differences()
-    times = depth_times()
-    tokens = (times[max(times)][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
+    of_time = [arms for _, arms in depth_times().values()]
+    tokens = (of_time[-1][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
     yield "tokens", f"{next(tokens) / next(tokens):.1f}"
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
-    of_time = list(times.values())
     like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
     yield "equal_steps", ", ".join(f"{studied.held_out_auc(run):.3f}" for run in like)
     yield "steps", ", ".join(f"{run['training']['steps']:,}" for run in like)
@@ -382,10 +382,10 @@ def depth() -> Named:
 
 def depth_table(name: str, measure: Measure) -> str:
     """A measure of all arms of a study of depths, by training time."""
-    times = depth_times(name)
-    rows = [["model", *(f"{seconds:.0f} s" for seconds in times)]]
+    times = depth_times(name).values()
+    rows = [["model", *(f"{seconds:.0f} s" for seconds, _ in times)]]
     for arm, title in DEPTHS.items():
-        groups = [of_seeds(arms.get(arm, []), measure) for arms in times.values()]
+        groups = [of_seeds(arms.get(arm, []), measure) for _, arms in times]
         if any(groups):
             rows.append([title, *groups])
     return table(*rows)
@@ -403,7 +403,7 @@ def of_seeds(results: list[dict], measure: Measure) -> str:
 def depth_costs() -> str:
     """The time and memory of a step of each arm of the study of depths."""
     rows = [["model", "step", "step with active exits or random layers", "peak memory"]]
-    arms = list(depth_times().values())[TIMES.index("time_of_2000")]
+    _, arms = depth_times()["time_of_2000"]
     for arm, title in DEPTHS.items():
         timed = arms[arm][0]["step_seconds"] if arm in arms and "@" not in arm else {}
         if "dense" in timed:
@@ -417,15 +417,15 @@ COMPARED = {
     "default_500": ("2_layers", "time_of_500", "4_layers", "time_of_500"),
     "default_2000": ("2_layers", "time_of_2000", "4_layers", "time_of_2000"),
     "default_4000": ("2_layers", "time_of_4000", "4_layers", "time_of_4000"),
-    "tuned_2000": ("2_layers@0.002", "time_of_2000", "4_layers", "time_of_2000"),
-    "tuned_4000": ("2_layers@0.002", "time_of_4000", "4_layers@0.002", "time_of_4000"),
     "deep": ("2_layers", "time_of_2000", "12_layers", "time_of_4000"),
     "late": ("2_layers", "time_of_4000", "12_layers", "time_of_4000"),
     "one": ("2_layers@0.002", "time_of_2000", "1_layer@0.002", "time_of_2000"),
     "auto_2000": ("8_layers_auto@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
+    "auto_8000": ("8_layers_auto@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),
     "auto_4000": ("8_layers_auto@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
     "faster": ("2_layers@0.002", "time_of_2000", "2_layers", "time_of_2000"),
     "faster_four": ("4_layers@0.002", "time_of_4000", "4_layers", "time_of_4000"),
+    "two_exits": ("2_layers_exits@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
     "exits": ("8_layers_exits", "time_of_4000", "8_layers", "time_of_4000"),
     "exits_2000": ("8_layers_exits", "time_of_2000", "8_layers", "time_of_2000"),
     "random_layers": ("8_layers_random_layers", "time_of_2000", "8_layers", "time_of_2000"),
@@ -441,9 +441,12 @@ def depth_differences() -> Named:
     """Differences between arms of the study of depths, paired by seed, with standard errors."""
     rows = [["text", "time", "rate, two layers", "rate, four", "seeds", "ROC-AUC", "named entities"]]
     for name, text in TEXTS.items():
-        by_stage = dict(zip(TIMES, depth_times(name).items(), strict=True))
-        for key, (arm, stage, other, other_stage) in COMPARED.items():
-            pairs = paired(by_stage[stage][1].get(arm, []), by_stage[other_stage][1].get(other, []), CHOOSING_SEED)
+        times = depth_times(name)
+        for key, (arm, stage, other, other_stage) in (COMPARED | tuned(times)).items():
+            if not {stage, other_stage} <= times.keys():
+                continue
+            (seconds, arms), (_, others) = times[stage], times[other_stage]
+            pairs = paired(arms.get(arm, []), others.get(other, []), CHOOSING_SEED)
             cells = []
             for of, measure in (("auc", AUC), ("entities", ENTITIES)):
                 if (found := difference(pairs, measure)) is not None:
@@ -453,19 +456,39 @@ def depth_differences() -> Named:
                     yield f"{name}.{key}_seeds", f"{seeds}"
             if cells and key.startswith(("default", "tuned")):
                 rates = (each.partition("@")[2] or RATE for each in (arm, other))
-                alone = "*" if pairs[0][0]["seed"] == CHOOSING_SEED else ""
-                rows.append([text, f"{by_stage[stage][0]:.0f} s", *rates, f"{seeds}{alone}", *cells])
+                rows.append([text, f"{seconds:.0f} s", *rates, f"{seeds}", *cells])
     yield "default", table(*rows)
 
 
+def tuned(times: dict) -> dict[str, tuple[str, str, str, str]]:
+    """As [`COMPARED`], two and four layers, each at the learning rate that seed 0 chose, where it is not [`RATE`] for
+    both and other seeds have run at it."""
+    found = {}
+    for stage, (_, arms) in times.items():
+        two, four = (chosen(arms, depth) for depth in ("2_layers", "4_layers"))
+        if (two, four) != ("2_layers", "4_layers") and min(len(arms[two]), len(arms[four])) > 1:
+            found[stage.replace("time_of", "tuned")] = (two, stage, four, stage)
+    return found
+
+
+def chosen(arms: dict[str, list[dict]], depth: str) -> str:
+    """The arm of a depth with the highest ROC-AUC at the seed that chooses the learning rate."""
+    choosing = {arm: result for arm, results in arms.items() if studied.base(arm) == depth
+                for result in results if result["seed"] == CHOOSING_SEED}  # fmt: skip
+    return max(choosing, key=lambda arm: studied.held_out_auc(choosing[arm]), default=depth)
+
+
 @cache
-def depth_times(name: str = "time") -> dict[float, dict[str, list[dict]]]:
-    """The runs of a study of depths by arm, for the training time of each stage. Arms at another learning rate than
+def depth_times(name: str = "time") -> dict[str, tuple[float, dict[str, list[dict]]]]:
+    """The training time and the runs by arm of each stage of a study of depths. Arms at another learning rate than
     [`RATE`] have it in their name."""
     times = {}
     for stage in TIMES:
-        arms = {arm.removesuffix(f"@{RATE}"): found for arm, found in study(name, stage).items()}
-        times[mean(map(studied.seconds_of, arms["4_layers"]))] = arms
+        if arms := study(name, stage):
+            seconds = mean(
+                studied.seconds_of(run) for arm in arms if studied.base(arm) == "4_layers" for run in arms[arm]
+            )
+            times[stage] = seconds, {arm.removesuffix(f"@{RATE}"): found for arm, found in arms.items()}
     return times
 
 
