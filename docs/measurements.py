@@ -356,7 +356,8 @@ DEPTHS = {
     "8_layers_router": "8 layers, learned router in every other layer (Mixture of Depths)",
     "8_layers_grown": "8 layers: 2 for half of the steps, then 4, then 8",
     "8_layers_grown_exits": "8 layers: 4 for 60 % of the steps, then 8, with exits after layer 2",
-    "8_layers_auto@0.002": "at most 8, by `--depth_schedule auto` (2 throughout), twice the learning rate",
+    "8_layers_auto@0.002": "at most 8, by `--depth_schedule auto`, twice the learning rate",
+    "4_layers_grown@0.002": "4 layers: 2 for half of the steps, then 4, twice the learning rate",
 }
 AUC = Measure("ROC-AUC", "held_out", "roc_auc")
 ENTITIES = Measure("named entities", "entities", "average_precision")
@@ -371,8 +372,12 @@ def depth() -> Named:
             yield f"{text}{key}", depth_table(name, measure)
     yield "cost", depth_costs()
     yield from depth_differences()
+    for name in TEXTS:
+        runs = [run for _, arms in depth_times(name).values() for run in arms.get("8_layers_auto@0.002", [])]
+        yield f"{name}.auto_runs", f"{len(runs)}"
+        yield f"{name}.auto_grew", f"{sum(len(run['depths']) > 1 for run in runs)}"
     of_time = [arms for _, arms in depth_times().values()]
-    tokens = (of_time[-1][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
+    tokens = (of_time[0][arm][0]["training"]["tokens"] for arm in ("2_layers", "4_layers"))
     yield "tokens", f"{next(tokens) / next(tokens):.1f}"
     # Runs of two, four and eight layers whose schedules have about 1,000 steps.
     like = [of_time[number][arm][0] for number, arm in ((0, "2_layers"), (1, "4_layers"), (2, "8_layers"))]
@@ -421,8 +426,12 @@ COMPARED = {
     "late": ("2_layers", "time_of_4000", "12_layers", "time_of_4000"),
     "one": ("2_layers@0.002", "time_of_2000", "1_layer@0.002", "time_of_2000"),
     "auto_2000": ("8_layers_auto@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
-    "auto_8000": ("8_layers_auto@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),
     "auto_4000": ("8_layers_auto@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
+    "longest": ("2_layers@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
+    "auto_8000": ("8_layers_auto@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),
+    "auto_four": ("8_layers_auto@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
+    "grown_8000": ("4_layers_grown@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
+    "grown_two": ("4_layers_grown@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),
     "faster": ("2_layers@0.002", "time_of_2000", "2_layers", "time_of_2000"),
     "faster_four": ("4_layers@0.002", "time_of_4000", "4_layers", "time_of_4000"),
     "two_exits": ("2_layers_exits@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
@@ -466,7 +475,7 @@ def tuned(times: dict) -> dict[str, tuple[str, str, str, str]]:
     found = {}
     for stage, (_, arms) in times.items():
         two, four = (chosen(arms, depth) for depth in ("2_layers", "4_layers"))
-        if (two, four) != ("2_layers", "4_layers") and min(len(arms[two]), len(arms[four])) > 1:
+        if (two, four) != ("2_layers", "4_layers") and min(len(arms.get(arm, [])) for arm in (two, four)) > 1:
             found[stage.replace("time_of", "tuned")] = (two, stage, four, stage)
     return found
 

@@ -233,7 +233,8 @@ class ElectraEarlyExitTrainingArguments(ElectraTrainingArguments):
             "help": "Start shallow and grow: increasing depths with their shares of the run, such as 2:0.15,4:0.55,8; "
             "the last must be --num_hidden_layers (`trainers/pretraining/depth.py`). `auto`: start with at most half "
             "of the layers, and grow when short forks of the run show that a deeper model lowers the held-out loss "
-            "faster; the run may end with fewer than --num_hidden_layers."
+            "faster; the run may end with fewer than --num_hidden_layers. In our runs, `auto` did not grow where "
+            "depth paid off (docs/results/depth.md)."
         },
     )
     depth_growth: str = field(
