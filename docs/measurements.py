@@ -489,15 +489,14 @@ def chosen(arms: dict[str, list[dict]], depth: str) -> str:
 
 @cache
 def depth_times(name: str = "time") -> dict[str, tuple[float, dict[str, list[dict]]]]:
-    """The training time and the runs by arm of each stage of a study of depths. Arms at another learning rate than
-    [`RATE`] have it in their name."""
+    """The training time and the runs by arm of each stage of a study of depths that has runs of four layers. Arms at
+    another learning rate than [`RATE`] have it in their name."""
     times = {}
     for stage in TIMES:
-        if arms := study(name, stage):
-            seconds = mean(
-                studied.seconds_of(run) for arm in arms if studied.base(arm) == "4_layers" for run in arms[arm]
-            )
-            times[stage] = seconds, {arm.removesuffix(f"@{RATE}"): found for arm, found in arms.items()}
+        arms = study(name, stage)
+        if of_four := [run for arm in arms if studied.base(arm) == "4_layers" for run in arms[arm]]:
+            by_arm = {arm.removesuffix(f"@{RATE}"): found for arm, found in arms.items()}
+            times[stage] = mean(map(studied.seconds_of, of_four)), by_arm
     return times
 
 
