@@ -203,7 +203,8 @@ def fork(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> Fork:
         trainer.replace_model(model)
         moments = torch.load(copy / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         trainer.state = TrainerState.load_from_json(str(copy / TRAINER_STATE_NAME))
-        with trainer.kernels():
+        # The run has just seen these masks, and would only memorize them.
+        with trainer.kernels(), trainer.masks_of(trainer.epoch + 1):
             return measure_fork(trainer, moments)
 
 
@@ -248,7 +249,7 @@ def held_out_losses(trainer, model) -> torch.Tensor:
     size = min(trainer.args.train_batch_size, trainer.args.eval_batch_size)
     batches = DataLoader(whole.dataset, batch_size=size, collate_fn=whole.collate_fn)
     model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), trainer.masks_of(0):
         torch.manual_seed(trainer.args.seed)
         for batch in itertools.islice(batches, FORK_BATCHES):
             losses.append(trainer.prediction_step(model, batch, prediction_loss_only=True)[0])

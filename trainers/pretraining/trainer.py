@@ -623,16 +623,28 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
 
     # ---- Evaluation ----
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose masks the collator makes."""
+        return int(getattr(self.data_collator, "_epoch", 0))
+
+    @contextlib.contextmanager
+    def masks_of(self, epoch: int):
+        """Within this context, the collator makes the masks of another epoch."""
+        own, set_epoch = self.epoch, getattr(self.data_collator, "set_epoch", lambda epoch: None)
+        set_epoch(epoch)
+        try:
+            yield
+        finally:
+            set_epoch(own)
+
     def evaluation_loop(self, *args, **kwargs):
         """Uses the same corruption in every evaluation, and does not change the random state of training."""
         self._guards.settle()
         self.stopwatch.lap()
-        epoch = int(getattr(self.data_collator, "_epoch", torch.zeros(1)))
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with self._pause(), torch.random.fork_rng(devices):
+        with self._pause(), torch.random.fork_rng(devices), self.masks_of(0):
             torch.manual_seed(self.args.seed)
-            if hasattr(self.data_collator, "set_epoch"):
-                self.data_collator.set_epoch(0)
             self._difficulty.restart()
             try:
                 output = super().evaluation_loop(*args, **kwargs)
@@ -641,8 +653,6 @@ class ElectraEarlyExitTrainer(PushingTrainer, ElectraTrainer):
                 output.metrics.update({f"{prefix}_{k}": value for k, value in self._difficulty.measures().items()})
                 return output
             finally:
-                if hasattr(self.data_collator, "set_epoch"):
-                    self.data_collator.set_epoch(epoch)
                 self.stopwatch.start()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

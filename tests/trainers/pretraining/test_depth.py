@@ -492,6 +492,36 @@ def test_a_fork_measures_a_few_steps_and_leaves_nothing_behind(tokenizer, tmp_pa
     assert losses[0] == losses[1]
 
 
+def test_a_fork_trains_on_new_masks_and_is_measured_on_those_of_evaluations(tokenizer, tmp_path, monkeypatch):
+    """A run that has read its text several times would otherwise train the fork on what it has just seen."""
+    epochs = {"train": set(), "held out": set()}
+
+    def training_step(model, batch):
+        epochs["train"].add(trainer.epoch)
+        return real(model, batch)
+
+    def prediction_step(model, batch, prediction_loss_only):
+        epochs["held out"].add(trainer.epoch)
+        return torch.tensor(1.0), None, None
+
+    trainer = finding(tokenizer, tmp_path)
+    real = trainer.training_step
+    fork, own = depth_module.fork, []
+
+    def at_the_fork(*args):
+        trainer.data_collator.set_epoch(5)
+        monkeypatch.setattr(trainer, "training_step", training_step)
+        monkeypatch.setattr(trainer, "prediction_step", prediction_step)
+        fork(*args)
+        own.append(trainer.epoch)
+        raise Stop
+
+    monkeypatch.setattr(depth_module, "fork", at_the_fork)
+    with pytest.raises(Stop):
+        trainer.train()
+    assert (epochs, own) == ({"train": {6}, "held out": {0}}, [5])
+
+
 def test_a_fork_reads_few_held_out_sequences(tokenizer, tmp_path, monkeypatch):
     """Evaluation batches are often large, and the forks' time counts towards the run."""
     read = []
