@@ -350,8 +350,8 @@ MUTANTS = [
     Mutant(
         "evaluation masks as the epoch in training does",
         TRAINER,
-        "self.data_collator.set_epoch(0)",
-        "pass",
+        "self.masks_of(0)",
+        "self.masks_of(self.epoch)",
         "tests/trainers/pretraining/test_trainer.py::test_evaluation_is_the_same_every_time_and_at_full_depth",
     ),
     Mutant(
