@@ -428,7 +428,6 @@ COMPARED = {
     "auto_2000": ("8_layers_auto@0.002", "time_of_2000", "2_layers@0.002", "time_of_2000"),
     "auto_4000": ("8_layers_auto@0.002", "time_of_4000", "2_layers@0.002", "time_of_4000"),
     "longest": ("2_layers@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
-    "auto_8000": ("8_layers_auto@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),
     "auto_four": ("8_layers_auto@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
     "grown_8000": ("4_layers_grown@0.002", "time_of_8000", "4_layers@0.002", "time_of_8000"),
     "grown_two": ("4_layers_grown@0.002", "time_of_8000", "2_layers@0.002", "time_of_8000"),

@@ -203,7 +203,7 @@ def fork(trainer, checkpoint: Path, config: ElectraEarlyExitConfig) -> Fork:
         trainer.replace_model(model)
         moments = torch.load(copy / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         trainer.state = TrainerState.load_from_json(str(copy / TRAINER_STATE_NAME))
-        # The run has just seen these masks, and would only memorize them.
+        # Training again on the masks of this epoch would only memorize what the run has just seen.
         with trainer.kernels(), trainer.masks_of(trainer.epoch + 1):
             return measure_fork(trainer, moments)
 
